@@ -1,0 +1,55 @@
+// The addon's exports; lib/addon.ts types them.
+
+#include "async.h"
+#include "evaluator.h"
+#include "gguf_file.h"
+#include "model.h"
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+#include <napi.h>
+
+namespace {
+
+// loadBackends(folder): loads the best CPU backend and every GPU backend of the folder; those there already stay
+void load_backends(const Napi::CallbackInfo & info) {
+    ggml_backend_load_all_from_path(info[0].As<Napi::String>().Utf8Value().c_str());
+}
+
+// devices(): { name, description, backend, gpu, memoryFree, memoryTotal }[], memory in bytes
+Napi::Value devices(const Napi::CallbackInfo & info) {
+    auto array = Napi::Array::New(info.Env());
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+        const auto type = ggml_backend_dev_type(dev);
+        size_t free = 0, total = 0;
+        ggml_backend_dev_memory(dev, &free, &total);
+        auto object = Napi::Object::New(info.Env());
+        object.Set("name", ggml_backend_dev_name(dev));
+        object.Set("description", ggml_backend_dev_description(dev));
+        object.Set("backend", ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)));
+        object.Set("gpu", type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU);
+        object.Set("memoryFree", (double) free);
+        object.Set("memoryTotal", (double) total);
+        array.Set(array.Length(), object);
+    }
+    return array;
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+    install_error_handlers();
+    llama_backend_init();
+    exports.Set("loadBackends", Napi::Function::New(env, load_backends));
+    exports.Set("devices", Napi::Function::New(env, devices));
+    exports.Set("readGguf", Napi::Function::New(env, read_gguf));
+    exports.Set("writeGguf", Napi::Function::New(env, write_gguf));
+    exports.Set("quantize", Napi::Function::New(env, quantize));
+    Model::init(env, exports);
+    Evaluator::init(env, exports);
+    return exports;
+}
+
+} // namespace
+
+NODE_API_MODULE(blockpruner, init)

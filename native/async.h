@@ -1,0 +1,48 @@
+// Work off the JavaScript thread: one promise a call, progress on the way, cancelled by a flag that JavaScript shares.
+#pragma once
+
+#include <napi.h>
+
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+// Thrown by work that saw the flag; its promise is rejected with code 'ABORT'.
+struct cancelled_error : std::runtime_error {
+    cancelled_error() : std::runtime_error("cancelled") {}
+};
+
+// What running work sees of its caller.
+class task_control {
+public:
+    task_control(const volatile int32_t * flag, Napi::ThreadSafeFunction * progress) : flag(flag), tsfn(progress) {}
+
+    bool cancelled() const { return flag && *flag != 0; }
+    void check() const {
+        if (cancelled()) {
+            throw cancelled_error();
+        }
+    }
+
+    // done, total: in whatever unit the work counts (bytes, sequences)
+    void progress(double done, double total) const;
+
+private:
+    const volatile int32_t   * flag;
+    Napi::ThreadSafeFunction * tsfn;
+};
+
+// Runs work on a worker thread, then result on the JavaScript thread. options: { onProgress?(done, total), cancel?: Int32Array }.
+// A failed GGML_ASSERT inside work rejects the promise instead of ending the process.
+Napi::Promise run_async(
+        Napi::Env env,
+        const Napi::Value & options,
+        std::function<void(const task_control &)> work,
+        std::function<Napi::Value(Napi::Env)> result);
+
+// Errors that llama.cpp logged on this thread since the last call: it returns null and logs the reason.
+std::string take_logged_errors();
+
+// Sends the logs of llama.cpp and ggml there, and makes failed assertions throw on worker threads.
+void install_error_handlers();

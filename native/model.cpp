@@ -1,0 +1,163 @@
+#include "model.h"
+
+#include "async.h"
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+#include <algorithm>
+#include <cctype>
+#include <string>
+#include <vector>
+
+namespace {
+
+Napi::FunctionReference constructor;
+
+std::string lower(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+    return text;
+}
+
+// The GPUs of one kind of backend ("cuda", "metal", "vulkan"), ended by null; only the null for "cpu".
+std::vector<ggml_backend_dev_t> devices_of(const std::string & kind) {
+    std::vector<ggml_backend_dev_t> devices;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+        const auto type = ggml_backend_dev_type(dev);
+        const bool gpu  = type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+        if (gpu && lower(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev))).rfind(kind == "metal" ? "mtl" : kind, 0) == 0) {
+            devices.push_back(dev);
+        }
+    }
+    devices.push_back(nullptr);
+    return devices;
+}
+
+std::string metadata(const llama_model * model, const char * key) {
+    char buffer[256];
+    return llama_model_meta_val_str(model, key, buffer, sizeof(buffer)) < 0 ? "" : buffer;
+}
+
+} // namespace
+
+void Model::init(Napi::Env env, Napi::Object exports) {
+    Napi::Function cls = DefineClass(env, "Model", {
+        StaticMethod<&Model::load>("load"),
+        InstanceMethod<&Model::tokenize>("tokenize"),
+        InstanceMethod<&Model::describe>("describe"),
+        InstanceMethod<&Model::dispose>("dispose"),
+    });
+    constructor = Napi::Persistent(cls);
+    constructor.SuppressDestruct();
+    exports.Set("Model", cls);
+}
+
+// only load() makes models
+Model::Model(const Napi::CallbackInfo & info) : Napi::ObjectWrap<Model>(info) {
+    if (info.Length() != 1 || !info[0].IsExternal()) {
+        throw Napi::TypeError::New(info.Env(), "use Model.load()");
+    }
+    model = *info[0].As<Napi::External<std::shared_ptr<llama_model>>>().Data();
+    external_bytes = (int64_t) llama_model_size(model.get());
+    Napi::MemoryManagement::AdjustExternalMemory(info.Env(), external_bytes);
+}
+
+Model::~Model() {
+    if (model) {
+        Napi::MemoryManagement::AdjustExternalMemory(Env(), -external_bytes);
+    }
+}
+
+void Model::dispose(const Napi::CallbackInfo & info) {
+    if (model) {
+        model.reset();
+        Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -external_bytes);
+    }
+}
+
+// load(path, { device: 'cpu'|'cuda'|'metal'|'vulkan', gpuLayers?: number, onProgress?, cancel? }): Promise<Model>
+Napi::Value Model::load(const Napi::CallbackInfo & info) {
+    const std::string path    = info[0].As<Napi::String>();
+    const auto        options = info[1].As<Napi::Object>();
+    const std::string device  = options.Get("device").As<Napi::String>();
+    const int         layers  = options.Get("gpuLayers").IsNumber() ? options.Get("gpuLayers").As<Napi::Number>().Int32Value() : -1;
+
+    auto loaded = std::make_shared<std::shared_ptr<llama_model>>();
+    return run_async(info.Env(), options,
+        [=](const task_control & control) {
+            auto devices = devices_of(device);
+            if (device != "cpu" && devices.size() == 1) {
+                throw std::runtime_error("no " + device + " device was found");
+            }
+            llama_model_params params = llama_model_default_params();
+            params.devices      = devices.data();
+            params.n_gpu_layers = device == "cpu" ? 0 : layers;
+            params.progress_callback_user_data = const_cast<task_control *>(&control);
+            params.progress_callback = [](float done, void * data) {
+                const auto & c = *static_cast<const task_control *>(data);
+                c.progress(done, 1);
+                return !c.cancelled();
+            };
+            llama_model * m = llama_model_load_from_file(path.c_str(), params);
+            if (!m) {
+                control.check();
+                const std::string reason = take_logged_errors();
+                throw std::runtime_error(reason.empty() ? "llama.cpp could not load it" : reason);
+            }
+            loaded->reset(m, llama_model_free);
+        },
+        [loaded](Napi::Env env) -> Napi::Value {
+            return constructor.New({ Napi::External<std::shared_ptr<llama_model>>::New(env, loaded.get()) });
+        });
+}
+
+// tokenize(text, { onProgress?, cancel? }): Promise<Int32Array>; BOS and EOS where the model wants them, text of
+// control tokens is text
+Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
+    if (!model) {
+        throw Napi::Error::New(info.Env(), "the model is disposed");
+    }
+    auto text   = std::make_shared<std::string>(info[0].As<Napi::String>());
+    auto tokens = std::make_shared<std::vector<llama_token>>();
+    return run_async(info.Env(), info[1],
+        [m = model, text, tokens](const task_control &) {
+            const llama_vocab * vocab = llama_model_get_vocab(m.get());
+            if (text->size() > INT32_MAX - 16) {
+                throw std::runtime_error("the text is larger than 2 GiB");
+            }
+            tokens->resize(text->size() + 16);
+            int n = llama_tokenize(vocab, text->data(), (int) text->size(), tokens->data(), (int) tokens->size(), true, false);
+            if (n < 0) {
+                tokens->resize(-n);
+                n = llama_tokenize(vocab, text->data(), (int) text->size(), tokens->data(), (int) tokens->size(), true, false);
+            }
+            if (n < 0) {
+                throw std::runtime_error("the text could not be tokenised");
+            }
+            tokens->resize(n);
+        },
+        [tokens](Napi::Env env) -> Napi::Value {
+            auto array = Napi::Int32Array::New(env, tokens->size());
+            std::copy(tokens->begin(), tokens->end(), array.Data());
+            return array;
+        });
+}
+
+Napi::Value Model::describe(const Napi::CallbackInfo & info) {
+    if (!model) {
+        throw Napi::Error::New(info.Env(), "the model is disposed");
+    }
+    const llama_model * m     = model.get();
+    const llama_vocab * vocab = llama_model_get_vocab(m);
+    auto result = Napi::Object::New(info.Env());
+    result.Set("architecture", metadata(m, "general.architecture"));
+    result.Set("layers", llama_model_n_layer(m));
+    result.Set("vocabulary", llama_vocab_n_tokens(vocab));
+    result.Set("context", llama_model_n_ctx_train(m));
+    result.Set("hasEncoder", llama_model_has_encoder(m));
+    result.Set("hasDecoder", llama_model_has_decoder(m));
+    result.Set("bytes", (double) llama_model_size(m));
+    result.Set("parameters", (double) llama_model_n_params(m));
+    return result;
+}
