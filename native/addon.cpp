@@ -12,9 +12,12 @@
 
 namespace {
 
-// loadBackends(folder): loads the best CPU backend and every GPU backend of the folder; those there already stay
-void load_backends(const Napi::CallbackInfo & info) {
+// loadBackends(folder): loads the best CPU backend and every GPU backend of the folder; those there already stay.
+// A ggml that was built from source has its backends compiled in, and must not meet the prebuilt ones.
+void load_backends([[maybe_unused]] const Napi::CallbackInfo & info) {
+#ifdef GGML_BACKEND_DL
     ggml_backend_load_all_from_path(info[0].As<Napi::String>().Utf8Value().c_str());
+#endif
 }
 
 // devices(): { name, description, backend, gpu, memoryFree, memoryTotal }[], memory in bytes

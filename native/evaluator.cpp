@@ -7,6 +7,7 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace {
@@ -108,17 +109,21 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
     return array;
 }
 
-// evaluate(tokens: Int32Array, length, skip: number[], { onProgress?(sequences), cancel? }): Promise<Float32Array>
+// evaluate(tokens: Int32Array, length, skip: number[], { keepBytes?, onProgress?(sequences), cancel? }): Promise<Float32Array>
 // tokens: sequences of `length` tokens, one after the other. skip: indexes into blocks().
 // Result: the NLL of the tokens 1 .. length-1 of each sequence, given those before.
+// keepBytes: keep the residual stream at as many boundaries as fit. Later evaluations of the same tokens start at the
+// last of these that their skip set shares with this one, and give the same result.
 Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     Napi::Env env = info.Env();
     if (!self) {
         throw Napi::Error::New(env, "the evaluator is disposed");
     }
-    const auto     array  = info[0].As<Napi::Int32Array>();
-    const uint32_t length = info[1].As<Napi::Number>().Uint32Value();
-    const auto     skip   = info[2].As<Napi::Array>();
+    const auto     array   = info[0].As<Napi::Int32Array>();
+    const uint32_t length  = info[1].As<Napi::Number>().Uint32Value();
+    const auto     skip    = info[2].As<Napi::Array>();
+    const auto     options = info[3].As<Napi::Object>();
+    const double   keep    = options.Get("keepBytes").IsNumber() ? options.Get("keepBytes").As<Napi::Number>().DoubleValue() : 0;
     if (length < 2 || length > self->context_size || array.ElementLength() == 0 || array.ElementLength() % length != 0) {
         throw Napi::RangeError::New(env, "the tokens must be whole sequences of 2 to " + std::to_string(self->context_size) + " tokens");
     }
@@ -142,53 +147,88 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     }
 
     auto nll = std::make_shared<std::vector<float>>();
-    return run_async(env, info[3],
-        [s = self, tokens, length, skipped, nll](const task_control & control) {
+    return run_async(env, options,
+        [s = self, tokens, length, skipped, nll, keep](const task_control & control) {
             struct guard {
                 state & s;
                 ~guard() { s.control = nullptr; s.busy = false; }
             } release { *s };
             s->control = &control;
-            s->patch.set_skip(skipped);
-
-            const size_t n_sequences = tokens->size()/length;
-            nll->resize(n_sequences*(length - 1));
-
-            llama_batch batch = llama_batch_init((int) length, 0, 1);
-            std::unique_ptr<llama_batch, void (*)(llama_batch *)> free_batch(&batch, [](llama_batch * b) { llama_batch_free(*b); });
-            batch.n_tokens = (int) length;
-            for (uint32_t i = 0; i < length; i++) {
-                batch.pos[i]       = (llama_pos) i;
-                batch.n_seq_id[i]  = 1;
-                batch.seq_id[i][0] = 0;
-                batch.logits[i]    = i + 1 < length; // the last token predicts nothing that is known
-            }
-            for (size_t sequence = 0; sequence < n_sequences; sequence++) {
-                control.check();
-                const llama_token * first = tokens->data() + sequence*length;
-                std::copy(first, first + length, batch.token);
-                s->patch.targets = first + 1;
-
-                llama_memory_clear(llama_get_memory(s->context.get()), false);
-                const int status = llama_decode(s->context.get(), batch);
-                llama_synchronize(s->context.get());
-                control.check();
-                if (status != 0) {
-                    const std::string reason = take_logged_errors();
-                    throw std::runtime_error("evaluation failed: " + (!s->patch.error.empty() ? s->patch.error :
-                        reason.empty() ? "llama_decode returned " + std::to_string(status) : reason));
-                }
-                float * out = nll->data() + sequence*(length - 1);
-                for (ggml_tensor * part : s->patch.nll) {
-                    ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));
-                    out += ggml_nelements(part);
-                }
-                control.progress((double) sequence + 1, (double) n_sequences);
-            }
+            s->evaluate(*tokens, length, skipped, keep, control, *nll);
         },
         [nll](Napi::Env env) -> Napi::Value {
             auto array = Napi::Float32Array::New(env, nll->size());
             std::copy(nll->begin(), nll->end(), array.Data());
             return array;
         });
+}
+
+void Evaluator::state::evaluate(
+        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip, double keep_bytes,
+        const task_control & control, std::vector<float> & nll) {
+    const size_t n_sequences = tokens.size()/length;
+    nll.resize(n_sequences*(length - 1));
+
+    graph_patch::request request;
+    request.skip = skip;
+    kept_streams keeping;
+    if (keep_bytes > 0) {
+        kept = {}; // frees its memory before the new ones need it
+        keeping.tokens = tokens;
+        keeping.length = length;
+        keeping.skip   = skip;
+        keeping.sequences.resize(n_sequences);
+        // the boundary before the first block is the embedding: as fast to compute as to keep
+        const double boundary_bytes = (double) llama_model_n_embd(model.get())*sizeof(float)*tokens.size();
+        const double fit = std::floor(keep_bytes/boundary_bytes);
+        keeping.stride = fit < 1 ? 0 : (size_t) std::ceil((skip.size() - 1)/fit);
+        request.capture = keeping.stride;
+    } else if (kept.stride > 0 && kept.tokens == tokens && kept.length == length) {
+        const size_t shared = std::mismatch(skip.begin(), skip.end(), kept.skip.begin()).first - skip.begin();
+        request.start = std::min(shared, skip.size() - 1)/kept.stride*kept.stride;
+    }
+    patch.set_request(request);
+
+    llama_batch batch = llama_batch_init((int) length, 0, 1);
+    std::unique_ptr<llama_batch, void (*)(llama_batch *)> free_batch(&batch, [](llama_batch * b) { llama_batch_free(*b); });
+    batch.n_tokens = (int) length;
+    for (uint32_t i = 0; i < length; i++) {
+        batch.pos[i]       = (llama_pos) i;
+        batch.n_seq_id[i]  = 1;
+        batch.seq_id[i][0] = 0;
+        batch.logits[i]    = i + 1 < length; // the last token predicts nothing that is known
+    }
+    for (size_t sequence = 0; sequence < n_sequences; sequence++) {
+        control.check();
+        const llama_token * first = tokens.data() + sequence*length;
+        std::copy(first, first + length, batch.token);
+        patch.targets = first + 1;
+        if (request.start > 0) {
+            patch.boundary = kept.sequences[sequence].at(request.start).data();
+        }
+
+        llama_memory_clear(llama_get_memory(context.get()), false);
+        const int status = llama_decode(context.get(), batch);
+        llama_synchronize(context.get());
+        if (status != 0) {
+            control.check();
+            const std::string reason = take_logged_errors();
+            throw std::runtime_error("evaluation failed: " + (!patch.error.empty() ? patch.error :
+                reason.empty() ? "llama_decode returned " + std::to_string(status) : reason));
+        }
+        float * out = nll.data() + sequence*(length - 1);
+        for (const ggml_tensor * part : patch.nll) {
+            ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));
+            out += ggml_nelements(part);
+        }
+        for (const auto & [block, tensor] : patch.captured) {
+            auto & stream = keeping.sequences[sequence][block];
+            stream.resize(ggml_nelements(tensor));
+            ggml_backend_tensor_get(tensor, stream.data(), 0, ggml_nbytes(tensor));
+        }
+        control.progress((double) sequence + 1, (double) n_sequences);
+    }
+    if (keep_bytes > 0) {
+        kept = std::move(keeping);
+    }
 }

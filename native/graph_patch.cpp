@@ -125,6 +125,11 @@ struct found_block {
     ggml_tensor  * stream;
 };
 
+// The point of the residual stream before a block, for all tokens: the last layer's selection of output rows comes later.
+ggml_tensor * boundary_of(const found_block & block) {
+    return const_cast<ggml_tensor *>(strip_selection(block.stream));
+}
+
 [[noreturn]] void not_understood(const std::string & why, const std::vector<found_block> & found) {
     throw std::runtime_error("the residual stream of this model can't be followed: " + why +
         (found.empty() ? "" : " (below layer " + std::to_string(found.back().block.layer) + ")"));
@@ -218,51 +223,56 @@ std::vector<found_block> find_blocks(const built_graph & graph, ggml_tensor * en
     return found;
 }
 
-// Makes every reader of a skipped block's sum read the stream before the block instead.
-void leave_out(const built_graph & graph, const std::vector<found_block> & found, const std::vector<bool> & skip) {
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> instead;
-    for (size_t i = 0; i < found.size(); i++) {
-        if (i < skip.size() && skip[i]) {
-            instead[found[i].add] = found[i].stream;
-        }
-    }
-    const auto resolve = [&](ggml_tensor * t) {
+// Tensors and what their readers shall read instead.
+class substitution {
+public:
+    void add(const ggml_tensor * t, ggml_tensor * other) { instead[t] = other; }
+
+    ggml_tensor * resolve(ggml_tensor * t) const {
         for (auto it = instead.find(t); it != instead.end(); it = instead.find(t)) {
             t = it->second;
         }
         return t;
-    };
-    for (ggml_tensor * node : graph.nodes) {
-        for (ggml_tensor * & src : node->src) {
-            if (src) {
-                src = resolve(src);
+    }
+
+    void apply(const built_graph & graph) const {
+        for (ggml_tensor * node : graph.nodes) {
+            for (ggml_tensor * & src : node->src) {
+                if (src) {
+                    src = resolve(src);
+                }
+            }
+            if (node->view_src && instead.count(node->view_src)) {
+                const ggml_tensor * other = resolve(node->view_src);
+                node->view_src   = other->view_src ? other->view_src : const_cast<ggml_tensor *>(other);
+                node->view_offs += other->view_offs;
             }
         }
-        if (node->view_src && instead.count(node->view_src)) {
-            ggml_tensor * stream = resolve(node->view_src);
-            node->view_src   = stream->view_src ? stream->view_src : stream;
-            node->view_offs += stream->view_offs;
-        }
-    }
-}
-
-// The target tokens of the output positions.
-class input_targets : public llm_graph_input_i {
-public:
-    input_targets(const graph_patch & patch, ggml_tensor * targets) : patch(patch), version(patch.version), targets(targets) {}
-
-    void set_input(const llama_ubatch *) override {
-        ggml_backend_tensor_set(targets, patch.targets, 0, ggml_nbytes(targets));
-    }
-
-    bool can_reuse(const llm_graph_params & params) override {
-        return version == patch.version && targets->ne[0] == params.n_outputs;
     }
 
 private:
-    const graph_patch & patch;
-    const uint64_t      version;
-    ggml_tensor       * targets;
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> instead;
+};
+
+// A tensor that is filled before each run from memory that the patch points to.
+class input_from_patch : public llm_graph_input_i {
+public:
+    template <typename T>
+    input_from_patch(const graph_patch & patch, ggml_tensor * tensor, T * const & data)
+        : patch(patch), version(patch.version), tensor(tensor), data(reinterpret_cast<const void * const &>(data)) {}
+
+    void set_input(const llama_ubatch *) override {
+        ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
+    }
+
+    // the other inputs compare the numbers of tokens and outputs
+    bool can_reuse(const llm_graph_params &) override { return version == patch.version; }
+
+private:
+    const graph_patch  & patch;
+    const uint64_t       version;
+    ggml_tensor        * tensor;
+    const void * const & data;
 };
 
 // The operations from the final hidden state to the logits, if each works on every position by itself and can be
@@ -325,9 +335,9 @@ void graph_patch::hook(void * data, void * graph_result) {
     static_cast<graph_patch *>(data)->apply(*static_cast<llm_graph_result *>(graph_result));
 }
 
-void graph_patch::set_skip(std::vector<bool> new_skip) {
-    if (new_skip != skip) {
-        skip = std::move(new_skip);
+void graph_patch::set_request(request r) {
+    if (!(r == req)) {
+        req = std::move(r);
         version++;
     }
 }
@@ -348,13 +358,37 @@ void graph_patch::apply(llm_graph_result & res) {
                 blocks.push_back(f.block);
             }
         }
-        leave_out(graph, found, skip);
+        std::vector<ggml_tensor *> inputs = graph.inputs;
+        const auto add_input = [&](ggml_tensor * tensor, const char * name, const auto & data) {
+            ggml_set_input(tensor);
+            ggml_set_name(tensor, name);
+            res.add_input(std::make_unique<input_from_patch>(*this, tensor, data));
+            inputs.push_back(tensor);
+        };
+
+        // leave out the skipped blocks: who reads the sum shall read the stream before the block
+        substitution change;
+        for (size_t i = 0; i < req.skip.size(); i++) {
+            if (req.skip[i]) {
+                change.add(found[i].add, found[i].stream);
+            }
+        }
+        if (req.start > 0) {
+            const ggml_tensor * before = boundary_of(found[req.start]);
+            ggml_tensor * given = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, before->ne[0], before->ne[1]);
+            add_input(given, "boundary", boundary);
+            change.add(before, given);
+        }
+        captured.clear();
+        for (size_t i = req.capture; req.capture > 0 && i < found.size(); i += req.capture) {
+            captured[i] = change.resolve(boundary_of(found[i]));
+            ggml_set_output(captured[i]);
+        }
+        change.apply(graph);
 
         const int64_t n_outputs = res.t_logits->ne[1];
         ggml_tensor * targets_in = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_outputs);
-        ggml_set_input(targets_in);
-        ggml_set_name(targets_in, "targets");
-        res.add_input(std::make_unique<input_targets>(*this, targets_in));
+        add_input(targets_in, "targets", targets);
 
         nll.clear();
         const int64_t rows = std::max<int64_t>(32, LOGITS_BUDGET/((int64_t) sizeof(float)*res.t_logits->ne[0]));
@@ -380,7 +414,7 @@ void graph_patch::apply(llm_graph_result & res) {
             graph.visit_sources(t, -1, true, needed, [](ggml_tensor *) {});
         }
         ggml_graph_clear(gf);
-        for (ggml_tensor * input : graph.inputs) {
+        for (ggml_tensor * input : inputs) {
             ggml_build_forward_expand(gf, input);
         }
         for (ggml_tensor * node : graph.nodes) {

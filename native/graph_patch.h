@@ -2,7 +2,9 @@
 // puts the negative log-likelihood of given tokens where the logits would leave the graph.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -27,11 +29,24 @@ public:
     // Why the last graph could not be patched; empty if it could.
     std::string error;
 
-    // The next graphs leave these blocks out (index into blocks).
-    void set_skip(std::vector<bool> skip);
+    // What the next graphs compute.
+    struct request {
+        std::vector<bool> skip;         // the blocks to leave out (index into blocks)
+        size_t            start = 0;    // compute from this block's boundary on, given as `boundary`; 0: from the tokens
+        size_t            capture = 0;  // make every capture-th boundary readable; 0: none
+
+        bool operator==(const request & o) const { return skip == o.skip && start == o.start && capture == o.capture; }
+    };
+    void set_request(request r);
 
     // The token that each output position should predict; must outlive the graph's computation.
     const int32_t * targets = nullptr;
+
+    // The residual stream at the boundary of block `start`, F32 [n_embd, n_tokens]; must outlive the computation.
+    const float * boundary = nullptr;
+
+    // F32 [n_embd, n_tokens] by block; of the last graph.
+    std::map<size_t, ggml_tensor *> captured;
 
     // F32, one value for each output position, over the tensors in order; of the last graph.
     std::vector<ggml_tensor *> nll;
@@ -40,7 +55,7 @@ public:
     uint64_t version = 0;
 
 private:
-    std::vector<bool> skip;
+    request req;
 
     void apply(llm_graph_result & res);
 };

@@ -155,6 +155,7 @@ Napi::Value Model::describe(const Napi::CallbackInfo & info) {
     result.Set("layers", llama_model_n_layer(m));
     result.Set("vocabulary", llama_vocab_n_tokens(vocab));
     result.Set("context", llama_model_n_ctx_train(m));
+    result.Set("bos", llama_vocab_get_add_bos(vocab) ? Napi::Value(Napi::Number::New(info.Env(), llama_vocab_bos(vocab))) : info.Env().Null());
     result.Set("hasEncoder", llama_model_has_encoder(m));
     result.Set("hasDecoder", llama_model_has_decoder(m));
     result.Set("bytes", (double) llama_model_size(m));

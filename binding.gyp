@@ -1,0 +1,15 @@
+# For `node-gyp rebuild` and the tools that call it: the build is native/build.js's. The output is never made, so that it is
+# native/build.js that decides what is up to date.
+{
+    'targets': [{
+        'target_name': 'blockpruner',
+        'type': 'none',
+        'actions': [{
+            'action_name': 'build',
+            'message': 'Building the addon of blockpruner',
+            'inputs': ['native/build.js'],
+            'outputs': ['always'],
+            'action': ['node', 'native/build.js']
+        }]
+    }]
+}

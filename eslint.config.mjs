@@ -1,0 +1,20 @@
+import js from '@eslint/js';
+import { defineConfig } from 'eslint/config';
+import tseslint from 'typescript-eslint';
+
+const node = Object.fromEntries(['process', 'console', 'require', 'module', '__dirname', '__filename', 'Buffer', 'URL',
+    'TextDecoder', 'TextEncoder', 'AbortController', 'performance', 'structuredClone',
+    'setTimeout', 'clearTimeout', 'setInterval', 'clearInterval', 'setImmediate'].map(name => [name, 'readonly']));
+
+export default defineConfig(
+    { ignores: ['dist/', 'build/', 'node_modules/'] },
+    { linterOptions: { reportUnusedDisableDirectives: 'error' } },
+    js.configs.recommended,
+    { files: ['**/*.{js,cjs}'], languageOptions: { sourceType: 'commonjs', globals: node } },
+    { files: ['**/*.mjs'], languageOptions: { globals: node } },
+    {
+        files: ['{lib,test}/**/*.ts'],
+        extends: [tseslint.configs.recommendedTypeChecked],
+        languageOptions: { parserOptions: { projectService: true } }
+    }
+);

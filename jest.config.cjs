@@ -1,0 +1,12 @@
+'use strict';
+
+/** @type {import('jest').Config} */
+module.exports = {
+    testMatch: ['<rootDir>/test/**/*.test.ts'],
+    // import() stays: node-llama-cpp is an ES module, which require() can't load here
+    transform: { '\\.ts$': ['@swc/jest', { jsc: { target: 'es2022' }, module: { type: 'commonjs', ignoreDynamic: true } }] },
+    resolver: '<rootDir>/test/resolve_built.cjs',
+    globalTeardown: '<rootDir>/test/exit.cjs',
+    testTimeout: 120_000,
+    maxWorkers: 2
+};

@@ -1,0 +1,154 @@
+import path from 'node:path';
+import { BlockprunerError, messageOf } from './errors.js';
+
+/** Where a model is computed. */
+export type Device = 'cpu' | 'cuda' | 'metal' | 'vulkan';
+export const devices: readonly Device[] = ['cpu', 'cuda', 'metal', 'vulkan'];
+
+/** Options of every call that works on the addon's own thread. `cancel[0] = 1` stops it. */
+interface NativeTask {
+    onProgress?: (done: number, total: number) => void;
+    cancel?: Int32Array;
+}
+
+export interface NativeModel {
+    tokenize(text: string, task?: NativeTask): Promise<Int32Array>;
+    describe(): {
+        architecture: string;
+        layers: number;
+        vocabulary: number;
+        /** context length that the model was trained with */
+        context: number;
+        /** the BOS token, where the model wants one at the start of a text */
+        bos: number | null;
+        hasEncoder: boolean;
+        hasDecoder: boolean;
+        bytes: number;
+        parameters: number;
+    };
+    dispose(): void;
+}
+
+export interface NativeEvaluator {
+    /** In the order of the residual stream. `tensors`: the weights that only this block reads. */
+    blocks(): { kind: 'attn' | 'ffn'; layer: number; tensors: string[] }[];
+    /**
+     * The NLL of the tokens 1 … length−1 of each sequence. `skip`: indexes into blocks(). `keepBytes`: keep the residual
+     * stream of this run at as many boundaries as fit, for later runs on the same tokens to start from.
+     */
+    evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask & { keepBytes?: number }): Promise<Float32Array>;
+    dispose(): void;
+}
+
+export interface NativeGguf {
+    /** Arrays of strings and arrays of more than 4096 values are undefined. */
+    metadata: Record<string, string | number | boolean | (number | boolean)[] | undefined>;
+    tensors: { name: string; type: string; shape: number[]; bytes: number }[];
+    /** Bytes that the file must have at least. */
+    end: number;
+}
+
+export type GgufValue =
+    | { key: string; type: 'string'; value: string }
+    | { key: string; type: 'u32' | 'f32' | 'f64'; value: number }
+    | { key: string; type: 'bool'; value: boolean }
+    | { key: string; type: 'u32[]' | 'f32[]'; value: number[] }
+    | { key: string; type: 'string[]'; value: string[] };
+
+/** A copy of a tensor of a source file (`ropeHead`: with the rows of each head of this size in NORM rope order), or a new one. */
+export type GgufTensor =
+    | { name: string; file: number; from: string; ropeHead?: number }
+    | { name: string; type: string; shape: number[]; data?: Float32Array };
+
+export interface GgufPlan {
+    output: string;
+    sources: string[];
+    /** Keys of the first source that are dropped; then key prefixes that are renamed; then keys that are set. */
+    remove: string[];
+    rename: [from: string, to: string][];
+    set: GgufValue[];
+    tensors: GgufTensor[];
+}
+
+interface Addon {
+    loadBackends(folder: string): void;
+    devices(): { name: string; description: string; backend: string; gpu: boolean; memoryFree: number; memoryTotal: number }[];
+    readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
+    writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
+    quantize(input: string, output: string, ftype: number): Promise<void>;
+    Model: { load(path: string, options: NativeTask & { device: Device; gpuLayers?: number }): Promise<NativeModel> };
+    Evaluator: {
+        create(model: NativeModel, options: NativeTask & { context: number; threads: number; flashAttention: boolean; cacheType: 'f16' | 'f32' }): Promise<NativeEvaluator>;
+    };
+}
+
+const root = path.resolve(__dirname, '..');
+
+/* eslint-disable @typescript-eslint/no-require-imports -- plain JavaScript, shared with the build */
+const build = require(path.join(root, 'native', 'build.js')) as typeof import('../native/build.js');
+const { backendFolders } = require(path.join(root, 'native', 'packages.js')) as { backendFolders: Record<Device, string> };
+
+let loading: Promise<Addon> | undefined;
+
+/** The addon, built at its first use if the installation did not. CPU backends are loaded. */
+export function loadAddon(): Promise<Addon> {
+    loading ??= (async () => {
+        await build.ensureBuilt().catch((error: unknown) => {
+            throw error instanceof build.BuildError ? new BlockprunerError(error.message, { cause: error }) : error;
+        });
+        const addon = require(build.addonPath) as Addon;
+        if (backendFolders.cpu !== '') {
+            addon.loadBackends(backendFolders.cpu);
+        }
+        return addon;
+    })();
+    loading.catch(() => {
+        loading = undefined; // the next call may find the toolchain installed
+    });
+    return loading;
+}
+/* eslint-enable @typescript-eslint/no-require-imports */
+
+/** Finds the device to compute on: `auto` takes the first GPU there is, else the CPU. */
+export async function chooseDevice(wanted: Device | 'auto'): Promise<Device> {
+    const addon = await loadAddon();
+    const backendName: Record<Device, RegExp> = { cpu: /^cpu/i, cuda: /^cuda/i, metal: /^(metal|mtl)/i, vulkan: /^vulkan/i };
+    const tried: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan'] : [wanted];
+    for (const device of tried) {
+        if (device === 'cpu') {
+            return 'cpu';
+        }
+        if (backendFolders[device] !== '') {
+            addon.loadBackends(backendFolders[device]);
+        }
+        if (addon.devices().some((found) => found.gpu && backendName[device].test(found.backend))) {
+            return device;
+        }
+    }
+    if (wanted === 'auto') {
+        return 'cpu';
+    }
+    const found = [...new Set(addon.devices().map((device) => `${device.backend} (${device.description})`))];
+    throw new BlockprunerError(`no ${wanted} device was found on this computer; there is ${found.join(', ')}`);
+}
+
+/**
+ * Runs work of the addon that an AbortSignal stops.
+ * @throws the signal's reason once it is aborted
+ */
+export async function runNative<T>(signal: AbortSignal | undefined, work: (cancel: Int32Array) => Promise<T>): Promise<T> {
+    signal?.throwIfAborted();
+    const cancel = new Int32Array(1);
+    const stop = () => {
+        cancel[0] = 1;
+    };
+    signal?.addEventListener('abort', stop, { once: true });
+    try {
+        return await work(cancel);
+    } catch (error) {
+        signal?.throwIfAborted();
+        throw new BlockprunerError(messageOf(error), { cause: error });
+    } finally {
+        signal?.removeEventListener('abort', stop);
+    }
+}

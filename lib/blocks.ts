@@ -1,0 +1,46 @@
+import { BlockprunerError } from './errors.js';
+
+/** `attn`: attention, the paper's MHA; `ffn`: feed-forward, the paper's MLP. */
+export type BlockKind = 'attn' | 'ffn';
+
+/** One residual branch of a transformer layer; `layer` is the N of `blk.N` in the GGUF. */
+export interface Block {
+    readonly kind: BlockKind;
+    readonly layer: number;
+}
+
+/** Which blocks a search may remove. */
+export type BlockSelection = 'all' | BlockKind;
+
+const paperNames: Record<string, BlockKind> = { mha: 'attn', mlp: 'ffn', attn: 'attn', ffn: 'ffn' };
+
+/** `attn.12`, `ffn.7` */
+export function formatBlock(block: Block): string {
+    return `${block.kind}.${block.layer}`;
+}
+
+/**
+ * Reads `attn.12` or `ffn.7`; the paper's `mha.12` and `mlp.7` mean the same.
+ * @throws BlockprunerError for anything else
+ */
+export function parseBlock(text: string): Block {
+    const [, name, layer] = /^(attn|ffn|mha|mlp)\.(\d{1,6})$/.exec(text.trim()) ?? [];
+    if (name === undefined || layer === undefined) {
+        throw new BlockprunerError(`'${text}' is no block: write attn.LAYER or ffn.LAYER, such as attn.12`);
+    }
+    return { kind: paperNames[name]!, layer: Number(layer) };
+}
+
+/** A comma-separated list of blocks; empty text is the empty list. */
+export function parseBlocks(text: string): Block[] {
+    return text.split(',').filter((part) => part.trim() !== '').map(parseBlock);
+}
+
+/** The paper's name of a kind, as its order files have it. */
+export function paperName(kind: BlockKind): 'mha' | 'mlp' {
+    return kind === 'attn' ? 'mha' : 'mlp';
+}
+
+export function sameBlock(a: Block, b: Block): boolean {
+    return a.kind === b.kind && a.layer === b.layer;
+}

@@ -1,0 +1,120 @@
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import { BlockprunerError, messageOf } from '../errors.js';
+import type { Model, Sequences } from '../model.js';
+
+export interface CalibrationOptions {
+    /** A text file, or JSON Lines (by its ending .jsonl). Default: the embedded text, {@link defaultCalibration}. */
+    file?: string | undefined;
+    /**
+     * The fields of a JSON Lines sample, comma-separated, joined by a new line; `a.0.b` goes into objects and arrays.
+     * Default: `text`, or Alpaca's fields.
+     */
+    field?: string | undefined;
+    /** Sequences used. Default: 16. */
+    samples?: number | undefined;
+    /** Tokens in a sequence. Default: 512. */
+    context?: number | undefined;
+    /** Picks the sequences at random, reproducibly. Default: the first ones. */
+    seed?: number | undefined;
+}
+
+export interface Calibration extends Sequences {
+    /** Where the text came from: the file's name. */
+    name: string;
+}
+
+/** Text that the embedded model was not trained on; see models/README.md. */
+export const defaultCalibration = path.resolve(__dirname, '..', '..', 'models', 'calibration.txt');
+
+/** Fields tried in turn where none is named: plain corpora, Alpaca, Alpaca's seed tasks. */
+const usualFields = ['text', 'instruction,input,output', 'instruction,instances.0.input,instances.0.output'];
+
+/**
+ * The calibration set of a model, as in BlockPruner's own code: the samples joined by a blank line, tokenised once (a BOS
+ * only at the very start), cut into sequences of equal length, the remainder dropped.
+ * @throws BlockprunerError if the file can't be read, or is too short for one sequence
+ */
+export async function loadCalibration(model: Model, options: CalibrationOptions = {}, signal?: AbortSignal): Promise<Calibration> {
+    const { file = defaultCalibration, samples = 16, context = 512, seed } = options;
+    const text = await readText(file, options.field);
+    const tokens = await model.tokenize(text, signal);
+    const available = Math.floor(tokens.length / context);
+    if (available === 0) {
+        throw new BlockprunerError(`${file} is too short: it has ${tokens.length} tokens and one sequence needs ${context}; give a longer text or a smaller --context`);
+    }
+    if (options.samples !== undefined && samples > available) {
+        throw new BlockprunerError(`${file} is too short: it has ${tokens.length} tokens, enough for ${available} sequences of ${context}, not for ${samples}; give a longer text, fewer --samples or a smaller --context`);
+    }
+    const chosen = pick(available, Math.min(samples, available), seed);
+    const result = new Int32Array(chosen.length * context);
+    chosen.forEach((sequence, index) => result.set(tokens.subarray(sequence * context, (sequence + 1) * context), index * context));
+    return { name: path.basename(file), tokens: result, length: context };
+}
+
+/**
+ * Reads a UTF-8 text file whole, or the samples of a JSON Lines file joined by a blank line.
+ * @throws BlockprunerError naming the file, and the line where one is wrong
+ */
+export async function readText(file: string, field?: string): Promise<string> {
+    let text: string;
+    try {
+        text = new TextDecoder('utf-8', { fatal: true }).decode(await fs.readFile(file));
+    } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        throw new BlockprunerError(`can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`);
+    }
+    if (text.trim() === '') {
+        throw new BlockprunerError(`the text ${file} is empty`);
+    }
+    return file.endsWith('.jsonl') ? samplesOf(file, text, field).join('\n\n') : text;
+}
+
+function samplesOf(file: string, text: string, field?: string): string[] {
+    let fields = field;
+    return text.split('\n').flatMap((line, index) => {
+        if (line.trim() === '') {
+            return [];
+        }
+        let record: unknown;
+        try {
+            record = JSON.parse(line);
+        } catch {
+            throw new BlockprunerError(`${file}, line ${index + 1}: not JSON`);
+        }
+        fields ??= usualFields.find((list) => valueAt(record, list.split(',').at(-1)!) !== undefined) ?? 'text';
+        const parts = fields.split(',').map((name) => {
+            const value = valueAt(record, name.trim());
+            if (typeof value !== 'string') {
+                throw new BlockprunerError(`${file}, line ${index + 1}: it has no text in field '${name.trim()}'; name the field with --field`);
+            }
+            return value;
+        });
+        return [parts.filter((part) => part !== '').join('\n')];
+    });
+}
+
+function valueAt(record: unknown, dotted: string): unknown {
+    return dotted.split('.').reduce<unknown>((value, key) => (typeof value === 'object' && value !== null ? (value as Record<string, unknown>)[key] : undefined), record);
+}
+
+/** `count` of the numbers 0 … available−1: the first, or with a seed a random choice, in ascending order. */
+function pick(available: number, count: number, seed?: number): number[] {
+    const numbers = Array.from({ length: available }, (_, index) => index);
+    if (seed === undefined) {
+        return numbers.slice(0, count);
+    }
+    // mulberry32: a few lines, and the same choice everywhere, which Math.random can't give
+    let state = seed >>> 0;
+    const random = () => {
+        state = (state + 0x6d2b79f5) >>> 0;
+        let t = Math.imul(state ^ (state >>> 15), state | 1);
+        t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+        return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+    };
+    for (let i = 0; i < count; i++) {
+        const j = i + Math.floor(random() * (available - i));
+        [numbers[i], numbers[j]] = [numbers[j]!, numbers[i]!];
+    }
+    return numbers.slice(0, count).sort((a, b) => a - b);
+}

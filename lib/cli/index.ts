@@ -1,0 +1,36 @@
+#!/usr/bin/env node
+import yargs from 'yargs';
+import { hideBin } from 'yargs/helpers';
+import { BlockprunerError, messageOf } from '../errors.js';
+import * as apply from './apply.js';
+import * as inspect from './inspect.js';
+import * as perplexity from './perplexity.js';
+import * as prune from './prune.js';
+import { Interrupted } from './shared.js';
+
+async function main(): Promise<void> {
+    await yargs(hideBin(process.argv))
+        .scriptName('blockpruner')
+        .usage('$0 <command>\n\nMakes a GGUF language model smaller and faster without training it; stock llama.cpp loads the result.')
+        .command(prune)
+        .command(apply)
+        .command(perplexity)
+        .command(inspect)
+        .demandCommand(1, 'say what to do: prune, apply, perplexity or inspect (--help tells more)')
+        .strict()
+        .recommendCommands()
+        .wrap(Math.min(120, process.stderr.columns ?? 120))
+        .fail((message: string | null, error: Error | undefined) => {
+            throw error ?? new BlockprunerError(`${message} (--help tells more)`);
+        })
+        .help()
+        .version()
+        .parseAsync();
+}
+
+main().catch((error: unknown) => {
+    // what the user can put right is one line; anything else is a defect of ours, and its stack helps to find it
+    const expected = error instanceof BlockprunerError || error instanceof Interrupted;
+    process.stderr.write(expected || !(error instanceof Error) ? `blockpruner: ${messageOf(error)}\n` : `blockpruner: ${error.stack}\n`);
+    process.exitCode = error instanceof Interrupted ? 130 : 1;
+});

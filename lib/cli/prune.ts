@@ -1,0 +1,84 @@
+import fs from 'node:fs/promises';
+import type { Argv } from 'yargs';
+import { formatBlock } from '../blocks.js';
+import { BlockprunerError, messageOf } from '../errors.js';
+import { prune, type PruneResult } from '../prune.js';
+import { formatOrder } from '../search/order.js';
+import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
+
+export const command = 'prune <model>';
+export const describe = 'Search the blocks that matter least and write the model without them';
+
+export const builder = (yargs: Argv) => modelArgument(yargs)
+    .options({
+        ...outputOptions,
+        remove: { type: 'number', describe: 'Remove so many blocks' },
+        ratio: { type: 'number', describe: 'Remove this share of the parameters (0.2 is 20 %)' },
+        'max-increase': { type: 'number', describe: 'Remove while the perplexity rises by at most this share (0.1 is 10 %)' },
+        blocks: { choices: ['all', 'attn', 'ffn'] as const, default: 'all' as const, describe: 'Which blocks may go' },
+        order: { type: 'string', describe: "Write the order of removal there, in the format of the paper's repository" },
+        ...calibrationOptions,
+        ...deviceOptions,
+        json: jsonOption
+    })
+    .example('$0 prune model.gguf --ratio 0.2 -o smaller.gguf', 'a fifth of the parameters')
+    .example('$0 prune model.gguf --max-increase 0.1 -o smaller.gguf', 'all that costs at most 10 % perplexity')
+    .example('$0 prune hf:user/repo:Q4_K_M --remove 6 --calibration mine.txt -o smaller.gguf', 'six blocks, by your own text');
+
+export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
+    checkDevice(argv);
+    checkInteger('remove', argv.remove, 1);
+    const given = [argv.remove, argv.ratio, argv['max-increase']].filter((value) => value !== undefined).length;
+    if (given !== 1) {
+        throw new BlockprunerError(given === 0 ? 'say how much to remove: --remove N, --ratio R or --max-increase X' : 'give only one of --remove, --ratio and --max-increase');
+    }
+    if (argv.order !== undefined && !argv.force && await fs.stat(argv.order).catch(() => undefined)) {
+        throw new BlockprunerError(`the order file ${argv.order} exists: choose another name or give --force`);
+    }
+    const progress = new Progress();
+    try {
+        const result = await prune(argv.model, {
+            output: argv.output,
+            force: argv.force,
+            verify: argv.verify,
+            remove: argv.remove,
+            ratio: argv.ratio,
+            maxIncrease: argv['max-increase'],
+            blocks: argv.blocks,
+            calibration: calibrationOf(argv),
+            device: argv.device,
+            gpuLayers: argv['gpu-layers'],
+            threads: argv.threads,
+            signal: interruptSignal(),
+            onProgress: progress.update,
+            onStep: ({ removed, perplexity, evaluations, seconds }, number, dense) => progress.line(
+                `${String(number).padStart(3)}. ${formatBlock(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} evaluations, ${seconds.toFixed(1)} s`)
+        });
+        if (argv.order !== undefined) {
+            await fs.writeFile(argv.order, formatOrder(result.removed)).catch((error: unknown) => {
+                throw new BlockprunerError(`${argv.output} was written, but the order could not be: ${messageOf(error)}`);
+            });
+        }
+        progress.stop();
+        printResult(result, argv.json, argv.verify);
+    } finally {
+        progress.stop();
+    }
+}
+
+/** The outcome of prune and apply: JSON on stdout, or a few lines for a person. */
+export function printResult(result: PruneResult, json: boolean, verified: boolean): void {
+    if (json) {
+        console.log(JSON.stringify(result));
+        return;
+    }
+    const { perplexity, parameters, bytes } = result;
+    const change = (from: number, to: number) => `${to >= from ? '+' : '−'}${Math.abs(100 * (to / from - 1)).toFixed(1)} %`;
+    console.log([
+        `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
+        `perplexity  ${perplexity.dense.toFixed(4)} → ${perplexity.pruned.toFixed(4)} (${change(perplexity.dense, perplexity.pruned)}, calibration text)`,
+        `parameters  ${millions(parameters.dense)} → ${millions(parameters.pruned)} (${change(parameters.dense, parameters.pruned)})`,
+        `size        ${mib(bytes.dense)} → ${mib(bytes.pruned)} (${change(bytes.dense, bytes.pruned)})`,
+        `${result.output} is written as '${result.host}'${verified ? ' and verified in the stock runtime' : ''}; ${result.seconds.toFixed(0)} s`
+    ].join('\n'));
+}

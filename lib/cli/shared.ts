@@ -1,0 +1,127 @@
+import { Presets, SingleBar } from 'cli-progress';
+import type { Argv } from 'yargs';
+import { devices } from '../addon.js';
+import type { CalibrationOptions } from '../calibration/index.js';
+import { BlockprunerError } from '../errors.js';
+import type { Phase } from '../prune.js';
+
+/** Options that several commands have; each has its text once. */
+export const deviceOptions = {
+    device: { choices: ['auto', ...devices] as const, default: 'auto', describe: 'Where to compute; auto takes the first GPU there is' },
+    'gpu-layers': { type: 'number', describe: 'Layers on the GPU', defaultDescription: 'all' },
+    threads: { type: 'number', describe: 'CPU threads', defaultDescription: 'all cores' }
+} as const;
+
+export const calibrationOptions = {
+    calibration: { type: 'string', describe: 'Calibration text: a text file, or JSON Lines (.jsonl)', defaultDescription: 'embedded text' },
+    field: { type: 'string', describe: 'Fields of a JSON Lines sample, comma-separated; a.0.b goes into objects and lists', defaultDescription: "text, or Alpaca's fields" },
+    samples: { type: 'number', describe: 'Calibration sequences', defaultDescription: '16' },
+    context: { type: 'number', describe: 'Tokens in a sequence', defaultDescription: '512' },
+    seed: { type: 'number', describe: 'Choose the sequences at random by this number', defaultDescription: 'the first ones' }
+} as const;
+
+export const outputOptions = {
+    output: { type: 'string', alias: 'o', demandOption: true, describe: 'The GGUF file to write' },
+    force: { type: 'boolean', default: false, describe: 'Replace the output if it exists' },
+    verify: { type: 'boolean', default: true, describe: "Check the result's perplexity in the stock runtime; --no-verify skips it" }
+} as const;
+
+export const jsonOption = { type: 'boolean', default: false, describe: 'Print one JSON object on stdout' } as const;
+
+/** The positional MODEL of every command. */
+export function modelArgument<T>(yargs: Argv<T>) {
+    return yargs.positional('model', { type: 'string', demandOption: true, describe: 'A GGUF file, or a URI such as hf:user/repo:Q4_K_M or https://…' });
+}
+
+interface CalibrationArguments {
+    calibration?: string | undefined;
+    field?: string | undefined;
+    samples?: number | undefined;
+    context?: number | undefined;
+    seed?: number | undefined;
+}
+
+export function calibrationOf(argv: CalibrationArguments): CalibrationOptions {
+    checkInteger('samples', argv.samples, 1);
+    checkInteger('context', argv.context, 2);
+    checkInteger('seed', argv.seed, 0);
+    return { file: argv.calibration, field: argv.field, samples: argv.samples, context: argv.context, seed: argv.seed };
+}
+
+export function checkDevice(argv: { 'gpu-layers'?: number | undefined; threads?: number | undefined }): void {
+    checkInteger('gpu-layers', argv['gpu-layers'], 0);
+    checkInteger('threads', argv.threads, 1);
+}
+
+export function checkInteger(name: string, value: number | undefined, low: number): void {
+    if (value !== undefined && !(Number.isInteger(value) && value >= low)) {
+        throw new BlockprunerError(`--${name} must be a whole number of at least ${low}`);
+    }
+}
+
+const phases: Record<Phase, string> = { load: 'Loading', calibrate: 'Calibration', search: 'Searching', write: 'Writing', verify: 'Verifying' };
+
+/** Progress on stderr: a bar with the time left where that is a terminal, else only the lines. */
+export class Progress {
+    readonly #bar = process.stderr.isTTY ? new SingleBar({
+        format: '{phase} {bar} {percentage} % | {duration_formatted} | {eta_formatted} left',
+        stream: process.stderr,
+        clearOnComplete: true,
+        hideCursor: true,
+        gracefulExit: false, // Ctrl-C is ours
+        etaBuffer: 50
+    }, Presets.shades_classic) : undefined;
+
+    #phase: Phase | undefined;
+
+    readonly update = (phase: Phase, done: number, total: number): void => {
+        if (phase !== this.#phase) {
+            this.#bar?.stop();
+            this.#bar?.start(total, done, { phase: phases[phase].padEnd(11) });
+            this.#phase = phase;
+        }
+        this.#bar?.setTotal(total);
+        this.#bar?.update(Math.min(done, total));
+    };
+
+    /** A line that stays above the bar. */
+    line(text: string): void {
+        if (this.#bar && this.#phase) {
+            process.stderr.write('\r\x1b[K');
+        }
+        process.stderr.write(`${text}\n`);
+    }
+
+    stop(): void {
+        this.#bar?.stop();
+        this.#phase = undefined;
+    }
+}
+
+/** Aborted by the first Ctrl-C (or SIGTERM); the second ends the process at once. */
+export function interruptSignal(): AbortSignal {
+    const controller = new AbortController();
+    for (const name of ['SIGINT', 'SIGTERM'] as const) {
+        process.on(name, () => {
+            if (controller.signal.aborted) {
+                process.exit(130);
+            }
+            controller.abort(new Interrupted());
+        });
+    }
+    return controller.signal;
+}
+
+export class Interrupted extends Error {
+    constructor() {
+        super('stopped: no file was written');
+    }
+}
+
+export function mib(bytes: number): string {
+    return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}
+
+export function millions(parameters: number): string {
+    return `${(parameters / 1e6).toFixed(1)} M`;
+}

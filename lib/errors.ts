@@ -1,0 +1,12 @@
+/**
+ * Something that the caller can put right: a wrong argument, an unreadable file, an unsupported model. Its message is
+ * one line that says what was wrong with which input and what to do. The command line prints it without a stack trace.
+ */
+export class BlockprunerError extends Error {
+    override readonly name = 'BlockprunerError';
+}
+
+/** The message of anything that was thrown. */
+export function messageOf(error: unknown): string {
+    return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,94 @@
+// The child process of stock-runtime.ts: one request, its progress, one result.
+import type { LlamaContextSequence, Token } from 'node-llama-cpp' with { 'resolution-mode': 'import' };
+import { messageOf } from '../errors.js';
+import type { Speed, StockReply, StockRequest } from './stock-runtime.js';
+
+process.once('message', (request: StockRequest) => {
+    run(request).then(
+        (result) => reply({ result }),
+        (error: unknown) => reply({ error: messageOf(error) })
+    );
+});
+process.on('disconnect', () => process.exit());
+
+function reply(message: StockReply): void {
+    process.send!(message);
+}
+
+async function run(request: StockRequest): Promise<Float32Array | string | Speed> {
+    const { getLlama, LlamaCompletion, LlamaLogLevel } = await import('node-llama-cpp');
+    const llama = await getLlama({
+        gpu: request.device === 'cpu' ? false : request.device,
+        build: 'never',
+        logger: (level, message) => {
+            if (level === LlamaLogLevel.error || level === LlamaLogLevel.fatal) {
+                console.error(message);
+            }
+        }
+    });
+    const model = await llama.loadModel({ modelPath: request.model, gpuLayers: request.device === 'cpu' ? 0 : request.gpuLayers ?? 'max' });
+    const size = request.task === 'nll' ? request.length : request.task === 'speed' ? 2 * request.tokens : 512;
+    const context = await model.createContext({
+        contextSize: size,
+        batchSize: size, // a sequence is one batch, as in the search
+        threads: request.threads,
+        flashAttention: request.flashAttention
+    });
+    const sequence = context.getSequence();
+
+    if (request.task === 'nll') {
+        return await nll(sequence, request.tokens, request.length, request.stride);
+    }
+    if (request.task === 'generate') {
+        const completion = new LlamaCompletion({ contextSequence: sequence });
+        return await completion.generateCompletion(request.prompt, { maxTokens: request.tokens, temperature: 0 });
+    }
+    // the same tokens for every model: what they are doesn't matter to the time they take
+    const prompt = Array.from({ length: request.tokens }, (_, index) => (100 + index % 1000) as Token);
+    await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(0, 16));
+    await sequence.clearHistory();
+    const start = performance.now();
+    await sequence.evaluateWithoutGeneratingNewTokens(prompt);
+    const prompted = performance.now();
+    let generated = 0;
+    for await (const token of sequence.evaluate([100 as Token], { temperature: 0, yieldEogToken: true })) {
+        void token;
+        if (++generated === request.tokens - 1) {
+            break;
+        }
+    }
+    const ended = performance.now();
+    return { prompt: request.tokens / (prompted - start) * 1000, generation: generated / (ended - prompted) * 1000 };
+}
+
+/** −ln softmax(logits)[token] at every stride-th of the positions that predict a known token. */
+async function nll(sequence: LlamaContextSequence, tokens: Int32Array, length: number, stride: number): Promise<Float32Array> {
+    const count = tokens.length / length;
+    const result = new Float32Array(Math.ceil(count * (length - 1) / stride));
+    for (let index = 0; index < count; index++) {
+        const ids = Array.from(tokens.subarray(index * length, (index + 1) * length)) as Token[];
+        const positionOf = (i: number) => index * (length - 1) + i;
+        const isWanted = (i: number) => i < length - 1 && positionOf(i) % stride === 0;
+        await sequence.clearHistory();
+        // all tokens at once, the last one too, as in the search: llama.cpp chooses its kernels by the batch's size
+        await sequence.controlledEvaluate(ids.map((token, i) => (isWanted(i) ? [token, { generateNext: { logits: true, options: { temperature: 0 } } }] : token)), {
+            onTokenResult(i, { next }) {
+                // all logits, summed here: node-llama-cpp's own total is a sum of floats that loses the tail, 1e-4 of it
+                // with 49,152 tokens
+                const logits = next.logits!;
+                let max = -Infinity;
+                for (const logit of logits.values()) {
+                    max = Math.max(max, logit);
+                }
+                let sum = 0;
+                for (const logit of logits.values()) {
+                    sum += Math.exp(logit - max);
+                }
+                result[positionOf(i) / stride] = Math.log(sum) + max - logits.get(ids[i + 1]!)!;
+                delete next.logits; // else a sequence's worth of vocabularies stays in memory
+            }
+        });
+        reply({ progress: [index + 1, count] });
+    }
+    return result;
+}

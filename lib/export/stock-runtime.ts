@@ -1,0 +1,91 @@
+import { fork } from 'node:child_process';
+import path from 'node:path';
+import type { Device } from '../addon.js';
+import { BlockprunerError } from '../errors.js';
+import type { Sequences } from '../model.js';
+
+export interface StockOptions {
+    device: Device;
+    gpuLayers?: number | undefined;
+    threads: number;
+    flashAttention: boolean;
+    onProgress?: ((done: number, total: number) => void) | undefined;
+    signal?: AbortSignal | undefined;
+}
+
+/** What the child process is asked for; see stock-runtime-process.ts. */
+export type StockRequest = { model: string } & Pick<StockOptions, 'device' | 'gpuLayers' | 'threads' | 'flashAttention'> & (
+    | { task: 'nll'; tokens: Int32Array; length: number; stride: number }
+    | { task: 'generate'; prompt: string; tokens: number }
+    | { task: 'speed'; tokens: number }
+);
+export type StockReply =
+    | { progress: [done: number, total: number] }
+    | { result: Float32Array | string | Speed }
+    | { error: string };
+
+export interface Speed {
+    /** tokens of a prompt processed in a second */
+    prompt: number;
+    /** tokens generated in a second */
+    generation: number;
+}
+
+/**
+ * NLL of tokens in node-llama-cpp, an unmodified llama.cpp: every stride-th value of what `Model.evaluate` gives.
+ * @param stride Default: 1. All logits of each position cross into JavaScript, about 0.3 µs each.
+ */
+export async function stockNll(model: string, sequences: Sequences, options: StockOptions & { stride?: number }): Promise<Float32Array> {
+    return await ask({ task: 'nll', model, tokens: sequences.tokens, length: sequences.length, stride: options.stride ?? 1 }, options) as Float32Array;
+}
+
+/** The most likely continuation of a prompt, at most so many tokens. */
+export async function stockGenerate(model: string, prompt: string, tokens: number, options: StockOptions): Promise<string> {
+    return await ask({ task: 'generate', model, prompt, tokens }, options) as string;
+}
+
+/** Tokens per second in the stock runtime: a prompt of `tokens` tokens, then as many generated ones. */
+export async function stockSpeed(model: string, tokens: number, options: StockOptions): Promise<Speed> {
+    return await ask({ task: 'speed', model, tokens }, options) as Speed;
+}
+
+/** The stock runtime works in a process of its own: whatever a file does to it, the error comes back as one. */
+function ask(request: Record<string, unknown> & { model: string }, options: StockOptions): Promise<Float32Array | string | Speed> {
+    const { device, gpuLayers, threads, flashAttention, onProgress, signal } = options;
+    return new Promise((resolve, reject) => {
+        signal?.throwIfAborted();
+        const child = fork(path.join(__dirname, 'stock-runtime-process.js'), {
+            serialization: 'advanced', // typed arrays as they are
+            stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+            execArgv: []
+        });
+        let stderr = '';
+        child.stderr!.on('data', (data: Buffer) => {
+            stderr = (stderr + data.toString()).slice(-2000);
+        });
+        const stop = () => child.kill('SIGKILL');
+        signal?.addEventListener('abort', stop, { once: true });
+        let reply: StockReply | undefined;
+        child.on('message', (message: StockReply) => {
+            if ('progress' in message) {
+                onProgress?.(...message.progress);
+            } else {
+                reply = message;
+                child.disconnect();
+            }
+        });
+        child.on('error', reject);
+        child.on('exit', (code, killed) => {
+            signal?.removeEventListener('abort', stop);
+            if (signal?.aborted) {
+                reject(signal.reason as Error);
+            } else if (reply && 'result' in reply) {
+                resolve(reply.result);
+            } else {
+                const why = reply && 'error' in reply ? reply.error : `it ended with ${killed ?? `code ${code}`}: ${stderr.trim().split('\n').at(-1)}`;
+                reject(new BlockprunerError(`the stock runtime (node-llama-cpp) failed on ${request.model}: ${why}`));
+            }
+        });
+        child.send({ ...request, device, gpuLayers, threads, flashAttention });
+    });
+}

@@ -1,0 +1,154 @@
+import crypto from 'node:crypto';
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import { Worker } from 'node:worker_threads';
+import { loadAddon, runNative, type GgufValue } from '../addon.js';
+import { formatBlock, sameBlock, type Block } from '../blocks.js';
+import { BlockprunerError, messageOf } from '../errors.js';
+import type { Gguf } from '../gguf.js';
+import type { Host } from './hosts.js';
+
+/** What the file remembers of how it was made, as `blockpruner.*` keys. */
+export interface Provenance {
+    removed: readonly Block[];
+    calibration: { name: string; sequences: number; context: number };
+    perplexity: { dense: number; pruned: number };
+}
+
+export interface WriteOptions {
+    /** Replace an existing file. Default: false. */
+    force?: boolean | undefined;
+    /** Called with the complete file before it gets its name; what it throws leaves no file behind. */
+    verify?: ((file: string) => Promise<void>) | undefined;
+    onProgress?: ((bytes: number, total: number) => void) | undefined;
+    signal?: AbortSignal | undefined;
+}
+
+/**
+ * Finds out, before any long work, that a file can be written.
+ * @throws BlockprunerError if it exists (and `force` is not set), is the model itself, or its folder can't be written to
+ */
+export async function checkOutput(output: string, gguf: Gguf, force = false): Promise<void> {
+    const folder = path.dirname(path.resolve(output));
+    const stat = await fs.stat(output).catch(() => undefined);
+    if (stat) {
+        for (const file of gguf.files) {
+            const source = await fs.stat(file);
+            if (source.ino === stat.ino && source.dev === stat.dev) {
+                throw new BlockprunerError(`the output ${output} is the model itself: choose another name`);
+            }
+        }
+        if (stat.isDirectory()) {
+            throw new BlockprunerError(`the output ${output} is a folder: give a file name`);
+        }
+        if (!force) {
+            throw new BlockprunerError(`the output ${output} exists: choose another name or give --force`);
+        }
+    }
+    // writing a file is the only test that holds for root, read-only file systems and Windows alike
+    const probe = path.join(folder, `.blockpruner-${crypto.randomUUID()}`);
+    try {
+        await fs.writeFile(probe, '');
+        await fs.unlink(probe);
+    } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        throw new BlockprunerError(`can't write to the folder ${folder}: ${code === 'ENOENT' || code === 'ENOTDIR' ? 'there is no such folder' : messageOf(error)}`);
+    }
+}
+
+/**
+ * Writes a pruned model: beside its place, flushed, verified, and only then under its name. Memory: some MiB, whatever the
+ * model's size.
+ * @param blocks all blocks of the model in the order of the residual stream
+ * @throws BlockprunerError if there is no room on the disk, or writing fails; nothing is left behind then
+ */
+export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block[], provenance: Provenance, output: string, options: WriteOptions = {}): Promise<void> {
+    const { force, verify, onProgress, signal } = options;
+    const plan = host.plan(blocks.filter((block) => !provenance.removed.some((gone) => sameBlock(gone, block))));
+    const addon = await loadAddon();
+    await checkOutput(output, gguf, force);
+
+    const sizes = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor.bytes]));
+    // the header is at most the source's: what isn't tensors, and what we add
+    const tensorBytes = gguf.tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
+    const needed = plan.tensors.reduce((sum, tensor) => sum + ('from' in tensor ? sizes.get(tensor.from)! : 4 * tensor.shape.reduce((a, b) => a * b, 1)), 0)
+        + (gguf.bytes - tensorBytes) + 2 ** 20;
+    const folder = path.dirname(path.resolve(output));
+    const { bavail, bsize } = await fs.statfs(folder);
+    if (bavail * bsize < needed) {
+        throw new BlockprunerError(`there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed and ${Math.floor(bavail * bsize / 2 ** 20)} MiB free in ${folder}`);
+    }
+
+    const partial = path.join(folder, `.${path.basename(output, '.gguf')}.partial-${process.pid}.gguf`);
+    try {
+        await runNative(signal, async (cancel) => addon.writeGguf({
+            output: partial,
+            sources: gguf.files,
+            remove: ['split.no', 'split.count', 'split.tensors.count'],
+            rename: plan.rename,
+            set: [...plan.set, ...provenanceKeys(gguf, provenance, await sha256(gguf.files, signal))],
+            tensors: plan.tensors
+        }, { cancel, ...(onProgress && { onProgress }) }));
+        const handle = await fs.open(partial, 'r+');
+        await handle.sync().finally(() => handle.close());
+        await verify?.(partial);
+        signal?.throwIfAborted();
+        if (!force) {
+            await fs.link(partial, output); // unlike rename, fails if the name was taken meanwhile
+            await fs.unlink(partial);
+        } else {
+            await fs.rename(partial, output);
+        }
+    } catch (error) {
+        await fs.rm(partial, { force: true });
+        if ((error as NodeJS.ErrnoException).code === 'EEXIST') {
+            throw new BlockprunerError(`the output ${output} exists: choose another name or give --force`);
+        }
+        throw error;
+    }
+}
+
+function provenanceKeys(gguf: Gguf, { removed, calibration, perplexity }: Provenance, hash: string): GgufValue[] {
+    return [
+        { key: 'blockpruner.version', type: 'string', value: version },
+        { key: 'blockpruner.source.name', type: 'string', value: path.basename(gguf.files[0]!) },
+        { key: 'blockpruner.source.sha256', type: 'string', value: hash },
+        { key: 'blockpruner.source.architecture', type: 'string', value: String(gguf.metadata['general.architecture']) },
+        { key: 'blockpruner.removed', type: 'string[]', value: removed.map(formatBlock) },
+        { key: 'blockpruner.calibration.name', type: 'string', value: calibration.name },
+        { key: 'blockpruner.calibration.sequences', type: 'u32', value: calibration.sequences },
+        { key: 'blockpruner.calibration.context', type: 'u32', value: calibration.context },
+        { key: 'blockpruner.perplexity.dense', type: 'f64', value: perplexity.dense },
+        { key: 'blockpruner.perplexity.pruned', type: 'f64', value: perplexity.pruned }
+    ];
+}
+
+/* eslint-disable-next-line @typescript-eslint/no-require-imports -- outside of lib, where TypeScript doesn't look */
+const { version } = require('../../package.json') as { version: string };
+
+/** SHA-256 of files, one after the other, on a thread of its own: gigabytes would hold up this one. */
+async function sha256(files: string[], signal?: AbortSignal): Promise<string> {
+    const worker = new Worker(`
+        const { parentPort, workerData } = require('node:worker_threads');
+        const fs = require('node:fs');
+        const hash = require('node:crypto').createHash('sha256');
+        const buffer = Buffer.alloc(8 * 2 ** 20);
+        for (const file of workerData) {
+            const fd = fs.openSync(file);
+            for (let n; (n = fs.readSync(fd, buffer)) > 0;) hash.update(buffer.subarray(0, n));
+            fs.closeSync(fd);
+        }
+        parentPort.postMessage(hash.digest('hex'));
+    `, { eval: true, workerData: files });
+    const stop = () => void worker.terminate();
+    signal?.addEventListener('abort', stop, { once: true });
+    try {
+        return await new Promise<string>((resolve, reject) => {
+            worker.once('message', resolve);
+            worker.once('error', reject);
+            worker.once('exit', () => reject(new Error('hashing was stopped')));
+        });
+    } finally {
+        signal?.removeEventListener('abort', stop);
+    }
+}

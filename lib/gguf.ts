@@ -1,0 +1,86 @@
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import { loadAddon, runNative, type NativeGguf } from './addon.js';
+import { BlockprunerError, messageOf } from './errors.js';
+
+export interface GgufTensorInfo {
+    name: string;
+    /** ggml's name of the type: `f16`, `q4_K`, … */
+    type: string;
+    /** ggml's order: the length of a row first */
+    shape: number[];
+    bytes: number;
+    /** index into `files` */
+    file: number;
+}
+
+/** What a GGUF model consists of, from its header or, where it is split, its headers. */
+export interface Gguf {
+    /** The model's files, all parts of a split model in order. */
+    files: string[];
+    /** of the first file; arrays of strings and long arrays are undefined */
+    metadata: NativeGguf['metadata'];
+    tensors: GgufTensorInfo[];
+    /** size of all files */
+    bytes: number;
+}
+
+/** The number of values of a tensor. */
+export function parametersOf(tensor: { shape: number[] }): number {
+    return tensor.shape.reduce((product, length) => product * length, 1);
+}
+
+/**
+ * Reads the header of a GGUF model; of all parts where it is split.
+ * @throws BlockprunerError if a part is missing, is no GGUF file or is truncated
+ */
+export async function readGguf(file: string, signal?: AbortSignal): Promise<Gguf> {
+    const first = await readPart(file, signal);
+    const count = first.metadata['split.count'];
+    const files = [file];
+    const parts = [first];
+    if (typeof count === 'number' && count > 1) {
+        const [, prefix] = /^(.*)-00001-of-\d{5}\.gguf$/.exec(path.basename(file)) ?? [];
+        if (prefix === undefined) {
+            throw new BlockprunerError(`${file} is a part of a model split into ${count} files: give the first, …-00001-of-${String(count).padStart(5, '0')}.gguf`);
+        }
+        for (let part = 2; part <= count; part++) {
+            const name = `${prefix}-${String(part).padStart(5, '0')}-of-${String(count).padStart(5, '0')}.gguf`;
+            files.push(path.join(path.dirname(file), name));
+            parts.push(await readPart(files.at(-1)!, signal));
+        }
+    }
+    return {
+        files,
+        metadata: first.metadata,
+        tensors: parts.flatMap((part, index) => part.tensors.map((tensor) => ({ ...tensor, file: index }))),
+        bytes: parts.reduce((sum, part) => sum + part.size, 0)
+    };
+}
+
+async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf & { size: number }> {
+    let size: number;
+    try {
+        const stat = await fs.stat(file);
+        if (!stat.isFile()) {
+            throw new Error('it is not a file');
+        }
+        size = stat.size;
+        const handle = await fs.open(file);
+        const { buffer } = await handle.read(Buffer.alloc(4), 0, 4, 0).finally(() => handle.close());
+        if (buffer.toString('latin1') !== 'GGUF') {
+            throw new Error('it is not a GGUF file');
+        }
+    } catch (error) {
+        throw new BlockprunerError(`can't read the model ${file}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : messageOf(error)}`);
+    }
+    const addon = await loadAddon();
+    const part = await runNative(signal, (cancel) => addon.readGguf(file, { cancel })).catch((error: unknown) => {
+        signal?.throwIfAborted();
+        throw new BlockprunerError(`can't read the model ${file}: its GGUF header is damaged or truncated (${messageOf(error).split('\n')[0]})`);
+    });
+    if (size < part.end) {
+        throw new BlockprunerError(`the model ${file} is truncated: it has ${size} bytes and needs ${part.end}; download it again`);
+    }
+    return { ...part, size };
+}

@@ -1,0 +1,17 @@
+/**
+ * blockpruner: make a GGUF language model smaller and faster without training it. See docs/api.md.
+ * @packageDocumentation
+ */
+export { devices, type Device } from './addon.js';
+export { formatBlock, parseBlock, parseBlocks, type Block, type BlockKind, type BlockSelection } from './blocks.js';
+export { defaultCalibration, loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
+export { BlockprunerError } from './errors.js';
+export { meanNll, perplexityOf, textPerplexity, type Perplexity, type PerplexityDefinition, type TextPerplexityOptions } from './evaluation/perplexity.js';
+export { chooseHost, supportedArchitectures, type Host } from './export/hosts.js';
+export { stockGenerate, stockNll, stockSpeed, type Speed, type StockOptions } from './export/stock-runtime.js';
+export { writePruned, type Provenance, type WriteOptions } from './export/write.js';
+export { readGguf, type Gguf, type GgufTensorInfo } from './gguf.js';
+export { Model, resolveModel, type BlockInfo, type EvaluateOptions, type LoadOptions, type Sequences } from './model.js';
+export { apply, inspect, prune, type ApplyOptions, type Inspection, type Phase, type PruneOptions, type PruneResult } from './prune.js';
+export { searchOrder, type Evaluator, type SearchOptions, type SearchResult, type Step } from './search/blockpruner.js';
+export { formatOrder, readOrder } from './search/order.js';

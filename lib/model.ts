@@ -1,0 +1,217 @@
+import fs from 'node:fs';
+import os from 'node:os';
+import { chooseDevice, loadAddon, runNative, type Device, type NativeEvaluator, type NativeModel } from './addon.js';
+import { formatBlock, sameBlock, type Block } from './blocks.js';
+import { BlockprunerError, messageOf } from './errors.js';
+import { parametersOf, readGguf, type Gguf } from './gguf.js';
+
+export interface LoadOptions {
+    /** Where to compute. Default: `auto`, the first GPU found, else the CPU. */
+    device?: Device | 'auto' | undefined;
+    /** Layers on the GPU. Default: all. */
+    gpuLayers?: number | undefined;
+    /** Default: the number of cores. */
+    threads?: number | undefined;
+    /** The type of the KV cache. Default: `f16`, as in llama.cpp. */
+    cacheType?: 'f16' | 'f32' | undefined;
+    onProgress?: ((done: number, total: number) => void) | undefined;
+    signal?: AbortSignal | undefined;
+}
+
+/** A block of a loaded model, with what its weights take. */
+export interface BlockInfo extends Block {
+    parameters: number;
+    bytes: number;
+}
+
+/** Token sequences of equal length, one after the other. */
+export interface Sequences {
+    tokens: Int32Array;
+    /** tokens in a sequence */
+    length: number;
+}
+
+export interface EvaluateOptions {
+    /** Blocks to leave out. Default: none. */
+    skip?: readonly Block[] | undefined;
+    /**
+     * Keep this run's residual stream, in at most so many bytes, so that later runs on the same sequences start at the
+     * first block in which they differ from it. They give the same values.
+     */
+    keepBytes?: number | undefined;
+    onProgress?: ((sequences: number, total: number) => void) | undefined;
+    signal?: AbortSignal | undefined;
+}
+
+/**
+ * Gives the local file of a model: a path as it is; a URI (`hf:user/repo:Q4_K_M`, `https://…`) is resolved and, once,
+ * downloaded by node-llama-cpp into its models folder.
+ */
+export async function resolveModel(model: string, options: { signal?: AbortSignal | undefined; quiet?: boolean | undefined } = {}): Promise<string> {
+    if (fs.existsSync(model) || !/^[a-z]+:/i.test(model) || /^[a-z]:[\\/]/i.test(model)) {
+        return model;
+    }
+    const { resolveModelFile } = await import('node-llama-cpp');
+    try {
+        return await resolveModelFile(model, { cli: !options.quiet, ...(options.signal && { signal: options.signal }) });
+    } catch (error) {
+        options.signal?.throwIfAborted();
+        throw new BlockprunerError(`can't get the model ${model}: ${messageOf(error)}`, { cause: error });
+    }
+}
+
+/** A loaded model whose blocks can be left out of any evaluation. Frees its memory when disposed or collected. */
+export class Model {
+    readonly path: string;
+    readonly gguf: Gguf;
+    readonly device: Device;
+    readonly gpuLayers: number | undefined;
+    readonly threads: number;
+    /** Never llama.cpp's `auto`: that depends on the graph, and so on what is left out of it. */
+    readonly flashAttention: boolean;
+
+    readonly #native: NativeModel;
+    readonly #cacheType: 'f16' | 'f32';
+    #evaluator: { context: number; native: NativeEvaluator; blocks: BlockInfo[] } | undefined;
+
+    private constructor(native: NativeModel, path: string, gguf: Gguf, device: Device, options: LoadOptions) {
+        this.#native = native;
+        this.#cacheType = options.cacheType ?? 'f16';
+        this.path = path;
+        this.gguf = gguf;
+        this.device = device;
+        this.gpuLayers = options.gpuLayers;
+        this.threads = options.threads ?? os.availableParallelism();
+        this.flashAttention = true;
+    }
+
+    /**
+     * Loads a GGUF causal language model.
+     * @param file a path; for a URI see {@link resolveModel}
+     * @throws BlockprunerError if the file is damaged or holds no causal language model, or the device isn't there
+     */
+    static async load(file: string, options: LoadOptions = {}): Promise<Model> {
+        const gguf = await readGguf(file, options.signal);
+        const kind = gguf.metadata['general.type'];
+        if (kind !== undefined && kind !== 'model') {
+            throw new BlockprunerError(`${file} is no language model: its general.type is '${String(kind)}'`);
+        }
+        if (gguf.tensors.length === 0) {
+            throw new BlockprunerError(`${file} holds only a vocabulary, no weights: nothing can be pruned`);
+        }
+        const device = await chooseDevice(options.device ?? 'auto');
+        const addon = await loadAddon();
+        const native = await runNative(options.signal, (cancel) => addon.Model.load(file, {
+            device,
+            cancel,
+            ...(options.gpuLayers !== undefined && { gpuLayers: options.gpuLayers }),
+            ...(options.onProgress && { onProgress: options.onProgress })
+        })).catch((error: unknown) => {
+            options.signal?.throwIfAborted();
+            throw new BlockprunerError(`llama.cpp can't load ${file}: ${lastLine(messageOf(error))}`, { cause: error });
+        });
+        const info = native.describe();
+        const causal = gguf.metadata[`${info.architecture}.attention.causal`];
+        if (info.hasEncoder || !info.hasDecoder || causal === false) {
+            native.dispose();
+            throw new BlockprunerError(`${file} is an encoder (architecture ${info.architecture}), not a causal language model: it has no perplexity to prune by`);
+        }
+        return new Model(native, file, gguf, device, options);
+    }
+
+    get architecture(): string {
+        return this.#native.describe().architecture;
+    }
+
+    get layers(): number {
+        return this.#native.describe().layers;
+    }
+
+    /** The number of tokens there are. */
+    get vocabulary(): number {
+        return this.#native.describe().vocabulary;
+    }
+
+    /** Parameters of the whole model, embeddings included. */
+    get parameters(): number {
+        return this.gguf.tensors.reduce((sum, tensor) => sum + parametersOf(tensor), 0);
+    }
+
+    /** The BOS token, if the model wants one at the start of a text. */
+    get bos(): number | null {
+        return this.#native.describe().bos;
+    }
+
+    /** Token ids of a text, with BOS (and EOS) where the model wants them; control tokens in the text stay text. */
+    async tokenize(text: string, signal?: AbortSignal): Promise<Int32Array> {
+        return runNative(signal, (cancel) => this.#native.tokenize(text, { cancel }));
+    }
+
+    /**
+     * The model's blocks in the order of the residual stream, found in its compute graph.
+     * @throws BlockprunerError if the graph's residual stream can't be followed
+     */
+    async blocks(signal?: AbortSignal): Promise<BlockInfo[]> {
+        return (await this.#evaluatorFor(this.#evaluator?.context ?? 256, signal)).blocks;
+    }
+
+    /**
+     * The negative log-likelihood (natural logarithm) of each token but the first of each sequence:
+     * [sequences × (length − 1)], sequence after sequence.
+     */
+    async evaluate(sequences: Sequences, options: EvaluateOptions = {}): Promise<Float32Array> {
+        const { native, blocks } = await this.#evaluatorFor(sequences.length, options.signal);
+        const skip = (options.skip ?? []).map((block) => {
+            const index = blocks.findIndex((other) => sameBlock(block, other));
+            if (index < 0) {
+                throw new BlockprunerError(`the model has no block ${formatBlock(block)}: its layers are 0 to ${this.layers - 1}`);
+            }
+            return index;
+        });
+        return runNative(options.signal, (cancel) => native.evaluate(sequences.tokens, sequences.length, skip, {
+            cancel,
+            ...(options.keepBytes !== undefined && { keepBytes: options.keepBytes }),
+            ...(options.onProgress && { onProgress: options.onProgress })
+        }));
+    }
+
+    /** Frees the weights and all memory of evaluations. */
+    dispose(): void {
+        this.#evaluator?.native.dispose();
+        this.#evaluator = undefined;
+        this.#native.dispose();
+    }
+
+    /** One evaluator is kept, for the longest sequences seen. */
+    async #evaluatorFor(context: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: BlockInfo[] }> {
+        if (this.#evaluator && this.#evaluator.context >= context) {
+            return this.#evaluator;
+        }
+        this.#evaluator?.native.dispose();
+        this.#evaluator = undefined;
+        const addon = await loadAddon();
+        const native = await runNative(signal, (cancel) => addon.Evaluator.create(this.#native, {
+            context, cancel, threads: this.threads, flashAttention: this.flashAttention, cacheType: this.#cacheType
+        })).catch((error: unknown) => {
+            signal?.throwIfAborted();
+            throw new BlockprunerError(`can't evaluate ${this.path} (architecture ${this.architecture}): ${lastLine(messageOf(error))}`, { cause: error });
+        });
+        const tensors = new Map(this.gguf.tensors.map((tensor) => [tensor.name, tensor]));
+        const blocks = native.blocks().map(({ kind, layer, tensors: names }) => {
+            const own = names.flatMap((name) => tensors.get(name) ?? []);
+            return {
+                kind,
+                layer,
+                parameters: own.reduce((sum, tensor) => sum + parametersOf(tensor), 0),
+                bytes: own.reduce((sum, tensor) => sum + tensor.bytes, 0)
+            };
+        });
+        this.#evaluator = { context, native, blocks };
+        return this.#evaluator;
+    }
+}
+
+/** llama.cpp's logs end in what it gave up for, or begin with it; one line is enough for a person. */
+function lastLine(text: string): string {
+    return text.split('\n').find((line) => line.includes('error')) ?? text.split('\n')[0]!;
+}

@@ -1,0 +1,258 @@
+import type { Device } from './addon.js';
+import { formatBlock, sameBlock, type Block, type BlockSelection } from './blocks.js';
+import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
+import { BlockprunerError } from './errors.js';
+import { meanNll, perplexityOf } from './evaluation/perplexity.js';
+import { chooseHost, type Host } from './export/hosts.js';
+import { stockNll } from './export/stock-runtime.js';
+import { checkOutput, writePruned } from './export/write.js';
+import { parametersOf, readGguf, type Gguf } from './gguf.js';
+import { Model, resolveModel, type BlockInfo } from './model.js';
+import { searchOrder, type Step } from './search/blockpruner.js';
+
+/** What is being worked on: for progress bars. `done` and `total` are in the unit of the phase. */
+export type Phase = 'load' | 'calibrate' | 'search' | 'write' | 'verify';
+
+export interface CommonOptions {
+    /** The pruned GGUF to write. */
+    output: string;
+    /** Replace an existing file. Default: false. */
+    force?: boolean | undefined;
+    /** Load the result in the stock runtime and compare its perplexity. Default: true. */
+    verify?: boolean | undefined;
+    calibration?: CalibrationOptions | undefined;
+    /** Where to compute. Default: `auto`, the first GPU found, else the CPU. */
+    device?: Device | 'auto' | undefined;
+    gpuLayers?: number | undefined;
+    threads?: number | undefined;
+    /** Memory for residual streams that candidates start from, in bytes. Default: 1 GiB. */
+    keepBytes?: number | undefined;
+    onProgress?: ((phase: Phase, done: number, total: number) => void) | undefined;
+    onStep?: ((step: Step, number: number, dense: number) => void) | undefined;
+    /** Stops the work within about a second; the promise is rejected with the signal's reason, and no file is left. */
+    signal?: AbortSignal | undefined;
+}
+
+export interface PruneOptions extends CommonOptions {
+    /** Which blocks may go. Default: `all`. */
+    blocks?: BlockSelection | undefined;
+    /** Exactly one of these three says when to stop. So many blocks are removed … */
+    remove?: number | undefined;
+    /** … or the fewest that are this share of all parameters, 0 … 1 … */
+    ratio?: number | undefined;
+    /** … or as many as leave the perplexity at most this share above the dense model's: 0.1 is 10 %. */
+    maxIncrease?: number | undefined;
+}
+
+export interface ApplyOptions extends CommonOptions {
+    /** The blocks to remove, for instance from {@link readOrder}. */
+    order: readonly Block[];
+}
+
+export interface PruneResult {
+    model: string;
+    output: string;
+    architecture: string;
+    /** The architecture that the output is written as. */
+    host: string;
+    removed: Block[];
+    steps: Step[];
+    /** On the calibration text. */
+    perplexity: { dense: number; pruned: number };
+    parameters: { dense: number; pruned: number };
+    bytes: { dense: number; pruned: number };
+    seconds: number;
+}
+
+/**
+ * The relative difference at which the stock runtime's perplexity counts as another one: both compute the same with the
+ * same kernels, so what is left is rounding.
+ */
+const TOLERANCE = 1e-4;
+
+/** The stock runtime hands over every logit, about 0.3 µs each: of longer texts, evenly spread positions are compared. */
+const VERIFIED_LOGITS = 2 ** 25;
+
+const GIB = 2 ** 30;
+
+/**
+ * Prunes a model by BlockPruner's search and writes it as a GGUF that an unmodified llama.cpp loads.
+ * @param model a path, or a URI that node-llama-cpp's resolver takes
+ * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
+ */
+export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
+    const { remove, ratio, maxIncrease, blocks: selection = 'all', onProgress } = options;
+    if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
+        throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
+    }
+    checkRange('remove', remove, 1, Infinity, true);
+    checkRange('ratio', ratio, 0, 1);
+    checkRange('maxIncrease', maxIncrease, 0, Infinity);
+
+    return withModel(model, options, async (loaded, blocks, calibration) => {
+        const candidates = blocks.filter(({ kind }) => selection === 'all' || kind === selection);
+        // one block must stay: there is no model without layers
+        const most = Math.min(candidates.length, blocks.length - 1);
+        const share = (removed: readonly Block[]) => sum(candidates.filter((block) => removed.some((gone) => sameBlock(gone, block)))) / loaded.parameters;
+        if (remove !== undefined && remove > most) {
+            throw new BlockprunerError(`can't remove ${remove} blocks: at most ${most} of this model's ${candidates.length} ${selection === 'all' ? '' : `${selection} `}blocks can go`);
+        }
+        const largest = Math.max(...candidates.map((block) => block.parameters));
+        const reachable = (sum(candidates) - (most < candidates.length ? largest : 0)) / loaded.parameters;
+        if (ratio !== undefined && ratio > reachable) {
+            throw new BlockprunerError(`can't remove ${percent(ratio)} of the parameters: without its ${selection === 'all' ? '' : `${selection} `}blocks the model still has ${percent(1 - reachable)}`);
+        }
+        const expected = remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most);
+        const progressOf = (step: number, index: number) => (step - 1) * candidates.length - (step - 1) * (step - 2) / 2 + index;
+        const total = progressOf(Math.min(expected, most) + 1, 0);
+
+        let dense = NaN;
+        const keepBytes = options.keepBytes ?? GIB;
+        const { signal } = options;
+        const { steps } = await searchOrder({
+            setCurrent: (removed) => perplexityOf(loaded, calibration, { skip: removed, keepBytes, signal }),
+            withoutOneMore: (removed, candidate) => perplexityOf(loaded, calibration, { skip: [...removed, candidate], signal })
+        }, {
+            candidates,
+            done: (removed) => removed.length >= Math.min(most, remove ?? most) || (ratio !== undefined && share(removed) >= ratio),
+            ...(maxIncrease !== undefined && { limit: (value: number) => value * (1 + maxIncrease) }),
+            onStart: (value) => {
+                dense = value;
+                onProgress?.('search', 0, total);
+            },
+            onEvaluation: (step, index) => onProgress?.('search', progressOf(step, index), total),
+            onStep: (step, number) => options.onStep?.(step, number, dense)
+        });
+        return { dense, removed: steps.map((step) => step.removed), steps };
+    });
+}
+
+/** Removes given blocks, without a search, and writes the result as {@link prune} does. */
+export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
+    return withModel(model, options, async (loaded, blocks, calibration) => {
+        const unknown = options.order.find((block) => !blocks.some((other) => sameBlock(other, block)));
+        if (unknown) {
+            throw new BlockprunerError(`the order doesn't fit this model: it has no block ${formatBlock(unknown)}, its layers are 0 to ${loaded.layers - 1}`);
+        }
+        if (options.order.length >= blocks.length) {
+            throw new BlockprunerError(`can't remove all ${blocks.length} blocks: one must stay`);
+        }
+        const { signal, onProgress } = options;
+        const dense = await perplexityOf(loaded, calibration, { signal, onProgress: (done, total) => onProgress?.('search', done, total) });
+        return { dense, removed: [...options.order], steps: [] };
+    });
+}
+
+/** Which blocks go, and the perplexity with all of them. */
+type Decision = Pick<PruneResult, 'removed' | 'steps'> & { dense: number };
+
+/** What prune and apply share: everything but the decision which blocks go. */
+async function withModel(
+    uri: string,
+    options: CommonOptions,
+    decide: (model: Model, blocks: BlockInfo[], calibration: Calibration) => Promise<Decision>
+): Promise<PruneResult> {
+    const started = performance.now();
+    const { output, force, verify = true, signal, onProgress } = options;
+    const file = await resolveModel(uri, { signal });
+    const gguf = await readGguf(file, signal);
+    await checkOutput(output, gguf, force);
+    const host = chooseHost(gguf);
+
+    const model = await Model.load(file, { ...options, onProgress: (done, total) => onProgress?.('load', done, total) });
+    const { device, gpuLayers, threads, flashAttention, parameters } = model;
+    let calibration: Calibration, blocks: BlockInfo[], decision: Decision, nll: Float32Array, stride: number;
+    try {
+        onProgress?.('calibrate', 0, 1);
+        calibration = await loadCalibration(model, options.calibration, signal);
+        blocks = await model.blocks(signal);
+        decision = await decide(model, blocks, calibration);
+        nll = await model.evaluate(calibration, { skip: decision.removed, signal });
+        stride = Math.ceil(nll.length * model.vocabulary / VERIFIED_LOGITS);
+    } finally {
+        model.dispose(); // before the stock runtime loads its copy
+    }
+
+    const { removed, steps, dense } = decision;
+    const pruned = Math.exp(meanNll(nll, calibration.length));
+    await writePruned(gguf, host, blocks, {
+        removed,
+        calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
+        perplexity: { dense, pruned }
+    }, output, {
+        force,
+        signal,
+        onProgress: (done, total) => onProgress?.('write', done, total),
+        ...(verify && {
+            verify: async (written: string) => {
+                const stock = await stockNll(written, calibration, {
+                    device, gpuLayers, threads, flashAttention, signal, stride,
+                    onProgress: (done, total) => onProgress?.('verify', done, total)
+                });
+                const expected = nll.filter((_, position) => position % stride === 0);
+                const [found, searched] = [stock, expected].map((values) => Math.exp(meanNll(values, values.length + 1))) as [number, number];
+                if (!(Math.abs(found / searched - 1) <= TOLERANCE)) {
+                    throw new BlockprunerError(`verification failed: the written file has perplexity ${found} in the stock runtime, the search found ${searched}; no file was kept`);
+                }
+            }
+        })
+    });
+
+    const written = await readGguf(output, signal);
+    return {
+        model: uri, output, architecture: String(gguf.metadata['general.architecture']), host: host.name, removed, steps,
+        perplexity: { dense, pruned },
+        parameters: { dense: parameters, pruned: countParameters(written) },
+        bytes: { dense: gguf.bytes, pruned: written.bytes },
+        seconds: (performance.now() - started) / 1000
+    };
+}
+
+export interface Inspection {
+    architecture: string;
+    /** The architecture that a pruned model is written as; null where there is none yet. */
+    host: string | null;
+    /** Why. */
+    reason: string;
+    layers: number;
+    blocks: BlockInfo[];
+}
+
+/** What a model consists of and how it can be pruned. */
+export async function inspect(model: string, options: Pick<CommonOptions, 'signal' | 'onProgress'> = {}): Promise<Inspection> {
+    const { signal, onProgress } = options;
+    const loaded = await Model.load(await resolveModel(model, { signal }), { device: 'cpu', signal, onProgress: (done, total) => onProgress?.('load', done, total) });
+    try {
+        let host: Host | undefined, reason: string;
+        try {
+            host = chooseHost(loaded.gguf);
+            ({ reason } = host);
+        } catch (error) {
+            if (!(error instanceof BlockprunerError)) {
+                throw error;
+            }
+            reason = error.message;
+        }
+        return { architecture: loaded.architecture, host: host?.name ?? null, reason, layers: loaded.layers, blocks: await loaded.blocks(signal) };
+    } finally {
+        loaded.dispose();
+    }
+}
+
+function countParameters(gguf: Gguf): number {
+    return gguf.tensors.reduce((total, tensor) => total + parametersOf(tensor), 0);
+}
+
+function sum(blocks: readonly BlockInfo[]): number {
+    return blocks.reduce((total, block) => total + block.parameters, 0);
+}
+
+function percent(share: number): string {
+    return `${(100 * share).toFixed(1)} %`;
+}
+
+function checkRange(name: string, value: number | undefined, low: number, high: number, integer = false): void {
+    if (value !== undefined && (!(value >= low && value <= high) || (integer && !Number.isInteger(value)))) {
+        throw new BlockprunerError(`${name} must be ${integer ? 'a whole number' : 'a number'} ${high === Infinity ? `of at least ${low}` : `from ${low} to ${high}`}, not ${value}`);
+    }
+}

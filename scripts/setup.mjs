@@ -1,0 +1,53 @@
+// All that a command of this repository needs first: the packages, the addon, the compiled TypeScript. Of Node only, since it
+// runs before anything is installed.
+//
+//   node scripts/setup.mjs              all of it
+//   node scripts/setup.mjs --types-only the TypeScript, if its sources and compiler are there (npm's `prepare`)
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, rmSync, statSync } from 'node:fs';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
+const at = (...names) => path.join(root, ...names);
+
+function run(command, ...args) {
+    const { status } = spawnSync(command, args, { cwd: root, stdio: 'inherit', shell: command.endsWith('.cmd') });
+    if (status !== 0) {
+        process.exit(status ?? 1);
+    }
+}
+
+/** npm writes node_modules/.package-lock.json last, a moment before or after package-lock.json if it changes that too. */
+function packagesAreInstalled() {
+    const installed = at('node_modules', '.package-lock.json');
+    return existsSync(installed) && statSync(installed).mtimeMs > statSync(at('package-lock.json')).mtimeMs - 2000;
+}
+
+function installPackages() {
+    // without the scripts: the addon and the TypeScript come next, and would be built twice
+    const args = ['ci', '--ignore-scripts', '--no-audit', '--no-fund'];
+    if (process.env.npm_execpath) {
+        run(process.execPath, process.env.npm_execpath, ...args);
+    } else {
+        run(process.platform === 'win32' ? 'npm.cmd' : 'npm', ...args);
+    }
+}
+
+function compileTypes() {
+    rmSync(at('dist'), { recursive: true, force: true });
+    run(process.execPath, at('node_modules', 'typescript', 'bin', 'tsc'));
+}
+
+if (process.argv.includes('--types-only')) {
+    if (existsSync(at('lib')) && existsSync(at('node_modules', 'typescript'))) {
+        compileTypes();
+    }
+} else {
+    if (!packagesAreInstalled()) {
+        installPackages();
+    }
+    run(process.execPath, at('native', 'build.js'));
+    compileTypes();
+}
