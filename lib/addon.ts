@@ -32,6 +32,8 @@ export interface NativeModel {
 export interface NativeEvaluator {
     /** In the order of the residual stream. `tensors`: the weights that only this block reads. */
     blocks(): { kind: 'attn' | 'ffn'; layer: number; tensors: string[] }[];
+    /** The number of operations of the last evaluation, and of its writes to the KV cache. */
+    graph(): { nodes: number; cacheWrites: number };
     /**
      * The NLL of the tokens 1 … length−1 of each sequence. `skip`: indexes into blocks(). `keepBytes`: keep the residual
      * stream of this run at as many boundaries as fit, for later runs on the same tokens to start from.
@@ -50,7 +52,7 @@ export interface NativeGguf {
 
 export type GgufValue =
     | { key: string; type: 'string'; value: string }
-    | { key: string; type: 'u32' | 'f32' | 'f64'; value: number }
+    | { key: string; type: 'u16' | 'i32' | 'u32' | 'f32' | 'f64'; value: number }
     | { key: string; type: 'bool'; value: boolean }
     | { key: string; type: 'u32[]' | 'f32[]'; value: number[] }
     | { key: string; type: 'string[]'; value: string[] };
@@ -78,7 +80,7 @@ interface Addon {
     quantize(input: string, output: string, ftype: number): Promise<void>;
     Model: { load(path: string, options: NativeTask & { device: Device; gpuLayers?: number }): Promise<NativeModel> };
     Evaluator: {
-        create(model: NativeModel, options: NativeTask & { context: number; threads: number; flashAttention: boolean; cacheType: 'f16' | 'f32' }): Promise<NativeEvaluator>;
+        create(model: NativeModel, options: NativeTask & { context: number; threads: number; flashAttention: boolean; cacheType: 'f16' | 'f32'; logitsBytes?: number }): Promise<NativeEvaluator>;
     };
 }
 

@@ -20,6 +20,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
     Napi::Function cls = DefineClass(env, "Evaluator", {
         StaticMethod<&Evaluator::create>("create"),
         InstanceMethod<&Evaluator::blocks>("blocks"),
+        InstanceMethod<&Evaluator::graph>("graph"),
         InstanceMethod<&Evaluator::evaluate>("evaluate"),
         InstanceMethod<&Evaluator::dispose>("dispose"),
     });
@@ -40,8 +41,9 @@ void Evaluator::dispose(const Napi::CallbackInfo &) {
     self.reset();
 }
 
-// create(model, { context, threads, flashAttention, cacheType: 'f16'|'f32', cancel? }): Promise<Evaluator>
-// Finds the blocks; rejects where the graph isn't understood. context: tokens a sequence at most.
+// create(model, { context, threads, flashAttention, cacheType: 'f16'|'f32', logitsBytes?, cancel? }): Promise<Evaluator>
+// Finds the blocks; rejects where the graph isn't understood. context: tokens a sequence at most. logitsBytes: memory for
+// logits, default 256 MiB; of longer sequences, they are computed in parts.
 Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
     const auto options = info[1].As<Napi::Object>();
 
@@ -51,6 +53,10 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
     s.context_size = options.Get("context").As<Napi::Number>().Uint32Value();
     if (!s.model) {
         throw Napi::Error::New(info.Env(), "the model is disposed");
+    }
+
+    if (options.Get("logitsBytes").IsNumber()) {
+        s.patch.logits_bytes = (size_t) options.Get("logitsBytes").As<Napi::Number>().Int64Value();
     }
 
     llama_context_params params = llama_context_default_params();
@@ -107,6 +113,17 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
         array.Set(array.Length(), object);
     }
     return array;
+}
+
+// graph(): { nodes, cacheWrites }, the number of operations of the last evaluation, and of its writes to the KV cache
+Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
+    if (!self) {
+        throw Napi::Error::New(info.Env(), "the evaluator is disposed");
+    }
+    auto object = Napi::Object::New(info.Env());
+    object.Set("nodes", self->patch.n_nodes);
+    object.Set("cacheWrites", self->patch.n_cache_writes);
+    return object;
 }
 
 // evaluate(tokens: Int32Array, length, skip: number[], { keepBytes?, onProgress?(sequences), cancel? }): Promise<Float32Array>

@@ -47,6 +47,7 @@ private:
     static Napi::Value create(const Napi::CallbackInfo & info);
 
     Napi::Value blocks(const Napi::CallbackInfo & info);
+    Napi::Value graph(const Napi::CallbackInfo & info);
     Napi::Value evaluate(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };

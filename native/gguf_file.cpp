@@ -134,7 +134,7 @@ ggml_type type_by_name(const std::string & name) {
     throw std::runtime_error("unknown tensor type '" + name + "'");
 }
 
-// A metadata value to set: { key, type: 'string'|'u32'|'f32'|'f64'|'bool'|'u32[]'|'f32[]'|'string[]', value }
+// A metadata value to set: { key, type, value }; type is one of set()'s, with [] for arrays
 struct new_value {
     std::string              key, type;
     std::vector<std::string> strings;
@@ -168,6 +168,8 @@ struct new_value {
             pointers.push_back(text.c_str());
         }
         if      (type == "string")   gguf_set_val_str (file, k, strings.at(0).c_str());
+        else if (type == "u16")      gguf_set_val_u16 (file, k, (uint16_t) numbers.at(0));
+        else if (type == "i32")      gguf_set_val_i32 (file, k, (int32_t) numbers.at(0));
         else if (type == "u32")      gguf_set_val_u32 (file, k, u32.at(0));
         else if (type == "f32")      gguf_set_val_f32 (file, k, f32.at(0));
         else if (type == "f64")      gguf_set_val_f64 (file, k, numbers.at(0));

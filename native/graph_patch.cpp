@@ -14,9 +14,6 @@
 
 namespace {
 
-// Logits are computed for as many positions at a time as fit here, so that memory doesn't grow with context x vocabulary.
-constexpr int64_t LOGITS_BUDGET = 256ll * 1024 * 1024;
-
 using tensor_set = std::unordered_set<const ggml_tensor *>;
 
 // Views are flattened by ggml: view_src is always the tensor that owns the memory.
@@ -391,7 +388,7 @@ void graph_patch::apply(llm_graph_result & res) {
         add_input(targets_in, "targets", targets);
 
         nll.clear();
-        const int64_t rows = std::max<int64_t>(32, LOGITS_BUDGET/((int64_t) sizeof(float)*res.t_logits->ne[0]));
+        const int64_t rows = std::max<int64_t>(32, logits_bytes/ggml_row_size(res.t_logits->type, res.t_logits->ne[0]));
         const auto head = rows < n_outputs ? find_head(graph, res.t_embd, res.t_logits) : std::vector<ggml_tensor *>();
         if (head.empty()) {
             nll.push_back(build_nll(ctx, res.t_logits, targets_in));
@@ -417,14 +414,17 @@ void graph_patch::apply(llm_graph_result & res) {
         for (ggml_tensor * input : inputs) {
             ggml_build_forward_expand(gf, input);
         }
+        n_cache_writes = 0;
         for (ggml_tensor * node : graph.nodes) {
             if (needed.count(node)) {
                 ggml_build_forward_expand(gf, node);
+                n_cache_writes += node->op == GGML_OP_SET_ROWS;
             }
         }
         for (ggml_tensor * t : nll) {
             ggml_build_forward_expand(gf, t);
         }
+        n_nodes = ggml_graph_n_nodes(gf);
     } catch (const std::exception & e) {
         error = e.what();
         throw;

@@ -39,6 +39,9 @@ public:
     };
     void set_request(request r);
 
+    // Logits are computed for as many positions at a time as fit here, so that memory doesn't grow with context x vocabulary.
+    size_t logits_bytes = 256*1024*1024;
+
     // The token that each output position should predict; must outlive the graph's computation.
     const int32_t * targets = nullptr;
 
@@ -50,6 +53,10 @@ public:
 
     // F32, one value for each output position, over the tensors in order; of the last graph.
     std::vector<ggml_tensor *> nll;
+
+    // Of the last graph: its operations, and how many of them write to a cache.
+    int n_nodes        = 0;
+    int n_cache_writes = 0;
 
     // changes when graphs built before can't be reused
     uint64_t version = 0;

@@ -1,0 +1,203 @@
+import fs from 'node:fs';
+import path from 'node:path';
+import { readGguf, type Inspection, type Perplexity, type PruneResult } from '../../lib/index.js';
+import { temporaryFolder, tiny } from '../models';
+import { expectRefused, run, runJson, shortSearch, start } from './run';
+
+const folder = temporaryFolder();
+const file = (name: string) => path.join(folder, name);
+const text = file('text.txt');
+fs.writeFileSync(text, 'The whale rose from the sea, and the ship turned to meet it. '.repeat(40));
+
+describe('--help', () => {
+    test.each([
+        ['prune', ['--output', '--force', '--verify', '--remove', '--ratio', '--max-increase', '--blocks', '--order', '--calibration', '--field', '--samples', '--context', '--seed', '--device', '--gpu-layers', '--threads', '--json']],
+        ['apply', ['--order', '--remove', '--output', '--force', '--verify', '--calibration', '--samples', '--context', '--device', '--json']],
+        ['perplexity', ['--text', '--field', '--context', '--skip', '--definition', '--device', '--gpu-layers', '--threads', '--json']],
+        ['inspect', ['--json']]
+    ])('of %s lists its options and has examples', async (command, options) => {
+        const { code, stdout, stderr } = await run(command, '--help');
+        expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+        expect(options.filter((option) => !new RegExp(`${option}\\b`).test(stdout))).toEqual([]);
+        expect(stdout).toMatch(new RegExp(`Examples:\\n  blockpruner ${command} `));
+    });
+
+    test('lists the commands', async () => {
+        const { code, stdout } = await run('--help');
+        expect(code).toBe(0);
+        expect([...stdout.matchAll(/blockpruner (\w+) <model>/g)].map(([, name]) => name)).toEqual(['prune', 'apply', 'perplexity', 'inspect']);
+    });
+});
+
+test('--version is that of the package', async () => {
+    const { version } = JSON.parse(fs.readFileSync(path.resolve(__dirname, '../../package.json'), 'utf8')) as { version: string };
+    expect(await run('--version')).toEqual({ code: 0, signal: null, stdout: `${version}\n`, stderr: '' });
+});
+
+describe('prune and apply', () => {
+    const output = file('pruned.gguf');
+    const order = file('order.json');
+    let result: PruneResult;
+    beforeAll(async () => {
+        result = await runJson<PruneResult>('prune', tiny, '-o', output, '--order', order, '--remove', '2', '--blocks', 'attn', '--samples', '1', '--context', '32');
+    });
+
+    test('print one JSON object', () => {
+        const block = { kind: 'attn', layer: expect.any(Number) as number };
+        const step = { removed: block, perplexity: expect.any(Number) as number, evaluations: expect.any(Number) as number, seconds: expect.any(Number) as number };
+        const numbers = { dense: expect.any(Number) as number, pruned: expect.any(Number) as number };
+        expect(result).toEqual({
+            model: tiny, output, architecture: 'llama', host: 'deci', removed: [block, block], steps: [step, step],
+            perplexity: numbers, parameters: numbers, bytes: numbers, seconds: expect.any(Number) as number
+        });
+        expect(result.steps.map(({ removed, evaluations }) => [removed, evaluations])).toEqual([[result.removed[0], 12], [result.removed[1], 11]]);
+        expect(result.perplexity.pruned).toBeCloseTo(result.steps[1]!.perplexity, 10);
+    });
+
+    test('write a file that is smaller, by the weights of the blocks', async () => {
+        const [dense, pruned] = [await readGguf(tiny), await readGguf(output)];
+        expect(fs.statSync(output).size).toBe(result.bytes.pruned);
+        expect(result.bytes.dense - result.bytes.pruned).toBeGreaterThan(dense.bytes / 50);
+        expect(result.parameters.dense - result.parameters.pruned).toBeGreaterThan(result.parameters.dense / 50);
+        expect(pruned.metadata['general.architecture']).toBe('deci');
+        expect(fs.readdirSync(folder).filter((name) => /partial|^\./.test(name))).toEqual([]);
+    });
+
+    test("write the order in the paper's schema", () => {
+        const [first, second] = result.removed.map(({ layer }) => ['mha', layer]);
+        expect(JSON.parse(fs.readFileSync(order, 'utf8'))).toEqual({ 1: [first], 2: [first, second] });
+    });
+
+    test('write the same file, by a search and by its order', async () => {
+        const again = file('applied.gguf');
+        const applied = await runJson<PruneResult>('apply', tiny, '-o', again, '--order', order, '--remove', '2', '--samples', '1', '--context', '32');
+        expect(applied).toEqual({ ...result, output: again, steps: [], seconds: expect.any(Number) as number });
+        expect(fs.readFileSync(again).equals(fs.readFileSync(output))).toBe(true);
+    });
+
+    test('tell a person what was removed, and at what cost', async () => {
+        const { code, stdout, stderr } = await run('prune', tiny, '-o', file('told.gguf'), ...shortSearch);
+        expect(code).toBe(0);
+        expect(stdout).toMatch(/^removed +attn\.\d+\nperplexity +\d+\.\d+ → \d+\.\d+ \(\+?.+ %.*\)\nparameters .* M \(−.*\)\nsize .* MiB \(−.*\)\n.*verified in the stock runtime.*\n$/);
+        expect(stderr).toMatch(/^ +1\. attn\.\d+ +perplexity \d+\.\d+ .*, 12 evaluations, .* s\n$/);
+    });
+
+    test('stop by a share of the parameters and by the rise of the perplexity', async () => {
+        const search = ['--samples', '1', '--context', '32', '--no-verify'];
+        const byRatio = await runJson<PruneResult>('prune', tiny, '-o', file('ratio.gguf'), '--ratio', '0.1', '--blocks', 'ffn', ...search);
+        expect(byRatio.removed).toHaveLength(2); // an FFN block is 5.2 % of the parameters
+        const byIncrease = await runJson<PruneResult>('prune', tiny, '-o', file('increase.gguf'), '--max-increase', '0.05', '--blocks', 'attn', ...search);
+        expect(byIncrease.removed.length).toBeGreaterThan(0);
+        expect(byIncrease.perplexity.pruned).toBeLessThanOrEqual(1.05 * byIncrease.perplexity.dense);
+    });
+
+    describe('files that exist', () => {
+        const taken = file('taken');
+        beforeEach(() => fs.writeFileSync(taken, 'mine'));
+
+        test('are kept, as output and as order', async () => {
+            await expectRefused(folder, ['prune', tiny, '-o', taken, ...shortSearch], `${taken} exists: choose another name or give --force`);
+            await expectRefused(folder, ['prune', tiny, '-o', file('new.gguf'), '--order', taken, ...shortSearch], `${taken} exists: choose another name or give --force`);
+            await expectRefused(folder, ['apply', tiny, '-o', taken, '--order', order, '--remove', '1'], `${taken} exists: choose another name or give --force`);
+            expect(fs.readFileSync(taken, 'utf8')).toBe('mine');
+        });
+
+        test('are replaced with --force', async () => {
+            const taken2 = file('taken2');
+            fs.writeFileSync(taken2, 'mine');
+            await runJson('prune', tiny, '-o', taken, '--order', taken2, '--force', '--no-verify', ...shortSearch);
+            expect((await readGguf(taken)).metadata['general.architecture']).toBe('deci');
+            expect(JSON.parse(fs.readFileSync(taken2, 'utf8'))).toHaveProperty('1');
+        });
+
+        test.each(['output', 'order'])('are kept even with --force where the %s is the model itself', async (option) => {
+            const model = file('model.gguf');
+            fs.copyFileSync(tiny, model);
+            for (const name of [model, path.join(folder, '.', 'link.gguf')]) {
+                fs.rmSync(file('link.gguf'), { force: true });
+                fs.symlinkSync(model, file('link.gguf'));
+                await expectRefused(folder, ['prune', model, '-o', file('new.gguf'), `--${option}`, name, '--force', ...shortSearch].slice(option === 'output' ? 0 : 0), 'is the model itself');
+                expect(fs.readFileSync(model).equals(fs.readFileSync(tiny))).toBe(true);
+            }
+        });
+
+        test('the order and the output must be two files', async () => {
+            await expectRefused(folder, ['prune', tiny, '-o', file('one.gguf'), '--order', file('one.gguf'), ...shortSearch], 'one.gguf');
+        });
+    });
+});
+
+describe('perplexity', () => {
+    const measure = (...args: string[]) => runJson<Perplexity>('perplexity', tiny, '--text', text, '--context', '64', '--device', 'cpu', ...args);
+
+    test('prints one JSON object', async () => {
+        const { perplexity, nll, tokens, sequences, ...rest } = await measure();
+        expect(rest).toEqual({});
+        expect(sequences).toBeGreaterThan(2);
+        expect(tokens).toBe(63 * sequences);
+        expect(perplexity).toBeCloseTo(Math.exp(nll), 8);
+    });
+
+    test("leaves out blocks, by our names and by the paper's", async () => {
+        const [dense, ours, papers] = [await measure(), await measure('--skip', 'attn.3,ffn.7'), await measure('--skip', 'mlp.7, mha.3')];
+        expect(ours).toEqual(papers);
+        expect(ours.perplexity).not.toBe(dense.perplexity);
+    });
+
+    test('has the definition of llama.cpp', async () => {
+        const [paper, theirs] = [await measure(), await measure('--definition', 'llama.cpp')];
+        expect(theirs.tokens).toBe(31 * paper.sequences);
+        expect(theirs.perplexity).not.toBe(paper.perplexity);
+    });
+
+    test('of a pruned file is that of the model without the blocks', async () => {
+        const output = file('without.gguf');
+        const { removed: [block] } = await runJson<PruneResult>('prune', tiny, '-o', output, '--no-verify', ...shortSearch);
+        const { perplexity } = await runJson<Perplexity>('perplexity', output, '--text', text, '--context', '64');
+        expect(perplexity / (await measure('--skip', `attn.${block!.layer}`)).perplexity).toBeCloseTo(1, 6);
+    });
+});
+
+test('inspect lists the blocks', async () => {
+    const { architecture, host, reason, layers, blocks, ...rest } = await runJson<Inspection>('inspect', tiny);
+    expect({ architecture, host, layers, rest }).toEqual({ architecture: 'llama', host: 'deci', layers: 12, rest: {} });
+    expect(reason).toMatch('deci');
+    expect(blocks).toHaveLength(24);
+    expect(blocks.slice(0, 2)).toEqual([
+        { kind: 'attn', layer: 0, parameters: 196864, bytes: 209920 },
+        { kind: 'ffn', layer: 0, parameters: 393472, bytes: 418816 }
+    ]);
+    expect((await run('inspect', tiny)).stdout).toMatch(/^architecture +llama\nhost +deci: .*\nlayers +12, 24 blocks\n +attn\.0 .*\n(.*\n){23}$/);
+});
+
+// Windows has no SIGINT for other processes
+(process.platform === 'win32' ? describe.skip : describe)('Ctrl-C', () => {
+    async function expectStops({ ended, interrupt, stderr }: ReturnType<typeof start>, ready: () => boolean): Promise<void> {
+        while (!ready()) {
+            await new Promise((resolve) => setTimeout(resolve, 5));
+        }
+        const before = stderr();
+        const interrupted = performance.now();
+        interrupt();
+        const { code, stdout, stderr: after } = await ended;
+        expect(performance.now() - interrupted).toBeLessThan(2000);
+        expect({ code, stdout, stderr: after.slice(before.length) }).toEqual({ code: 130, stdout: '', stderr: 'blockpruner: stopped: no file was written\n' });
+    }
+    let outputs: string;
+    beforeEach(() => {
+        outputs = fs.mkdtempSync(file('outputs-'));
+    });
+    afterEach(() => expect(fs.readdirSync(outputs)).toEqual([]));
+
+    test('stops a search', async () => {
+        const search = start('prune', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', path.join(outputs, 'order.json'), '--remove', '20', '--samples', '2', '--context', '128');
+        await expectStops(search, () => search.stderr().includes('  1. '));
+    });
+
+    test('stops writing and verifying', async () => {
+        const order = file('stop.json');
+        fs.writeFileSync(order, '{"1": [["mlp", 3]]}');
+        const writing = start('apply', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', order, '--remove', '1', '--samples', '8');
+        await expectStops(writing, () => fs.readdirSync(outputs).some((name) => name.includes('partial')));
+    });
+});

@@ -1,0 +1,55 @@
+// The command line as a user meets it: dist/cli/index.js in a process of its own.
+import { spawn } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+
+export interface Ended {
+    code: number | null;
+    /** what ended it, where it did not end by itself */
+    signal: string | null;
+    stdout: string;
+    stderr: string;
+}
+
+/** A search that takes a second: one attention block, by 32 tokens. */
+export const shortSearch = ['--blocks', 'attn', '--remove', '1', '--samples', '1', '--context', '32', '--device', 'cpu'];
+
+/** Starts Node.js on a script; `interrupt` is Ctrl-C in its terminal, which child processes get too. */
+export function startNode(args: string[]): { ended: Promise<Ended>; stderr: () => string; interrupt: () => void } {
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'], detached: process.platform !== 'win32' });
+    let stdout = '', stderr = '';
+    child.stdout.setEncoding('utf8').on('data', (text) => (stdout += text));
+    child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
+    return {
+        ended: new Promise((resolve) => child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }))),
+        stderr: () => stderr,
+        interrupt: () => process.kill(-child.pid!, 'SIGINT')
+    };
+}
+
+export function start(...args: string[]): ReturnType<typeof startNode> {
+    return startNode([path.resolve(__dirname, '../../dist/cli/index.js'), ...args]);
+}
+
+export function run(...args: string[]): Promise<Ended> {
+    return start(...args).ended;
+}
+
+/** Runs a command that must succeed and print one JSON object, nothing else, on stdout. */
+export async function runJson<T>(...args: string[]): Promise<T> {
+    const { code, stdout, stderr } = await run(...args, '--json');
+    expect({ code, stderr: code === 0 ? '' : stderr }).toEqual({ code: 0, stderr: '' });
+    expect(stdout.trimEnd().split('\n')).toHaveLength(1);
+    return JSON.parse(stdout) as T;
+}
+
+/** Runs a command that must fail as a user should see it: one line that says which input was wrong, and no file left. */
+export async function expectRefused(folder: string, args: string[], says: string | RegExp): Promise<void> {
+    const before = fs.readdirSync(folder);
+    const { stderr, ...rest } = await run(...args);
+    expect(rest).toEqual({ code: 1, signal: null, stdout: '' });
+    expect(stderr.trimEnd().split('\n')).toEqual([expect.stringMatching(/^blockpruner: /)]);
+    expect(stderr).toMatch(says);
+    expect(stderr).not.toMatch(/ {4}at |\bundefined\b|\bNaN\b|\[object/);
+    expect(fs.readdirSync(folder)).toEqual(before);
+}

@@ -1,0 +1,144 @@
+// The patched graph against files in which a block's output projection is zero: leaving a block out must be the same.
+import path from 'node:path';
+import { formatBlock, Model, perplexityOf, type Block } from '../../lib/index.js';
+import { loadAddon, type NativeEvaluator } from '../../lib/addon.js';
+import { architectures, randomModel, temporaryFolder, tiny, withModel, withZeroed } from '../models';
+
+const folder = temporaryFolder();
+
+/** The tensors whose zeros make a block add nothing. */
+const projections = ({ kind, layer }: Block) => [`blk.${layer}.${kind === 'attn' ? 'attn_output' : 'ffn_down'}.weight`];
+
+async function expectSkipEqualsZeroed(file: string): Promise<void> {
+    await withModel(file, async (model, calibration) => {
+        const blocks = await model.blocks();
+        const dense = await perplexityOf(model, calibration);
+        for (const block of blocks) {
+            const skipped = await perplexityOf(model, calibration, { skip: [block] });
+            const copy = await withZeroed(file, path.join(folder, 'zeroed.gguf'), projections(block));
+            const zeroed = await withModel(copy, (other) => perplexityOf(other, calibration));
+            expect([formatBlock(block), Math.abs(skipped / zeroed - 1) < 1e-5]).toEqual([formatBlock(block), true]);
+            expect(Math.abs(skipped / dense - 1)).toBeGreaterThan(1e-5); // the block does something
+        }
+    });
+}
+
+/** An evaluator as the addon has it, and one sequence of 200 tokens. */
+async function withEvaluator<T>(file: string, options: { logitsBytes?: number }, use: (evaluator: NativeEvaluator, tokens: Int32Array) => Promise<T>): Promise<T> {
+    const addon = await loadAddon();
+    const model = await addon.Model.load(file, { device: 'cpu' });
+    const evaluator = await addon.Evaluator.create(model, { context: 200, threads: 2, flashAttention: true, cacheType: 'f16', ...options });
+    try {
+        return await use(evaluator, Int32Array.from({ length: 200 }, (_, i) => (i * 37) % 2048));
+    } finally {
+        evaluator.dispose();
+        model.dispose();
+    }
+}
+
+describe('leaving out a block equals zeroing its output projection', () => {
+    test.each(Object.keys(architectures) as (keyof typeof architectures)[])('in every block of a random %s', async (name) => {
+        await expectSkipEqualsZeroed(await randomModel(name, path.join(folder, `${name}.gguf`)));
+    });
+
+    test('in every block of the embedded model (Q8_0)', () => expectSkipEqualsZeroed(tiny));
+
+    test('of several blocks at once: all attention, all FFN, whole layers', async () => {
+        await withModel(tiny, async (model, calibration) => {
+            const blocks = await model.blocks();
+            for (const skip of [blocks.filter(({ kind }) => kind === 'attn'), blocks.filter(({ kind }) => kind === 'ffn'), blocks.filter(({ layer }) => layer < 3 || layer === 11)]) {
+                const copy = await withZeroed(tiny, path.join(folder, 'several.gguf'), skip.flatMap(projections));
+                const zeroed = await withModel(copy, (other) => perplexityOf(other, calibration));
+                expect(await perplexityOf(model, calibration, { skip }) / zeroed).toBeCloseTo(1, 5);
+            }
+        });
+    });
+});
+
+test('blocks are found in the order of the residual stream, with their weights', async () => {
+    await withModel(tiny, async (model) => {
+        const blocks = await model.blocks();
+        expect(blocks.map(formatBlock)).toEqual(Array.from({ length: 12 }).flatMap((_, layer) => [`attn.${layer}`, `ffn.${layer}`]));
+        // norm, Q, K, V, output; norm, gate, up, down
+        expect(blocks[0]!.parameters).toBe(256 + 2 * 256 * 256 + 2 * 256 * 128);
+        expect(blocks[1]!.parameters).toBe(256 + 3 * 256 * 512);
+    });
+});
+
+test('leaving out a block leaves out its operations and its KV cache writes', async () => {
+    await withEvaluator(tiny, {}, async (evaluator, tokens) => {
+        const graph = async (skip: number[]) => {
+            await evaluator.evaluate(tokens, tokens.length, skip, {});
+            return evaluator.graph();
+        };
+        const [dense, noAttn, noFfn, none] = [await graph([]), await graph([6]), await graph([7]), await graph(Array.from({ length: 24 }, (_, i) => i))];
+        expect([dense, noAttn, noFfn, none].map(({ cacheWrites }) => cacheWrites)).toEqual([24, 22, 24, 0]); // K and V of a layer
+        expect(noFfn.nodes).toBeLessThan(dense.nodes);
+        // what is left of no blocks is the embedding, the final norm, the logits and their NLL
+        expect(none.nodes).toBeLessThan(30);
+        // and the last layer's second selection of output rows
+        expect(dense.nodes - none.nodes).toBe(12 * (dense.nodes - noAttn.nodes + dense.nodes - noFfn.nodes) + 1);
+    });
+});
+
+describe('starting from a kept residual stream', () => {
+    test.each([['every boundary', 2 ** 28], ['a few boundaries', 3 * 256 * 4 * 2 * 64], ['none', 1]])('gives the same values with memory for %s', async (_, keepBytes) => {
+        await withModel(tiny, async (model, calibration) => {
+            await withModel(tiny, async (fresh) => {
+                const blocks = await model.blocks();
+                const base = [blocks[4]!, blocks[9]!];
+                // the first run of a context, and a graph like the one before it, must be planned anew
+                for (const current of [[], base]) {
+                    expect(await model.evaluate(calibration, { skip: current, keepBytes })).toEqual(await fresh.evaluate(calibration, { skip: current }));
+                    for (const block of blocks.filter((candidate, i) => i % 3 !== 1 && !current.includes(candidate))) {
+                        const skip = [...current, block];
+                        expect(await model.evaluate(calibration, { skip })).toEqual(await fresh.evaluate(calibration, { skip }));
+                    }
+                }
+                // other tokens and a skip set that differs from the first block on must not be mixed up with what is kept
+                const other = { tokens: calibration.tokens.slice().reverse(), length: 64 };
+                expect(await model.evaluate(other, { skip: base })).toEqual(await fresh.evaluate(other, { skip: base }));
+                expect(await model.evaluate(calibration)).toEqual(await fresh.evaluate(calibration));
+            });
+        });
+    });
+});
+
+test.each(['llama', 'gemma2'] as const)('logits of long sequences are computed in parts, to the same values (%s)', async (name) => {
+    const file = await randomModel(name, path.join(folder, 'parts.gguf'));
+    const nll = (logitsBytes: number) => withEvaluator(file, { logitsBytes }, (evaluator, tokens) => evaluator.evaluate(tokens, tokens.length, [2], {}));
+    const [whole, parts] = [await nll(2 ** 28), await nll(64 * 2048 * 4)]; // 64 positions at a time, of 199
+    parts.forEach((value, i) => expect(value).toBeCloseTo(whole[i]!, 4));
+});
+
+test('evaluations that do not fit are refused', async () => {
+    await withModel(tiny, async (model, { tokens }) => {
+        await expect(model.evaluate({ tokens, length: 64 }, { skip: [{ kind: 'attn', layer: 12 }] })).rejects.toThrow('the model has no block attn.12: its layers are 0 to 11');
+        await expect(model.evaluate({ tokens: tokens.slice(1), length: 64 })).rejects.toThrow('whole sequences');
+        await expect(model.evaluate({ tokens: Int32Array.from([1, 2048]), length: 2 })).rejects.toThrow('token 2048 is not in the vocabulary of 2048');
+        await expect(Promise.all([model.evaluate({ tokens, length: 64 }), model.evaluate({ tokens, length: 64 })])).rejects.toThrow('one evaluation at a time');
+    });
+});
+
+test('an AbortSignal stops an evaluation within a second', async () => {
+    await withModel(tiny, async (model, calibration) => {
+        const stop = new AbortController();
+        let aborted = 0;
+        const work = model.evaluate(calibration, {
+            signal: stop.signal,
+            onProgress: () => {
+                aborted ||= performance.now();
+                stop.abort(new Error('enough'));
+            }
+        });
+        await expect(work).rejects.toThrow('enough');
+        expect(performance.now() - aborted).toBeLessThan(1500);
+        expect(await perplexityOf(model, { tokens: calibration.tokens.slice(0, 128), length: 64 })).toBeGreaterThan(1); // still usable
+    }, { context: 512, samples: 60 });
+});
+
+test('a disposed model says so', async () => {
+    const model = await Model.load(tiny, { device: 'cpu' });
+    model.dispose();
+    await expect(model.tokenize('text')).rejects.toThrow('disposed');
+});
