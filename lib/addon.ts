@@ -78,7 +78,7 @@ interface Addon {
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
     quantize(input: string, output: string, ftype: number): Promise<void>;
-    Model: { load(path: string, options: NativeTask & { device: Device; gpuLayers?: number }): Promise<NativeModel> };
+    Model: { load(path: string, options: NativeTask & { gpus: string[]; gpuLayers?: number }): Promise<NativeModel> };
     Evaluator: {
         create(model: NativeModel, options: NativeTask & { context: number; threads: number; flashAttention: boolean; cacheType: 'f16' | 'f32'; logitsBytes?: number }): Promise<NativeEvaluator>;
     };
@@ -111,24 +111,28 @@ export function loadAddon(): Promise<Addon> {
 }
 /* eslint-enable @typescript-eslint/no-require-imports */
 
-/** Finds the device to compute on: `auto` takes the first GPU there is, else the CPU. */
-export async function chooseDevice(wanted: Device | 'auto'): Promise<Device> {
+/** ggml's names of the backends */
+const backendNames: Record<Device, RegExp> = { cpu: /^cpu/i, cuda: /^cuda/i, metal: /^(metal|mtl)/i, vulkan: /^vulkan/i };
+
+/**
+ * Finds the device to compute on: `auto` takes the first GPU there is, else the CPU.
+ * @returns the device, and ggml's names of the GPUs
+ * @throws BlockprunerError if there is no such device
+ */
+export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: Device; gpus: string[] }> {
     const addon = await loadAddon();
-    const backendName: Record<Device, RegExp> = { cpu: /^cpu/i, cuda: /^cuda/i, metal: /^(metal|mtl)/i, vulkan: /^vulkan/i };
-    const tried: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan'] : [wanted];
+    const tried: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
     for (const device of tried) {
         if (device === 'cpu') {
-            return 'cpu';
+            return { device, gpus: [] };
         }
         if (backendFolders[device] !== '') {
             addon.loadBackends(backendFolders[device]);
         }
-        if (addon.devices().some((found) => found.gpu && backendName[device].test(found.backend))) {
-            return device;
+        const gpus = addon.devices().filter((found) => found.gpu && backendNames[device].test(found.backend)).map((found) => found.name);
+        if (gpus.length > 0) {
+            return { device, gpus };
         }
-    }
-    if (wanted === 'auto') {
-        return 'cpu';
     }
     const found = [...new Set(addon.devices().map((device) => `${device.backend} (${device.description})`))];
     throw new BlockprunerError(`no ${wanted} device was found on this computer; there is ${found.join(', ')}`);

@@ -47,13 +47,18 @@ export interface EvaluateOptions {
  * Gives the local file of a model: a path as it is; a URI (`hf:user/repo:Q4_K_M`, `https://…`) is resolved and, once,
  * downloaded by node-llama-cpp into its models folder.
  */
-export async function resolveModel(model: string, options: { signal?: AbortSignal | undefined; quiet?: boolean | undefined } = {}): Promise<string> {
+export async function resolveModel(model: string, options: { signal?: AbortSignal | undefined; onProgress?: ((bytes: number, total: number) => void) | undefined } = {}): Promise<string> {
     if (fs.existsSync(model) || !/^[a-z]+:/i.test(model) || /^[a-z]:[\\/]/i.test(model)) {
         return model;
     }
     const { resolveModelFile } = await import('node-llama-cpp');
     try {
-        return await resolveModelFile(model, { cli: !options.quiet, ...(options.signal && { signal: options.signal }) });
+        const { signal, onProgress } = options;
+        return await resolveModelFile(model, {
+            cli: false, // it would draw on stdout
+            ...(signal && { signal }),
+            ...(onProgress && { onProgress: ({ downloadedSize, totalSize }) => onProgress(downloadedSize, totalSize) })
+        });
     } catch (error) {
         options.signal?.throwIfAborted();
         throw new BlockprunerError(`can't get the model ${model}: ${messageOf(error)}`, { cause: error });
@@ -99,10 +104,10 @@ export class Model {
         if (gguf.tensors.length === 0) {
             throw new BlockprunerError(`${file} holds only a vocabulary, no weights: nothing can be pruned`);
         }
-        const device = await chooseDevice(options.device ?? 'auto');
+        const { device, gpus } = await chooseDevice(options.device ?? 'auto');
         const addon = await loadAddon();
         const native = await runNative(options.signal, (cancel) => addon.Model.load(file, {
-            device,
+            gpus,
             cancel,
             ...(options.gpuLayers !== undefined && { gpuLayers: options.gpuLayers }),
             ...(options.onProgress && { onProgress: options.onProgress })
@@ -152,7 +157,7 @@ export class Model {
      * @throws BlockprunerError if the graph's residual stream can't be followed
      */
     async blocks(signal?: AbortSignal): Promise<BlockInfo[]> {
-        return (await this.#evaluatorFor(this.#evaluator?.context ?? 256, signal)).blocks;
+        return (await this.#evaluatorFor(this.#evaluator?.context ?? 512, signal)).blocks;
     }
 
     /**

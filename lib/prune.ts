@@ -3,7 +3,7 @@ import { formatBlock, sameBlock, type Block, type BlockSelection } from './block
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 import { BlockprunerError } from './errors.js';
 import { meanNll, perplexityOf } from './evaluation/perplexity.js';
-import { chooseHost, type Host } from './export/hosts.js';
+import { chooseHost, fillerOf, type Host } from './export/hosts.js';
 import { stockNll } from './export/stock-runtime.js';
 import { checkOutput, writePruned } from './export/write.js';
 import { parametersOf, readGguf, type Gguf } from './gguf.js';
@@ -11,7 +11,7 @@ import { Model, resolveModel, type BlockInfo } from './model.js';
 import { searchOrder, type Step } from './search/blockpruner.js';
 
 /** What is being worked on: for progress bars. `done` and `total` are in the unit of the phase. */
-export type Phase = 'load' | 'calibrate' | 'search' | 'write' | 'verify';
+export type Phase = 'download' | 'load' | 'calibrate' | 'search' | 'write' | 'verify';
 
 export interface CommonOptions {
     /** The pruned GGUF to write. */
@@ -87,6 +87,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     }
     checkRange('remove', remove, 1, Infinity, true);
     checkRange('ratio', ratio, 0, 1);
+    if (ratio === 0) {
+        throw new BlockprunerError('ratio must be above 0: nothing would be removed');
+    }
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
 
     return withModel(model, options, async (loaded, blocks, calibration) => {
@@ -123,6 +126,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             onEvaluation: (step, index) => onProgress?.('search', progressOf(step, index), total),
             onStep: (step, number) => options.onStep?.(step, number, dense)
         });
+        if (steps.length === 0) {
+            throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease ?? 0)}`);
+        }
         return { dense, removed: steps.map((step) => step.removed), steps };
     });
 }
@@ -154,7 +160,7 @@ async function withModel(
 ): Promise<PruneResult> {
     const started = performance.now();
     const { output, force, verify = true, signal, onProgress } = options;
-    const file = await resolveModel(uri, { signal });
+    const file = await resolveModel(uri, { signal, onProgress: (done, total) => onProgress?.('download', done, total) });
     const gguf = await readGguf(file, signal);
     await checkOutput(output, gguf, force);
     const host = chooseHost(gguf);
@@ -165,7 +171,7 @@ async function withModel(
     try {
         onProgress?.('calibrate', 0, 1);
         calibration = await loadCalibration(model, options.calibration, signal);
-        blocks = await model.blocks(signal);
+        blocks = await realBlocks(model, signal);
         decision = await decide(model, blocks, calibration);
         nll = await model.evaluate(calibration, { skip: decision.removed, signal });
         stride = Math.ceil(nll.length * model.vocabulary / VERIFIED_LOGITS);
@@ -198,7 +204,7 @@ async function withModel(
         })
     });
 
-    const written = await readGguf(output, signal);
+    const written = await readGguf(output); // no signal: the file is there
     return {
         model: uri, output, architecture: String(gguf.metadata['general.architecture']), host: host.name, removed, steps,
         perplexity: { dense, pruned },
@@ -221,7 +227,7 @@ export interface Inspection {
 /** What a model consists of and how it can be pruned. */
 export async function inspect(model: string, options: Pick<CommonOptions, 'signal' | 'onProgress'> = {}): Promise<Inspection> {
     const { signal, onProgress } = options;
-    const loaded = await Model.load(await resolveModel(model, { signal }), { device: 'cpu', signal, onProgress: (done, total) => onProgress?.('load', done, total) });
+    const loaded = await Model.load(await resolveModel(model, { signal, onProgress: (done, total) => onProgress?.('download', done, total) }), { device: 'cpu', signal, onProgress: (done, total) => onProgress?.('load', done, total) });
     try {
         let host: Host | undefined, reason: string;
         try {
@@ -233,10 +239,16 @@ export async function inspect(model: string, options: Pick<CommonOptions, 'signa
             }
             reason = error.message;
         }
-        return { architecture: loaded.architecture, host: host?.name ?? null, reason, layers: loaded.layers, blocks: await loaded.blocks(signal) };
+        return { architecture: loaded.architecture, host: host?.name ?? null, reason, layers: loaded.layers, blocks: await realBlocks(loaded, signal) };
     } finally {
         loaded.dispose();
     }
+}
+
+/** Without the filler that an earlier pruning left. */
+async function realBlocks(model: Model, signal?: AbortSignal): Promise<BlockInfo[]> {
+    const filler = fillerOf(model.gguf);
+    return (await model.blocks(signal)).filter((block) => !filler.some((other) => sameBlock(other, block)));
 }
 
 function countParameters(gguf: Gguf): number {

@@ -42,6 +42,7 @@ Napi::Value devices(const Napi::CallbackInfo & info) {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
     install_error_handlers();
+    env.SetInstanceData(new addon_data);
     llama_backend_init();
     exports.Set("loadBackends", Napi::Function::New(env, load_backends));
     exports.Set("devices", Napi::Function::New(env, devices));

@@ -49,7 +49,7 @@ protected:
         on_worker = true;
         take_logged_errors();
         try {
-            work(task_control(flag, has_progress ? &tsfn : nullptr));
+            work(task_control(flag, has_progress ? &tsfn : nullptr, ended));
         } catch (const cancelled_error & e) {
             cancelled = true;
             SetError(e.what());
@@ -63,6 +63,7 @@ protected:
     }
 
     void OnOK() override {
+        *ended = true;
         Napi::HandleScope scope(Env());
         try {
             deferred.Resolve(result(Env()));
@@ -74,6 +75,7 @@ protected:
     }
 
     void OnError(const Napi::Error & error) override {
+        *ended = true;
         Napi::HandleScope scope(Env());
         if (cancelled) {
             error.Set("code", Napi::String::New(Env(), "ABORT"));
@@ -88,6 +90,7 @@ private:
     Napi::ThreadSafeFunction                    tsfn;
     bool                                        has_progress = false;
     bool                                        cancelled    = false;
+    std::shared_ptr<bool>                       ended        = std::make_shared<bool>(false);
     const volatile int32_t                    * flag         = nullptr;
     Napi::ObjectReference                       flag_owner;
 };
@@ -96,8 +99,11 @@ private:
 
 void task_control::progress(double done, double total) const {
     if (tsfn) {
-        tsfn->NonBlockingCall([done, total](Napi::Env env, Napi::Function callback) {
-            callback.Call({ Napi::Number::New(env, done), Napi::Number::New(env, total) });
+        // the queue of these calls is not the one of settled promises: a late call would come after its promise
+        tsfn->NonBlockingCall([done, total, ended = ended](Napi::Env env, Napi::Function callback) {
+            if (!*ended) {
+                callback.Call({ Napi::Number::New(env, done), Napi::Number::New(env, total) });
+            }
         });
     }
 }
@@ -110,6 +116,14 @@ Napi::Promise run_async(
     auto * w = new worker(env, options, std::move(work), std::move(result));
     w->Queue(); // deletes itself when it is done
     return w->promise();
+}
+
+computing::computing() {
+    on_worker = false;
+}
+
+computing::~computing() {
+    on_worker = true;
 }
 
 std::string take_logged_errors() {

@@ -8,6 +8,11 @@
 #include <stdexcept>
 #include <string>
 
+// What the addon keeps for each JavaScript thread that loaded it.
+struct addon_data {
+    Napi::FunctionReference model, evaluator; // constructors
+};
+
 // Thrown by work that saw the flag; its promise is rejected with code 'ABORT'.
 struct cancelled_error : std::runtime_error {
     cancelled_error() : std::runtime_error("cancelled") {}
@@ -16,7 +21,9 @@ struct cancelled_error : std::runtime_error {
 // What running work sees of its caller.
 class task_control {
 public:
-    task_control(const volatile int32_t * flag, Napi::ThreadSafeFunction * progress) : flag(flag), tsfn(progress) {}
+    // ended: set on the JavaScript thread once the promise is settled
+    task_control(const volatile int32_t * flag, Napi::ThreadSafeFunction * progress, std::shared_ptr<const bool> ended)
+        : flag(flag), tsfn(progress), ended(std::move(ended)) {}
 
     bool cancelled() const { return flag && *flag != 0; }
     void check() const {
@@ -29,17 +36,25 @@ public:
     void progress(double done, double total) const;
 
 private:
-    const volatile int32_t   * flag;
-    Napi::ThreadSafeFunction * tsfn;
+    const volatile int32_t    * flag;
+    Napi::ThreadSafeFunction  * tsfn;
+    std::shared_ptr<const bool> ended;
 };
 
 // Runs work on a worker thread, then result on the JavaScript thread. options: { onProgress?(done, total), cancel?: Int32Array }.
-// A failed GGML_ASSERT inside work rejects the promise instead of ending the process.
+// A failed GGML_ASSERT inside work rejects the promise instead of ending the process; see computing.
 Napi::Promise run_async(
         Napi::Env env,
         const Napi::Value & options,
         std::function<void(const task_control &)> work,
         std::function<Napi::Value(Napi::Env)> result);
+
+// While it lives, a failed assertion ends the process again: an exception must not leave an operation whose other
+// threads wait for this one.
+struct computing {
+    computing();
+    ~computing();
+};
 
 // Errors that llama.cpp logged on this thread since the last call: it returns null and logs the reason.
 std::string take_logged_errors();

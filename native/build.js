@@ -247,10 +247,10 @@ function failure(message) {
 
 const tools = [
     {
-        name: 'CMake 3.19 or newer',
+        name: 'CMake 3.21 or newer',
         isThere: () => {
             const [, major, minor] = /version (\d+)\.(\d+)/.exec(output('cmake', '--version')) ?? [0, 0, 0];
-            return major * 1000 + Number(minor) >= 3019;
+            return major * 1000 + Number(minor) >= 3021;
         },
         debian: 'cmake', fedora: 'cmake', macos: 'brew install cmake', windows: 'winget install Kitware.CMake'
     },

@@ -10,12 +10,6 @@
 #include <cmath>
 #include <vector>
 
-namespace {
-
-Napi::FunctionReference constructor;
-
-} // namespace
-
 void Evaluator::init(Napi::Env env, Napi::Object exports) {
     Napi::Function cls = DefineClass(env, "Evaluator", {
         StaticMethod<&Evaluator::create>("create"),
@@ -24,8 +18,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
         InstanceMethod<&Evaluator::evaluate>("evaluate"),
         InstanceMethod<&Evaluator::dispose>("dispose"),
     });
-    constructor = Napi::Persistent(cls);
-    constructor.SuppressDestruct();
+    env.GetInstanceData<addon_data>()->evaluator = Napi::Persistent(cls);
     exports.Set("Evaluator", cls);
 }
 
@@ -91,7 +84,7 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
             }
         },
         [created](Napi::Env env) -> Napi::Value {
-            return constructor.New({ Napi::External<std::shared_ptr<state>>::New(env, created.get()) });
+            return env.GetInstanceData<addon_data>()->evaluator.New({ Napi::External<std::shared_ptr<state>>::New(env, created.get()) });
         });
 }
 
@@ -164,20 +157,24 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     }
 
     auto nll = std::make_shared<std::vector<float>>();
-    return run_async(env, options,
-        [s = self, tokens, length, skipped, nll, keep](const task_control & control) {
-            struct guard {
-                state & s;
-                ~guard() { s.control = nullptr; s.busy = false; }
-            } release { *s };
-            s->control = &control;
-            s->evaluate(*tokens, length, skipped, keep, control, *nll);
-        },
-        [nll](Napi::Env env) -> Napi::Value {
+    const auto work = [s = self, tokens, length, skipped, nll, keep](const task_control & control) {
+        struct guard {
+            state & s;
+            ~guard() { s.control = nullptr; s.busy = false; }
+        } release { *s };
+        s->control = &control;
+        s->evaluate(*tokens, length, skipped, keep, control, *nll);
+    };
+    try {
+        return run_async(env, options, work, [nll](Napi::Env env) -> Napi::Value {
             auto array = Napi::Float32Array::New(env, nll->size());
             std::copy(nll->begin(), nll->end(), array.Data());
             return array;
         });
+    } catch (...) {
+        self->busy = false; // the work never began
+        throw;
+    }
 }
 
 void Evaluator::state::evaluate(
@@ -225,8 +222,12 @@ void Evaluator::state::evaluate(
         }
 
         llama_memory_clear(llama_get_memory(context.get()), false);
-        const int status = llama_decode(context.get(), batch);
-        llama_synchronize(context.get());
+        int status;
+        {
+            const computing no_exceptions;
+            status = llama_decode(context.get(), batch);
+            llama_synchronize(context.get());
+        }
         if (status != 0) {
             control.check();
             const std::string reason = take_logged_errors();

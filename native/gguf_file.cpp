@@ -257,6 +257,8 @@ void job::run(const task_control & control) const {
     if (!files.empty()) {
         gguf_set_kv(out.get(), files[0]->gguf.get());
     }
+    // ggml copies this key without aligning to it; what is written here has the default alignment
+    gguf_remove_key(out.get(), "general.alignment");
     for (const auto & key : remove) {
         gguf_remove_key(out.get(), key.c_str());
     }

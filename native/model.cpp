@@ -6,28 +6,18 @@
 #include "llama.h"
 
 #include <algorithm>
-#include <cctype>
 #include <string>
 #include <vector>
 
 namespace {
 
-Napi::FunctionReference constructor;
-
-std::string lower(std::string text) {
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-    return text;
-}
-
-// The GPUs of one kind of backend ("cuda", "metal", "vulkan"), ended by null; only the null for "cpu".
-std::vector<ggml_backend_dev_t> devices_of(const std::string & kind) {
+// The GPUs of these names, ended by null.
+std::vector<ggml_backend_dev_t> devices_of(const std::vector<std::string> & names) {
     std::vector<ggml_backend_dev_t> devices;
-    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
-        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
-        const auto type = ggml_backend_dev_type(dev);
-        const bool gpu  = type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
-        if (gpu && lower(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev))).rfind(kind == "metal" ? "mtl" : kind, 0) == 0) {
-            devices.push_back(dev);
+    for (const auto & name : names) {
+        devices.push_back(ggml_backend_dev_by_name(name.c_str()));
+        if (!devices.back()) {
+            throw std::runtime_error("there is no device " + name);
         }
     }
     devices.push_back(nullptr);
@@ -48,8 +38,7 @@ void Model::init(Napi::Env env, Napi::Object exports) {
         InstanceMethod<&Model::describe>("describe"),
         InstanceMethod<&Model::dispose>("dispose"),
     });
-    constructor = Napi::Persistent(cls);
-    constructor.SuppressDestruct();
+    env.GetInstanceData<addon_data>()->model = Napi::Persistent(cls);
     exports.Set("Model", cls);
 }
 
@@ -76,23 +65,25 @@ void Model::dispose(const Napi::CallbackInfo & info) {
     }
 }
 
-// load(path, { device: 'cpu'|'cuda'|'metal'|'vulkan', gpuLayers?: number, onProgress?, cancel? }): Promise<Model>
+// load(path, { gpus: names[], gpuLayers?: number, onProgress?, cancel? }): Promise<Model>; without GPUs on the CPU
 Napi::Value Model::load(const Napi::CallbackInfo & info) {
     const std::string path    = info[0].As<Napi::String>();
     const auto        options = info[1].As<Napi::Object>();
-    const std::string device  = options.Get("device").As<Napi::String>();
+    const auto        gpus    = options.Get("gpus").As<Napi::Array>();
     const int         layers  = options.Get("gpuLayers").IsNumber() ? options.Get("gpuLayers").As<Napi::Number>().Int32Value() : -1;
+
+    std::vector<std::string> names;
+    for (uint32_t i = 0; i < gpus.Length(); i++) {
+        names.push_back(gpus.Get(i).ToString());
+    }
 
     auto loaded = std::make_shared<std::shared_ptr<llama_model>>();
     return run_async(info.Env(), options,
         [=](const task_control & control) {
-            auto devices = devices_of(device);
-            if (device != "cpu" && devices.size() == 1) {
-                throw std::runtime_error("no " + device + " device was found");
-            }
+            auto devices = devices_of(names);
             llama_model_params params = llama_model_default_params();
             params.devices      = devices.data();
-            params.n_gpu_layers = device == "cpu" ? 0 : layers;
+            params.n_gpu_layers = names.empty() ? 0 : layers;
             params.progress_callback_user_data = const_cast<task_control *>(&control);
             params.progress_callback = [](float done, void * data) {
                 const auto & c = *static_cast<const task_control *>(data);
@@ -108,7 +99,7 @@ Napi::Value Model::load(const Napi::CallbackInfo & info) {
             loaded->reset(m, llama_model_free);
         },
         [loaded](Napi::Env env) -> Napi::Value {
-            return constructor.New({ Napi::External<std::shared_ptr<llama_model>>::New(env, loaded.get()) });
+            return env.GetInstanceData<addon_data>()->model.New({ Napi::External<std::shared_ptr<llama_model>>::New(env, loaded.get()) });
         });
 }
 
@@ -121,7 +112,7 @@ Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
     auto text   = std::make_shared<std::string>(info[0].As<Napi::String>());
     auto tokens = std::make_shared<std::vector<llama_token>>();
     return run_async(info.Env(), info[1],
-        [m = model, text, tokens](const task_control &) {
+        [m = model, text, tokens](const task_control & control) {
             const llama_vocab * vocab = llama_model_get_vocab(m.get());
             if (text->size() > INT32_MAX - 16) {
                 throw std::runtime_error("the text is larger than 2 GiB");
@@ -136,6 +127,7 @@ Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
                 throw std::runtime_error("the text could not be tokenised");
             }
             tokens->resize(n);
+            control.check();
         },
         [tokens](Napi::Env env) -> Napi::Value {
             auto array = Napi::Int32Array::New(env, tokens->size());

@@ -64,10 +64,11 @@ export async function readText(file: string, field?: string): Promise<string> {
         const { code } = error as NodeJS.ErrnoException;
         throw new BlockprunerError(`can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`);
     }
-    if (text.trim() === '') {
+    const samples = file.endsWith('.jsonl') ? samplesOf(file, text, field).join('\n\n') : text;
+    if (samples.trim() === '') {
         throw new BlockprunerError(`the text ${file} is empty`);
     }
-    return file.endsWith('.jsonl') ? samplesOf(file, text, field).join('\n\n') : text;
+    return samples;
 }
 
 function samplesOf(file: string, text: string, field?: string): string[] {

@@ -16,12 +16,13 @@ async function main(): Promise<void> {
         .command(apply)
         .command(perplexity)
         .command(inspect)
-        .demandCommand(1, 'say what to do: prune, apply, perplexity or inspect (--help tells more)')
+        .demandCommand(1, 'say what to do: prune, apply, perplexity or inspect')
         .strict()
         .recommendCommands()
+        .parserConfiguration({ 'duplicate-arguments-array': false }) // the last one counts
         .wrap(Math.min(120, process.stderr.columns ?? 120))
         .fail((message: string | null, error: Error | undefined) => {
-            throw error ?? new BlockprunerError(`${message} (--help tells more)`);
+            throw error ?? new BlockprunerError(`${message?.replace(/\s*\n\s*/g, ' ')} (--help tells more)`);
         })
         .help()
         .version()
@@ -31,6 +32,7 @@ async function main(): Promise<void> {
 main().catch((error: unknown) => {
     // what the user can put right is one line; anything else is a defect of ours, and its stack helps to find it
     const expected = error instanceof BlockprunerError || error instanceof Interrupted;
+    const interrupted = error instanceof Interrupted || (error instanceof Error && (error.cause as { code?: string } | undefined)?.code === 'BUILD_INTERRUPTED');
     process.stderr.write(expected || !(error instanceof Error) ? `blockpruner: ${messageOf(error)}\n` : `blockpruner: ${error.stack}\n`);
-    process.exitCode = error instanceof Interrupted ? 130 : 1;
+    process.exitCode = interrupted ? 130 : 1;
 });

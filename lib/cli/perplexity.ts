@@ -27,7 +27,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     const progress = new Progress();
     const signal = interruptSignal();
     try {
-        const model = await Model.load(await resolveModel(argv.model, { signal }), {
+        const model = await Model.load(await resolveModel(argv.model, { signal, onProgress: (done, total) => progress.update('download', done, total) }), {
             device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads, signal,
             onProgress: (done, total) => progress.update('load', done, total)
         });

@@ -1,10 +1,11 @@
-import fs from 'node:fs/promises';
+import fs from 'node:fs';
+import path from 'node:path';
 import type { Argv } from 'yargs';
-import { formatBlock } from '../blocks.js';
+import { formatBlock, type Block } from '../blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
 import { prune, type PruneResult } from '../prune.js';
 import { formatOrder } from '../search/order.js';
-import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
+import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
 
 export const command = 'prune <model>';
 export const describe = 'Search the blocks that matter least and write the model without them';
@@ -16,7 +17,7 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         ratio: { type: 'number', describe: 'Remove this share of the parameters (0.2 is 20 %)' },
         'max-increase': { type: 'number', describe: 'Remove while the perplexity rises by at most this share (0.1 is 10 %)' },
         blocks: { choices: ['all', 'attn', 'ffn'] as const, default: 'all' as const, describe: 'Which blocks may go' },
-        order: { type: 'string', describe: "Write the order of removal there, in the format of the paper's repository" },
+        order: { type: 'string', describe: "Write the order there, after each removal, in the format of the paper's repository" },
         ...calibrationOptions,
         ...deviceOptions,
         json: jsonOption
@@ -28,13 +29,19 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
     checkDevice(argv);
     checkInteger('remove', argv.remove, 1);
+    checkNumber('ratio', argv.ratio);
+    checkNumber('max-increase', argv['max-increase']);
     const given = [argv.remove, argv.ratio, argv['max-increase']].filter((value) => value !== undefined).length;
     if (given !== 1) {
         throw new BlockprunerError(given === 0 ? 'say how much to remove: --remove N, --ratio R or --max-increase X' : 'give only one of --remove, --ratio and --max-increase');
     }
-    if (argv.order !== undefined && !argv.force && await fs.stat(argv.order).catch(() => undefined)) {
+    if (argv.order !== undefined && path.resolve(argv.order) === path.resolve(argv.output)) {
+        throw new BlockprunerError('--order and --output name the same file');
+    }
+    if (argv.order !== undefined && !argv.force && fs.existsSync(argv.order)) {
         throw new BlockprunerError(`the order file ${argv.order} exists: choose another name or give --force`);
     }
+    const order: Block[] = [];
     const progress = new Progress();
     try {
         const result = await prune(argv.model, {
@@ -51,18 +58,26 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             threads: argv.threads,
             signal: interruptSignal(),
             onProgress: progress.update,
-            onStep: ({ removed, perplexity, evaluations, seconds }, number, dense) => progress.line(
-                `${String(number).padStart(3)}. ${formatBlock(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} evaluations, ${seconds.toFixed(1)} s`)
+            onStep({ removed, perplexity, evaluations, seconds }, number, dense) {
+                progress.line(`${String(number).padStart(3)}. ${formatBlock(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} evaluations, ${seconds.toFixed(1)} s`);
+                order.push(removed);
+                if (argv.order !== undefined) {
+                    writeOrder(argv.order, order); // after each removal: what a long search found is not lost if it is stopped
+                }
+            }
         });
-        if (argv.order !== undefined) {
-            await fs.writeFile(argv.order, formatOrder(result.removed)).catch((error: unknown) => {
-                throw new BlockprunerError(`${argv.output} was written, but the order could not be: ${messageOf(error)}`);
-            });
-        }
         progress.stop();
         printResult(result, argv.json, argv.verify);
     } finally {
         progress.stop();
+    }
+}
+
+function writeOrder(file: string, order: readonly Block[]): void {
+    try {
+        fs.writeFileSync(file, formatOrder(order));
+    } catch (error) {
+        throw new BlockprunerError(`can't write the order ${file}: ${messageOf(error)}`);
     }
 }
 

@@ -59,7 +59,13 @@ export function checkInteger(name: string, value: number | undefined, low: numbe
     }
 }
 
-const phases: Record<Phase, string> = { load: 'Loading', calibrate: 'Calibration', search: 'Searching', write: 'Writing', verify: 'Verifying' };
+export function checkNumber(name: string, value: number | undefined): void {
+    if (Number.isNaN(value)) {
+        throw new BlockprunerError(`--${name} must be a number`);
+    }
+}
+
+const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', write: 'Writing', verify: 'Verifying' };
 
 /** Progress on stderr: a bar with the time left where that is a terminal, else only the lines. */
 export class Progress {
@@ -101,10 +107,12 @@ export class Progress {
 /** Aborted by the first Ctrl-C (or SIGTERM); the second ends the process at once. */
 export function interruptSignal(): AbortSignal {
     const controller = new AbortController();
-    for (const name of ['SIGINT', 'SIGTERM'] as const) {
+    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
         process.on(name, () => {
             if (controller.signal.aborted) {
-                process.exit(130);
+                // the default action: process.exit() would wait for work on other threads
+                process.removeAllListeners(name);
+                process.kill(process.pid, name);
             }
             controller.abort(new Interrupted());
         });

@@ -1,4 +1,4 @@
-import type { Block } from '../blocks.js';
+import { parseBlocks, type Block } from '../blocks.js';
 import type { GgufTensor, GgufValue } from '../addon.js';
 import { BlockprunerError } from '../errors.js';
 import type { Gguf, GgufTensorInfo } from '../gguf.js';
@@ -46,7 +46,7 @@ export interface Host {
  */
 export function chooseHost(gguf: Gguf): Host {
     const architecture = String(gguf.metadata['general.architecture'] ?? '');
-    const source = deciSources[architecture];
+    const source = Object.hasOwn(deciSources, architecture) ? deciSources[architecture] : undefined;
     if (!source) {
         throw new BlockprunerError(`models of the architecture '${architecture}' can't be written yet; supported are ${supportedArchitectures.join(', ')} (Llama, Mistral, SmolLM, Qwen2 and others that use them)`);
     }
@@ -62,6 +62,13 @@ export function chooseHost(gguf: Gguf): Host {
         reason: `deci has the layers of ${architecture} with head counts and FFN sizes of their own, down to none`,
         plan: (blocks) => planDeci(gguf, architecture, source.rope, blocks)
     };
+}
+
+const fillerKey = 'blockpruner.filler';
+
+/** The blocks of a model that are filler of ours: they add nothing, so a search must not count them as blocks. */
+export function fillerOf(gguf: Gguf): Block[] {
+    return parseBlocks(String(gguf.metadata[fillerKey] ?? ''));
 }
 
 /** `blk.3.attn_q.weight` -> layer 3, rest `attn_q.weight`; neither for tensors outside the layers. */
@@ -114,7 +121,10 @@ function planDeci(gguf: Gguf, architecture: string, rope: 'norm' | 'neox', block
     const embedding = number('embedding_length');
     const headSize = number('attention.key_length', embedding / heads(0));
     const rotated = number('rope.dimension_count', headSize);
-    if (number('attention.value_length', headSize) !== headSize || rotated !== headSize) {
+    if (number('attention.value_length', headSize) !== headSize) {
+        throw new BlockprunerError(`this '${architecture}' model's heads have values of another length than keys: the host architecture deci needs the same`);
+    }
+    if (rotated !== headSize) {
         throw new BlockprunerError(`this '${architecture}' model rotates ${rotated} of ${headSize} values of a head: the host architecture deci needs all`);
     }
 
@@ -162,7 +172,8 @@ function planDeci(gguf: Gguf, architecture: string, rope: 'norm' | 'neox', block
             { key: 'deci.feed_forward_length', type: 'u32[]', value: layers.map(({ ffn }) => (ffn !== undefined ? perLayer('feed_forward_length', ffn) : 1)) },
             { key: 'deci.attention.key_length', type: 'u32', value: headSize },
             { key: 'deci.attention.value_length', type: 'u32', value: headSize },
-            { key: 'deci.rope.dimension_count', type: 'u32', value: headSize }
+            { key: 'deci.rope.dimension_count', type: 'u32', value: headSize },
+            { key: fillerKey, type: 'string', value: layers.flatMap(({ attn, ffn }, index) => [...(attn === undefined && index === 0 ? ['attn.0'] : []), ...(ffn === undefined ? [`ffn.${index}`] : [])]).join() }
         ],
         tensors: [
             ...tensors.filter(({ name }) => globalTensors.test(name)).map((tensor) => ({ name: tensor.name, file: tensor.file, from: tensor.name })),

@@ -71,11 +71,11 @@ function ask(request: Record<string, unknown> & { model: string }, options: Stoc
                 onProgress?.(...message.progress);
             } else {
                 reply = message;
-                child.disconnect();
+                child.kill('SIGKILL'); // nothing in it is worth a tidy end
             }
         });
         child.on('error', reject);
-        child.on('exit', (code, killed) => {
+        const settle = (code: number | null, killed: NodeJS.Signals | null) => {
             signal?.removeEventListener('abort', stop);
             if (signal?.aborted) {
                 reject(signal.reason as Error);
@@ -85,7 +85,9 @@ function ask(request: Record<string, unknown> & { model: string }, options: Stoc
                 const why = reply && 'error' in reply ? reply.error : `it ended with ${killed ?? `code ${code}`}: ${stderr.trim().split('\n').at(-1)}`;
                 reject(new BlockprunerError(`the stock runtime (node-llama-cpp) failed on ${request.model}: ${why}`));
             }
-        });
+        };
+        // its last words are read first
+        child.on('exit', (code, killed) => (child.stderr!.closed ? settle(code, killed) : child.stderr!.once('close', () => settle(code, killed))));
         child.send({ ...request, device, gpuLayers, threads, flashAttention });
     });
 }

@@ -30,16 +30,16 @@ export interface WriteOptions {
  */
 export async function checkOutput(output: string, gguf: Gguf, force = false): Promise<void> {
     const folder = path.dirname(path.resolve(output));
-    const stat = await fs.stat(output).catch(() => undefined);
+    const stat = await fs.stat(output, { bigint: true }).catch(() => undefined);
     if (stat) {
         for (const file of gguf.files) {
-            const source = await fs.stat(file);
+            const source = await fs.stat(file, { bigint: true });
             if (source.ino === stat.ino && source.dev === stat.dev) {
                 throw new BlockprunerError(`the output ${output} is the model itself: choose another name`);
             }
         }
-        if (stat.isDirectory()) {
-            throw new BlockprunerError(`the output ${output} is a folder: give a file name`);
+        if (!stat.isFile()) {
+            throw new BlockprunerError(`the output ${output} is ${stat.isDirectory() ? 'a folder' : 'no regular file'}: give a file name`);
         }
         if (!force) {
             throw new BlockprunerError(`the output ${output} exists: choose another name or give --force`);
@@ -74,12 +74,12 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
     const needed = plan.tensors.reduce((sum, tensor) => sum + ('from' in tensor ? sizes.get(tensor.from)! : 4 * tensor.shape.reduce((a, b) => a * b, 1)), 0)
         + (gguf.bytes - tensorBytes) + 2 ** 20;
     const folder = path.dirname(path.resolve(output));
-    const { bavail, bsize } = await fs.statfs(folder);
-    if (bavail * bsize < needed) {
+    const { blocks: size, bavail, bsize } = await fs.statfs(folder);
+    if (size > 0 && bavail * bsize < needed) { // some network file systems don't tell
         throw new BlockprunerError(`there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed and ${Math.floor(bavail * bsize / 2 ** 20)} MiB free in ${folder}`);
     }
 
-    const partial = path.join(folder, `.${path.basename(output, '.gguf')}.partial-${process.pid}.gguf`);
+    const partial = path.join(folder, `.blockpruner-partial-${crypto.randomUUID()}.gguf`);
     try {
         await runNative(signal, async (cancel) => addon.writeGguf({
             output: partial,
@@ -94,17 +94,25 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
         await verify?.(partial);
         signal?.throwIfAborted();
         if (!force) {
-            await fs.link(partial, output); // unlike rename, fails if the name was taken meanwhile
-            await fs.unlink(partial);
-        } else {
-            await fs.rename(partial, output);
+            await linkOrCheck(partial, output);
         }
+        await fs.rename(partial, output);
+        await fs.rm(partial, { force: true }); // renaming a file to its other link leaves both
     } catch (error) {
         await fs.rm(partial, { force: true });
-        if ((error as NodeJS.ErrnoException).code === 'EEXIST') {
-            throw new BlockprunerError(`the output ${output} exists: choose another name or give --force`);
-        }
         throw error;
+    }
+}
+
+/** Takes a name for a file, and fails if it was taken meanwhile; on file systems without links, shortly before it is used. */
+async function linkOrCheck(file: string, name: string): Promise<void> {
+    try {
+        await fs.link(file, name);
+    } catch (error) {
+        const exists = (error as NodeJS.ErrnoException).code === 'EEXIST' || await fs.stat(name).then(() => true, () => false);
+        if (exists) {
+            throw new BlockprunerError(`the output ${name} exists: choose another name or give --force`);
+        }
     }
 }
 

@@ -62,18 +62,22 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
         }
         let best: { block: Block; perplexity: number } | undefined;
         for (const [index, block] of remaining.entries()) {
-            const perplexity = await evaluator.withoutOneMore(removed, block);
-            if (!best || perplexity < best.perplexity) {
+            const value = await evaluator.withoutOneMore(removed, block);
+            const perplexity = Number.isNaN(value) ? Infinity : value; // an overflow: never the best
+            if (!best || perplexity < best.perplexity || Number.isNaN(best.perplexity)) {
                 best = { block, perplexity };
             }
             options.onEvaluation?.(steps.length + 1, index + 1, remaining.length);
         }
         const { block, perplexity } = best!;
+        if (perplexity === Infinity) {
+            throw new BlockprunerError(`after ${removed.length} removals, the perplexity is not finite whichever block goes next`);
+        }
         if (perplexity > limit) {
             break;
         }
         removed.push(block);
-        const step = { removed: block, perplexity, evaluations: remaining.length, seconds: (performance.now() - started) / 1000 };
+        const step = { removed: { kind: block.kind, layer: block.layer }, perplexity, evaluations: remaining.length, seconds: (performance.now() - started) / 1000 };
         remaining = remaining.filter((other) => other !== block);
         steps.push(step);
         options.onStep?.(step, steps.length);

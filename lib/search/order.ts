@@ -22,7 +22,7 @@ export async function readOrder(file: string, remove: number): Promise<Block[]> 
     try {
         parsed = JSON.parse(await fs.readFile(file, 'utf8'));
     } catch (error) {
-        throw new BlockprunerError(`can't read the order ${file}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : messageOf(error)}`);
+        throw new BlockprunerError(`can't read the order ${file}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : messageOf(error).replace(/\s+/g, ' ')}`);
     }
     const result = schema.safeParse(parsed);
     if (!result.success) {

@@ -1,8 +1,10 @@
 import fs from 'node:fs';
+import http from 'node:http';
+import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { readGguf, type Inspection, type Perplexity, type PruneResult } from '../../lib/index.js';
 import { temporaryFolder, tiny } from '../models';
-import { expectRefused, run, runJson, shortSearch, start } from './run';
+import { expectRefused, onCpu, run, runJson, short, shortSearch, start } from './run';
 
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
@@ -39,7 +41,7 @@ describe('prune and apply', () => {
     const order = file('order.json');
     let result: PruneResult;
     beforeAll(async () => {
-        result = await runJson<PruneResult>('prune', tiny, '-o', output, '--order', order, '--remove', '2', '--blocks', 'attn', '--samples', '1', '--context', '32');
+        result = await runJson<PruneResult>('prune', tiny, '-o', output, '--order', order, '--remove', '2', '--blocks', 'attn', ...short);
     });
 
     test('print one JSON object', () => {
@@ -70,7 +72,7 @@ describe('prune and apply', () => {
 
     test('write the same file, by a search and by its order', async () => {
         const again = file('applied.gguf');
-        const applied = await runJson<PruneResult>('apply', tiny, '-o', again, '--order', order, '--remove', '2', '--samples', '1', '--context', '32');
+        const applied = await runJson<PruneResult>('apply', tiny, '-o', again, '--order', order, '--remove', '2', ...short);
         expect(applied).toEqual({ ...result, output: again, steps: [], seconds: expect.any(Number) as number });
         expect(fs.readFileSync(again).equals(fs.readFileSync(output))).toBe(true);
     });
@@ -83,7 +85,7 @@ describe('prune and apply', () => {
     });
 
     test('stop by a share of the parameters and by the rise of the perplexity', async () => {
-        const search = ['--samples', '1', '--context', '32', '--no-verify'];
+        const search = [...short, '--no-verify'];
         const byRatio = await runJson<PruneResult>('prune', tiny, '-o', file('ratio.gguf'), '--ratio', '0.1', '--blocks', 'ffn', ...search);
         expect(byRatio.removed).toHaveLength(2); // an FFN block is 5.2 % of the parameters
         const byIncrease = await runJson<PruneResult>('prune', tiny, '-o', file('increase.gguf'), '--max-increase', '0.05', '--blocks', 'attn', ...search);
@@ -93,7 +95,10 @@ describe('prune and apply', () => {
 
     describe('files that exist', () => {
         const taken = file('taken');
-        beforeEach(() => fs.writeFileSync(taken, 'mine'));
+        beforeEach(() => {
+            fs.writeFileSync(taken, 'mine');
+            ['model.gguf', 'link.gguf', 'new.gguf', 'one.gguf'].forEach((name) => fs.rmSync(file(name), { force: true }));
+        });
 
         test('are kept, as output and as order', async () => {
             await expectRefused(folder, ['prune', tiny, '-o', taken, ...shortSearch], `${taken} exists: choose another name or give --force`);
@@ -111,24 +116,24 @@ describe('prune and apply', () => {
         });
 
         test.each(['output', 'order'])('are kept even with --force where the %s is the model itself', async (option) => {
-            const model = file('model.gguf');
+            const [model, link] = [file('model.gguf'), file('link.gguf')];
             fs.copyFileSync(tiny, model);
-            for (const name of [model, path.join(folder, '.', 'link.gguf')]) {
-                fs.rmSync(file('link.gguf'), { force: true });
-                fs.symlinkSync(model, file('link.gguf'));
-                await expectRefused(folder, ['prune', model, '-o', file('new.gguf'), `--${option}`, name, '--force', ...shortSearch].slice(option === 'output' ? 0 : 0), 'is the model itself');
+            fs.symlinkSync(model, link);
+            for (const name of [model, link]) {
+                const outputs = option === 'output' ? ['-o', name] : ['-o', file('new.gguf'), '--order', name];
+                await expectRefused(folder, ['prune', model, ...outputs, '--force', ...shortSearch], 'is the model itself');
                 expect(fs.readFileSync(model).equals(fs.readFileSync(tiny))).toBe(true);
             }
         });
 
         test('the order and the output must be two files', async () => {
-            await expectRefused(folder, ['prune', tiny, '-o', file('one.gguf'), '--order', file('one.gguf'), ...shortSearch], 'one.gguf');
+            await expectRefused(folder, ['prune', tiny, '-o', file('one.gguf'), '--order', file('one.gguf'), ...shortSearch], '--order and --output name the same file');
         });
     });
 });
 
 describe('perplexity', () => {
-    const measure = (...args: string[]) => runJson<Perplexity>('perplexity', tiny, '--text', text, '--context', '64', '--device', 'cpu', ...args);
+    const measure = (...args: string[]) => runJson<Perplexity>('perplexity', tiny, '--text', text, '--context', '64', ...onCpu, ...args);
 
     test('prints one JSON object', async () => {
         const { perplexity, nll, tokens, sequences, ...rest } = await measure();
@@ -144,6 +149,10 @@ describe('perplexity', () => {
         expect(ours.perplexity).not.toBe(dense.perplexity);
     });
 
+    test('takes the last of an option that is given twice', async () => {
+        expect(await measure('--context', '32')).toEqual(await runJson('perplexity', tiny, '--text', text, '--context', '32', ...onCpu));
+    });
+
     test('has the definition of llama.cpp', async () => {
         const [paper, theirs] = [await measure(), await measure('--definition', 'llama.cpp')];
         expect(theirs.tokens).toBe(31 * paper.sequences);
@@ -153,7 +162,7 @@ describe('perplexity', () => {
     test('of a pruned file is that of the model without the blocks', async () => {
         const output = file('without.gguf');
         const { removed: [block] } = await runJson<PruneResult>('prune', tiny, '-o', output, '--no-verify', ...shortSearch);
-        const { perplexity } = await runJson<Perplexity>('perplexity', output, '--text', text, '--context', '64');
+        const { perplexity } = await runJson<Perplexity>('perplexity', output, '--text', text, '--context', '64', ...onCpu);
         expect(perplexity / (await measure('--skip', `attn.${block!.layer}`)).perplexity).toBeCloseTo(1, 6);
     });
 });
@@ -170,8 +179,24 @@ test('inspect lists the blocks', async () => {
     expect((await run('inspect', tiny)).stdout).toMatch(/^architecture +llama\nhost +deci: .*\nlayers +12, 24 blocks\n +attn\.0 .*\n(.*\n){23}$/);
 });
 
+test('a model from a URL is downloaded, and stdout is JSON all the same', async () => {
+    const server = http.createServer((_, response) => response.writeHead(200, { 'content-length': fs.statSync(tiny).size }).end(fs.readFileSync(tiny)));
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const { HOME, USERPROFILE } = process.env;
+    process.env.HOME = process.env.USERPROFILE = file('home'); // it keeps models there
+    try {
+        const { blocks } = await runJson<Inspection>('inspect', `http://127.0.0.1:${(server.address() as AddressInfo).port}/tiny.gguf`);
+        expect(blocks).toHaveLength(24);
+    } finally {
+        Object.assign(process.env, { ...(HOME !== undefined && { HOME }), ...(USERPROFILE !== undefined && { USERPROFILE }) });
+        server.closeAllConnections();
+        server.close();
+    }
+});
+
 // Windows has no SIGINT for other processes
 (process.platform === 'win32' ? describe.skip : describe)('Ctrl-C', () => {
+    const outputFiles = () => fs.readdirSync(outputs).filter((name) => name !== 'order.json');
     async function expectStops({ ended, interrupt, stderr }: ReturnType<typeof start>, ready: () => boolean): Promise<void> {
         while (!ready()) {
             await new Promise((resolve) => setTimeout(resolve, 5));
@@ -181,23 +206,25 @@ test('inspect lists the blocks', async () => {
         interrupt();
         const { code, stdout, stderr: after } = await ended;
         expect(performance.now() - interrupted).toBeLessThan(2000);
-        expect({ code, stdout, stderr: after.slice(before.length) }).toEqual({ code: 130, stdout: '', stderr: 'blockpruner: stopped: no file was written\n' });
+        expect({ code, stdout }).toEqual({ code: 130, stdout: '' });
+        expect(after.slice(before.length)).toMatch(/^( +\d+\. .*\n)?blockpruner: stopped.*\n$/); // a step may have ended meanwhile
+        expect(outputFiles()).toEqual([]);
     }
     let outputs: string;
     beforeEach(() => {
         outputs = fs.mkdtempSync(file('outputs-'));
     });
-    afterEach(() => expect(fs.readdirSync(outputs)).toEqual([]));
 
     test('stops a search', async () => {
-        const search = start('prune', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', path.join(outputs, 'order.json'), '--remove', '20', '--samples', '2', '--context', '128');
+        const search = start('prune', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', path.join(outputs, 'order.json'), '--remove', '20', '--samples', '2', '--context', '128', ...onCpu);
         await expectStops(search, () => search.stderr().includes('  1. '));
+        expect(JSON.parse(fs.readFileSync(path.join(outputs, 'order.json'), 'utf8'))).toHaveProperty('1'); // what was found is kept
     });
 
     test('stops writing and verifying', async () => {
         const order = file('stop.json');
         fs.writeFileSync(order, '{"1": [["mlp", 3]]}');
-        const writing = start('apply', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', order, '--remove', '1', '--samples', '8');
+        const writing = start('apply', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', order, '--remove', '1', '--samples', '8', ...onCpu);
         await expectStops(writing, () => fs.readdirSync(outputs).some((name) => name.includes('partial')));
     });
 });

@@ -11,12 +11,15 @@ export interface Ended {
     stderr: string;
 }
 
+/** One thread: more wait for each other where the cores are busy with something else. */
+export const onCpu = ['--device', 'cpu', '--threads', '1'];
+export const short = ['--samples', '1', '--context', '32', ...onCpu];
 /** A search that takes a second: one attention block, by 32 tokens. */
-export const shortSearch = ['--blocks', 'attn', '--remove', '1', '--samples', '1', '--context', '32', '--device', 'cpu'];
+export const shortSearch = ['--blocks', 'attn', '--remove', '1', ...short];
 
 /** Starts Node.js on a script; `interrupt` is Ctrl-C in its terminal, which child processes get too. */
 export function startNode(args: string[]): { ended: Promise<Ended>; stderr: () => string; interrupt: () => void } {
-    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'], detached: process.platform !== 'win32' });
+    const child = spawn(process.execPath, args, { env: process.env, stdio: ['ignore', 'pipe', 'pipe'], detached: process.platform !== 'win32' });
     let stdout = '', stderr = '';
     child.stdout.setEncoding('utf8').on('data', (text) => (stdout += text));
     child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));

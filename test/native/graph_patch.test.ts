@@ -26,7 +26,7 @@ async function expectSkipEqualsZeroed(file: string): Promise<void> {
 /** An evaluator as the addon has it, and one sequence of 200 tokens. */
 async function withEvaluator<T>(file: string, options: { logitsBytes?: number }, use: (evaluator: NativeEvaluator, tokens: Int32Array) => Promise<T>): Promise<T> {
     const addon = await loadAddon();
-    const model = await addon.Model.load(file, { device: 'cpu' });
+    const model = await addon.Model.load(file, { gpus: [] });
     const evaluator = await addon.Evaluator.create(model, { context: 200, threads: 2, flashAttention: true, cacheType: 'f16', ...options });
     try {
         return await use(evaluator, Int32Array.from({ length: 200 }, (_, i) => (i * 37) % 2048));

@@ -1,0 +1,86 @@
+// Both definitions of perplexity, worked out by hand from the values of single tokens.
+import fs from 'node:fs';
+import path from 'node:path';
+import { meanNll, Model, parseBlocks, perplexityOf, readGguf, textPerplexity } from '../../lib/index.js';
+import { temporaryFolder, tiny, writeGguf } from '../models';
+
+const folder = temporaryFolder();
+const file = path.join(folder, 'text.txt');
+fs.writeFileSync(file, 'The ship sailed on through the night. '.repeat(9) + 'Congress must act now, for the people. '.repeat(9));
+let model: Model;
+beforeAll(async () => {
+    model = await Model.load(tiny, { device: 'cpu', threads: 1 });
+});
+afterAll(() => model.dispose());
+
+const mean = (values: ArrayLike<number>) => Array.from(values).reduce((sum, value) => sum + value, 0) / values.length;
+const context = 33;
+
+/** The tokens of the text cut into chunks of 33, with another first token each where one is given. */
+async function chunks(from: Model, first?: number): Promise<number[][]> {
+    const all = Array.from(await from.tokenize(fs.readFileSync(file, 'utf8')));
+    expect(all.length % context).not.toBe(0); // there is a remainder to drop
+    return Array.from({ length: Math.floor(all.length / context) }, (_, i) => {
+        const chunk = all.slice(i * context, (i + 1) * context);
+        return first === undefined ? chunk : [first, ...chunk.slice(1)];
+    });
+}
+
+/** NLL of tokens 1 … 32 of a chunk evaluated on its own. */
+const nllOf = (from: Model, chunk: number[], skip = '') => from.evaluate({ tokens: Int32Array.from(chunk), length: chunk.length }, { skip: parseBlocks(skip) });
+
+test('meanNll is the mean over sequences of their means', () => {
+    const nll = Float32Array.from([1, 2, 3, 5, 7, 9]);
+    expect(meanNll(nll, 4)).toBe((2 + 7) / 2);
+    expect(meanNll(nll, 4, 1)).toBe((2.5 + 8) / 2);
+    expect(meanNll(nll, 7)).toBe(4.5);
+});
+
+test.each(['', 'attn.2,ffn.5'])("the paper's: all tokens but the first of each sequence (without '%s')", async (skip) => {
+    const sequences = await chunks(model);
+    const means: number[] = [];
+    for (const chunk of sequences) {
+        means.push(mean(await nllOf(model, chunk, skip)));
+    }
+    const result = await textPerplexity(model, file, { context, skip: parseBlocks(skip) });
+    expect(result).toEqual({ perplexity: Math.exp(result.nll), nll: result.nll, tokens: 32 * sequences.length, sequences: sequences.length });
+    expect(result.nll).toBeCloseTo(mean(means), 6);
+    expect(await perplexityOf(model, { tokens: Int32Array.from(sequences.flat()), length: context }, { skip: parseBlocks(skip) })).toBe(result.perplexity);
+});
+
+describe("llama.cpp's: the second half of each chunk", () => {
+    async function expectSecondHalf(from: Model, first?: number) {
+        const all = await chunks(from, first);
+        const values: number[] = [];
+        for (const chunk of all) {
+            values.push(...(await nllOf(from, chunk)).slice(16)); // tokens 17 … 32 of 0 … 32, as its tool counts them
+        }
+        const result = await textPerplexity(from, file, { context, definition: 'llama.cpp' });
+        expect([result.tokens, result.sequences]).toEqual([16 * all.length, all.length]);
+        expect(values).toHaveLength(result.tokens);
+        expect(result.nll).toBeCloseTo(mean(values), 6);
+        expect(result.perplexity).toBe(Math.exp(result.nll));
+    }
+
+    test('as it is where the model wants no BOS', () => expectSecondHalf(model));
+
+    test('with BOS as its first token where the model wants one', async () => {
+        const output = path.join(folder, 'bos.gguf');
+        await writeGguf({
+            output, sources: [tiny],
+            set: [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }],
+            tensors: (await readGguf(tiny)).tensors.map(({ name }) => ({ name, file: 0, from: name }))
+        });
+        const withBos = await Model.load(output, { device: 'cpu', threads: 1 });
+        expect(withBos.bos).toBe(0);
+        await expectSecondHalf(withBos, 0);
+        withBos.dispose();
+    });
+});
+
+test('texts that are too short are refused', async () => {
+    const { length } = await model.tokenize(fs.readFileSync(file, 'utf8'));
+    await expect(textPerplexity(model, file, { context: length + 1 })).rejects.toThrow(`text.txt is too short: it has ${length} tokens, and ${length + 1} are needed`);
+    await expect(textPerplexity(model, file, { context: length, definition: 'llama.cpp' })).rejects.toThrow(`${2 * length} are needed`);
+    await expect(textPerplexity(model, path.join(folder, 'missing.txt'))).rejects.toThrow('there is no such file');
+});

@@ -1,0 +1,55 @@
+// The search against an independent one in PyTorch; ../reference/search.py says how its numbers came about.
+import fs from 'node:fs';
+import path from 'node:path';
+import { formatBlock, Model, perplexityOf, searchOrder, type Block } from '../../lib/index.js';
+import { quantize, temporaryFolder, tiny } from '../models';
+
+interface Reference {
+    dense: number;
+    steps: { removed: Block; perplexity: number; candidates: Record<string, number> }[];
+}
+
+function read<T>(name: string): T {
+    return JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
+}
+
+const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
+const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
+const references = read<Record<'all' | 'attn' | 'ffn', Reference>>('order.json');
+const folder = temporaryFolder();
+let model: Model;
+
+beforeAll(async () => {
+    // F32 throughout, as PyTorch computes: quantized weights make llama.cpp round activations too
+    const file = await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32');
+    model = await Model.load(file, { device: 'cpu', threads: 1, cacheType: 'f32' });
+});
+afterAll(() => model.dispose());
+
+test.each(['all', 'attn', 'ffn'] as const)('of %s blocks: the same order, the same perplexity of each candidate', async (selection) => {
+    const reference = references[selection];
+    const found: Record<string, number>[] = [];
+    const { dense, steps } = await searchOrder({
+        setCurrent: (removed) => {
+            found.push({});
+            return perplexityOf(model, calibration, { skip: removed, keepBytes: 2 ** 28 });
+        },
+        withoutOneMore: async (removed, candidate) => {
+            const perplexity = await perplexityOf(model, calibration, { skip: [...removed, candidate] });
+            found.at(-1)![formatBlock(candidate)] = perplexity;
+            return perplexity;
+        }
+    }, {
+        candidates: (await model.blocks()).filter(({ kind }) => selection === 'all' || kind === selection),
+        done: (removed) => removed.length === reference.steps.length
+    });
+
+    expect(steps.map(({ removed }) => removed)).toEqual(reference.steps.map(({ removed }) => removed));
+    expect(found.map((candidates) => Object.keys(candidates))).toEqual(reference.steps.map(({ candidates }) => Object.keys(candidates)));
+    const differences = [
+        [dense, reference.dense],
+        ...steps.map(({ perplexity }, index) => [perplexity, reference.steps[index]!.perplexity]),
+        ...reference.steps.flatMap(({ candidates }, index) => Object.entries(candidates).map(([name, value]) => [found[index]![name]!, value]))
+    ].map(([ours, theirs]) => Math.abs(ours! / theirs! - 1));
+    expect(Math.max(...differences)).toBeLessThan(1e-4);
+}, 600_000);
