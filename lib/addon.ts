@@ -1,3 +1,4 @@
+import fs from 'node:fs';
 import path from 'node:path';
 import { BlockprunerError, messageOf } from './errors.js';
 
@@ -73,7 +74,10 @@ export interface GgufPlan {
 }
 
 interface Addon {
+    /** The best CPU backend for this computer and the folder's GPU backends. */
     loadBackends(folder: string): void;
+    /** One backend; without effect where it can't be loaded, for instance without its driver. */
+    loadBackend(file: string): void;
     devices(): { name: string; description: string; backend: string; gpu: boolean; memoryFree: number; memoryTotal: number }[];
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
@@ -126,8 +130,10 @@ export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: D
         if (device === 'cpu') {
             return { device, gpus: [] };
         }
-        if (backendFolders[device] !== '') {
-            addon.loadBackends(backendFolders[device]);
+        // alone: the folder has another CPU backend too
+        const file = backendFolders[device] && fs.readdirSync(backendFolders[device]).find((name) => /^(lib)?ggml-(cuda|vulkan|metal)\.(so|dll|dylib)$/.test(name));
+        if (file) {
+            addon.loadBackend(path.join(backendFolders[device], file));
         }
         const gpus = addon.devices().filter((found) => found.gpu && backendNames[device].test(found.backend)).map((found) => found.name);
         if (gpus.length > 0) {

@@ -216,7 +216,8 @@ export class Model {
     }
 }
 
-/** llama.cpp's logs end in what it gave up for, or begin with it; one line is enough for a person. */
+/** llama.cpp's logs end in what it gave up for, or begin with it; one line, without the places in its source, is enough. */
 function lastLine(text: string): string {
-    return text.split('\n').find((line) => line.includes('error')) ?? text.split('\n')[0]!;
+    const line = text.split('\n').find((candidate) => candidate.includes('error')) ?? text.split('\n')[0]!;
+    return line.replace(/^(llama_\w+: )?(error loading model: )?/, '').replace(/\S*\/(\w+\.(cpp|c|h):\d+)/, '$1');
 }

@@ -1,3 +1,5 @@
+import fs from 'node:fs';
+import path from 'node:path';
 import type { Device } from './addon.js';
 import { formatBlock, sameBlock, type Block, type BlockSelection } from './blocks.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
@@ -9,6 +11,7 @@ import { checkOutput, writePruned } from './export/write.js';
 import { parametersOf, readGguf, type Gguf } from './gguf.js';
 import { Model, resolveModel, type BlockInfo } from './model.js';
 import { searchOrder, type Step } from './search/blockpruner.js';
+import { formatOrder } from './search/order.js';
 
 /** What is being worked on: for progress bars. `done` and `total` are in the unit of the phase. */
 export type Phase = 'download' | 'load' | 'calibrate' | 'search' | 'write' | 'verify';
@@ -42,6 +45,11 @@ export interface PruneOptions extends CommonOptions {
     ratio?: number | undefined;
     /** … or as many as leave the perplexity at most this share above the dense model's: 0.1 is 10 %. */
     maxIncrease?: number | undefined;
+    /**
+     * Write the order of removal there after each removal, so that a search that is stopped is not lost; the format is
+     * that of the paper's repository.
+     */
+    orderFile?: string | undefined;
 }
 
 export interface ApplyOptions extends CommonOptions {
@@ -81,7 +89,7 @@ const GIB = 2 ** 30;
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const { remove, ratio, maxIncrease, blocks: selection = 'all', onProgress } = options;
+    const { remove, ratio, maxIncrease, blocks: selection = 'all', orderFile, onProgress } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
         throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
     }
@@ -92,7 +100,14 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     }
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
 
+    if (orderFile !== undefined && path.resolve(orderFile) === path.resolve(options.output)) {
+        throw new BlockprunerError(`the order file and the output are both ${orderFile}: choose two names`);
+    }
+
     return withModel(model, options, async (loaded, blocks, calibration) => {
+        if (orderFile !== undefined) {
+            await checkOutput(orderFile, loaded.gguf, options.force, 'order file');
+        }
         const candidates = blocks.filter(({ kind }) => selection === 'all' || kind === selection);
         // one block must stay: there is no model without layers
         const most = Math.min(candidates.length, blocks.length - 1);
@@ -110,6 +125,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         const total = progressOf(Math.min(expected, most) + 1, 0);
 
         let dense = NaN;
+        const order: Block[] = [];
         const keepBytes = options.keepBytes ?? GIB;
         const { signal } = options;
         const { steps } = await searchOrder({
@@ -124,7 +140,13 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                 onProgress?.('search', 0, total);
             },
             onEvaluation: (step, index) => onProgress?.('search', progressOf(step, index), total),
-            onStep: (step, number) => options.onStep?.(step, number, dense)
+            onStep(step, number) {
+                order.push(step.removed);
+                if (orderFile !== undefined) {
+                    fs.writeFileSync(orderFile, formatOrder(order));
+                }
+                options.onStep?.(step, number, dense);
+            }
         });
         if (steps.length === 0) {
             throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease ?? 0)}`);

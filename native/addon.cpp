@@ -12,11 +12,18 @@
 
 namespace {
 
-// loadBackends(folder): loads the best CPU backend and every GPU backend of the folder; those there already stay.
+// loadBackends(folder): the best CPU backend for this computer and the folder's GPU backends.
 // A ggml that was built from source has its backends compiled in, and must not meet the prebuilt ones.
 void load_backends([[maybe_unused]] const Napi::CallbackInfo & info) {
 #ifdef GGML_BACKEND_DL
     ggml_backend_load_all_from_path(info[0].As<Napi::String>().Utf8Value().c_str());
+#endif
+}
+
+// loadBackend(file): this backend alone; without effect where it can't be loaded, for instance without its driver
+void load_backend([[maybe_unused]] const Napi::CallbackInfo & info) {
+#ifdef GGML_BACKEND_DL
+    ggml_backend_load(info[0].As<Napi::String>().Utf8Value().c_str());
 #endif
 }
 
@@ -45,6 +52,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     env.SetInstanceData(new addon_data);
     llama_backend_init();
     exports.Set("loadBackends", Napi::Function::New(env, load_backends));
+    exports.Set("loadBackend", Napi::Function::New(env, load_backend));
     exports.Set("devices", Napi::Function::New(env, devices));
     exports.Set("readGguf", Napi::Function::New(env, read_gguf));
     exports.Set("writeGguf", Napi::Function::New(env, write_gguf));

@@ -118,7 +118,7 @@ export async function writeGguf(plan: Pick<GgufPlan, 'output' | 'sources' | 'ten
 /** Loads a model on the CPU with two short calibration sequences, for as long as `use` runs. */
 export async function withModel<T>(file: string, use: (model: Model, calibration: Calibration) => Promise<T>, options: { cacheType?: 'f16' | 'f32'; samples?: number; context?: number } = {}): Promise<T> {
     const { cacheType, samples = 2, context = 64 } = options;
-    const model = await Model.load(file, { device: 'cpu', threads: 2, cacheType });
+    const model = await Model.load(file, { device: 'cpu', threads: 1, cacheType });
     try {
         return await use(model, await loadCalibration(model, { samples, context }));
     } finally {

@@ -1,10 +1,7 @@
-import fs from 'node:fs';
-import path from 'node:path';
 import type { Argv } from 'yargs';
-import { formatBlock, type Block } from '../blocks.js';
-import { BlockprunerError, messageOf } from '../errors.js';
+import { formatBlock } from '../blocks.js';
+import { BlockprunerError } from '../errors.js';
 import { prune, type PruneResult } from '../prune.js';
-import { formatOrder } from '../search/order.js';
 import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
 
 export const command = 'prune <model>';
@@ -35,13 +32,6 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     if (given !== 1) {
         throw new BlockprunerError(given === 0 ? 'say how much to remove: --remove N, --ratio R or --max-increase X' : 'give only one of --remove, --ratio and --max-increase');
     }
-    if (argv.order !== undefined && path.resolve(argv.order) === path.resolve(argv.output)) {
-        throw new BlockprunerError('--order and --output name the same file');
-    }
-    if (argv.order !== undefined && !argv.force && fs.existsSync(argv.order)) {
-        throw new BlockprunerError(`the order file ${argv.order} exists: choose another name or give --force`);
-    }
-    const order: Block[] = [];
     const progress = new Progress();
     try {
         const result = await prune(argv.model, {
@@ -52,32 +42,20 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             ratio: argv.ratio,
             maxIncrease: argv['max-increase'],
             blocks: argv.blocks,
+            orderFile: argv.order,
             calibration: calibrationOf(argv),
             device: argv.device,
             gpuLayers: argv['gpu-layers'],
             threads: argv.threads,
             signal: interruptSignal(),
             onProgress: progress.update,
-            onStep({ removed, perplexity, evaluations, seconds }, number, dense) {
-                progress.line(`${String(number).padStart(3)}. ${formatBlock(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} evaluations, ${seconds.toFixed(1)} s`);
-                order.push(removed);
-                if (argv.order !== undefined) {
-                    writeOrder(argv.order, order); // after each removal: what a long search found is not lost if it is stopped
-                }
-            }
+            onStep: ({ removed, perplexity, evaluations, seconds }, number, dense) => progress.line(
+                `${String(number).padStart(3)}. ${formatBlock(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} evaluations, ${seconds.toFixed(1)} s`)
         });
         progress.stop();
         printResult(result, argv.json, argv.verify);
     } finally {
         progress.stop();
-    }
-}
-
-function writeOrder(file: string, order: readonly Block[]): void {
-    try {
-        fs.writeFileSync(file, formatOrder(order));
-    } catch (error) {
-        throw new BlockprunerError(`can't write the order ${file}: ${messageOf(error)}`);
     }
 }
 

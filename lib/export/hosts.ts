@@ -48,7 +48,7 @@ export function chooseHost(gguf: Gguf): Host {
     const architecture = String(gguf.metadata['general.architecture'] ?? '');
     const source = Object.hasOwn(deciSources, architecture) ? deciSources[architecture] : undefined;
     if (!source) {
-        throw new BlockprunerError(`models of the architecture '${architecture}' can't be written yet; supported are ${supportedArchitectures.join(', ')} (Llama, Mistral, SmolLM, Qwen2 and others that use them)`);
+        throw new BlockprunerError(`${gguf.files[0]}: models of the architecture '${architecture}' can't be written yet; supported are ${supportedArchitectures.join(', ')} (Llama, Mistral, SmolLM, Qwen2 and others that use them)`);
     }
     const unknown = gguf.tensors.find(({ name }) => {
         const { rest } = splitName(name);

@@ -26,23 +26,27 @@ export interface WriteOptions {
 
 /**
  * Finds out, before any long work, that a file can be written.
+ * @param what what the file is, in messages
  * @throws BlockprunerError if it exists (and `force` is not set), is the model itself, or its folder can't be written to
  */
-export async function checkOutput(output: string, gguf: Gguf, force = false): Promise<void> {
+export async function checkOutput(output: string, gguf: Gguf, force = false, what = 'output'): Promise<void> {
+    if (output === '') {
+        throw new BlockprunerError(`the ${what} has no name: give a file name`);
+    }
     const folder = path.dirname(path.resolve(output));
     const stat = await fs.stat(output, { bigint: true }).catch(() => undefined);
     if (stat) {
         for (const file of gguf.files) {
             const source = await fs.stat(file, { bigint: true });
             if (source.ino === stat.ino && source.dev === stat.dev) {
-                throw new BlockprunerError(`the output ${output} is the model itself: choose another name`);
+                throw new BlockprunerError(`the ${what} ${output} is the model itself: choose another name`);
             }
         }
         if (!stat.isFile()) {
-            throw new BlockprunerError(`the output ${output} is ${stat.isDirectory() ? 'a folder' : 'no regular file'}: give a file name`);
+            throw new BlockprunerError(`the ${what} ${output} is ${stat.isDirectory() ? 'a folder' : 'no regular file'}: give a file name`);
         }
         if (!force) {
-            throw new BlockprunerError(`the output ${output} exists: choose another name or give --force`);
+            throw new BlockprunerError(`the ${what} ${output} exists: choose another name or give --force`);
         }
     }
     // writing a file is the only test that holds for root, read-only file systems and Windows alike
@@ -52,7 +56,7 @@ export async function checkOutput(output: string, gguf: Gguf, force = false): Pr
         await fs.unlink(probe);
     } catch (error) {
         const { code } = error as NodeJS.ErrnoException;
-        throw new BlockprunerError(`can't write to the folder ${folder}: ${code === 'ENOENT' || code === 'ENOTDIR' ? 'there is no such folder' : messageOf(error)}`);
+        throw new BlockprunerError(`can't write to the folder ${folder}: ${code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is no folder' : messageOf(error)}`);
     }
 }
 
