@@ -70,7 +70,6 @@ async function buildOnce({ folder, stamp, log, force = false, build }) {
             return; // by the process that we waited for
         }
         fs.mkdirSync(folder, { recursive: true });
-        fs.rmSync(stampFile, { force: true });
         await build(progress, stop.signal);
         stop.signal.throwIfAborted();
         fs.writeFileSync(`${stampFile}.new`, stamp);

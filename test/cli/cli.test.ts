@@ -127,7 +127,7 @@ describe('prune and apply', () => {
         });
 
         test('the order and the output must be two files', async () => {
-            await expectRefused(folder, ['prune', tiny, '-o', file('one.gguf'), '--order', file('one.gguf'), ...shortSearch], '--order and --output name the same file');
+            await expectRefused(folder, ['prune', tiny, '-o', file('one.gguf'), '--order', file('one.gguf'), ...shortSearch], 'the order file and the output are both');
         });
     });
 });

@@ -93,7 +93,7 @@ onPosix('a missing tool', () => {
     const all = { cmake: 'cmake version 3.31.0', 'g++': 'g++ 12', ninja: '1.11', git: 'git version 2.40' };
 
     test.each([
-        ['cmake', 'CMake 3.19 or newer', 'apt install cmake'],
+        ['cmake', 'CMake 3.21 or newer', 'apt install cmake'],
         ['g++', 'a C++ compiler', 'apt install build-essential'],
         ['ninja', 'a C++ compiler', 'apt install build-essential'],
         ['git', 'Git', 'apt install git']
@@ -109,12 +109,12 @@ onPosix('a missing tool', () => {
     });
 
     test('a cmake that is too old counts as missing', () => {
-        expect(buildWith({ ...all, cmake: 'cmake version 3.18.4' }).stderr).toMatch('lacks CMake 3.19 or newer.');
+        expect(buildWith({ ...all, cmake: 'cmake version 3.18.4' }).stderr).toMatch('lacks CMake 3.21 or newer.');
     });
 
     test('does not fail npm install', () => {
         const { status, stderr } = buildWith({}, '--install');
-        expect(stderr).toMatch('lacks CMake 3.19 or newer, a C++ compiler, Git.');
+        expect(stderr).toMatch('lacks CMake 3.21 or newer, a C++ compiler, Git.');
         expect(stderr).toMatch('when blockpruner is first used');
         expect(status).toBe(0);
     });
