@@ -78,3 +78,49 @@ describe('node-llama-cpp in the same process', () => {
         expect(results.likely[0]! / results.perplexity[0]!).toBeCloseTo(1, 3);
     });
 });
+
+test('models that nobody holds any more free their memory', async () => {
+    const { growth } = await runScript<{ growth: number }>('collected.cjs', `
+        const { Model } = require('blockpruner');
+        require('node:v8').setFlagsFromString('--expose-gc');
+        const gc = require('node:vm').runInNewContext('gc');
+        async function use() { // of its own: a suspended function keeps its temporaries
+            await (await Model.load(${JSON.stringify(tiny)}, { device: 'cpu', threads: 1 })).blocks();
+        }
+        async function useSome() {
+            for (let i = 0; i < 10; i++) {
+                await use();
+                gc();
+                await new Promise((resolve) => setTimeout(resolve, 20));
+            }
+            return process.memoryUsage.rss();
+        }
+        (async () => {
+            const before = await useSome();
+            console.log(JSON.stringify({ growth: await useSome() - before }));
+        })();`);
+    expect(growth).toBeLessThan(50e6); // of ten models and contexts, each more than 10 MB
+});
+
+test('works in a worker, and in the main thread after the worker has ended', async () => {
+    const use = `
+        const { Model, loadCalibration, perplexityOf } = require('blockpruner');
+        async function use() {
+            const model = await Model.load(${JSON.stringify(tiny)}, { device: 'cpu', threads: 1 });
+            return perplexityOf(model, await loadCalibration(model, { samples: 1, context: 32 }));
+        }`;
+    const { perplexities } = await runScript<{ perplexities: number[] }>('worker.cjs', `${use}
+        const { Worker } = require('node:worker_threads');
+        const run = () => new Promise((resolve, reject) => {
+            const worker = new Worker(${JSON.stringify(`${use} use().then((value) => require('node:worker_threads').parentPort.postMessage(value));`)}, { eval: true });
+            let value;
+            worker.on('message', (message) => { value = message; });
+            worker.on('error', reject);
+            worker.on('exit', () => resolve(value));
+        });
+        (async () => {
+            console.log(JSON.stringify({ perplexities: [await use(), await run(), await use()] }));
+        })();`);
+    expect(perplexities[0]).toBeGreaterThan(1);
+    expect(new Set(perplexities).size).toBe(1);
+});

@@ -1,7 +1,7 @@
 // Written files in the stock runtime (node-llama-cpp) against the skip sets that they were written without.
 import fs from 'node:fs';
 import path from 'node:path';
-import { chooseHost, formatBlock, meanNll, Model, perplexityOf, readGguf, stockGenerate, stockNll, writePruned, type Block, type Calibration } from '../../lib/index.js';
+import { chooseHost, formatBlock, inspect, meanNll, Model, perplexityOf, readGguf, stockGenerate, stockNll, writePruned, type Block, type Calibration } from '../../lib/index.js';
 import { packLayers } from '../../lib/export/hosts.js';
 import { fileTypes, quantize, randomModel, randomNumbers, temporaryFolder, tiny, withModel, withZeroed, writeGguf } from '../models';
 
@@ -61,6 +61,33 @@ describe('a pruned file has the perplexity of its skip set in the stock runtime'
             await write(model, [{ kind: 'attn', layer: 0 }, { kind: 'ffn', layer: 4 }, { kind: 'attn', layer: 7 }], calibration, file('once.gguf'));
         });
         await expectSameInStockRuntime(file('once.gguf'), 5);
+    });
+
+    test('a pruned file has no blocks of filler', async () => {
+        await withModel(tiny, (model, calibration) => write(model, [{ kind: 'attn', layer: 0 }, { kind: 'ffn', layer: 4 }], calibration, file('filler.gguf')));
+        const { blocks } = await inspect(file('filler.gguf'));
+        expect(blocks.length).toBe(22);
+        expect(blocks.every(({ parameters }) => parameters > 1e5)).toBe(true);
+    });
+
+    test('a source with another alignment', async () => {
+        const { tensors } = await readGguf(tiny);
+        // what is written here is aligned to 32; all tensors' sizes are multiples of 64, and with the right padding so is
+        // the header
+        for (const padding of ['', 'x'.repeat(32)]) {
+            await writeGguf({
+                output: file('aligned.gguf'),
+                sources: [tiny],
+                set: [{ key: 'general.alignment', type: 'u32', value: 64 }, { key: 'test.padding', type: 'string', value: padding }],
+                tensors: tensors.map(({ name }) => ({ name, file: 0, from: name }))
+            });
+            const complete = await readGguf(file('aligned.gguf')).then(() => true, () => false);
+            if (complete) {
+                break;
+            }
+        }
+        expect((await readGguf(file('aligned.gguf'))).metadata['general.alignment']).toBe(64);
+        await expectSameInStockRuntime(file('aligned.gguf'), 11);
     });
 
     test('and generates the same text as the dense model with the blocks zeroed', async () => {

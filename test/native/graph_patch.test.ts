@@ -24,7 +24,7 @@ async function expectSkipEqualsZeroed(file: string): Promise<void> {
 }
 
 /** An evaluator as the addon has it, and one sequence of 200 tokens. */
-async function withEvaluator<T>(file: string, options: { logitsBytes?: number }, use: (evaluator: NativeEvaluator, tokens: Int32Array) => Promise<T>): Promise<T> {
+async function withEvaluator<T>(file: string, options: { logitsBytes?: number; context?: number }, use: (evaluator: NativeEvaluator, tokens: Int32Array) => Promise<T>): Promise<T> {
     const addon = await loadAddon();
     const model = await addon.Model.load(file, { gpus: [] });
     const evaluator = await addon.Evaluator.create(model, { context: 200, threads: 2, flashAttention: true, cacheType: 'f16', ...options });
@@ -109,6 +109,27 @@ test.each(['llama', 'gemma2'] as const)('logits of long sequences are computed i
     const nll = (logitsBytes: number) => withEvaluator(file, { logitsBytes }, (evaluator, tokens) => evaluator.evaluate(tokens, tokens.length, [2], {}));
     const [whole, parts] = [await nll(2 ** 28), await nll(64 * 2048 * 4)]; // 64 positions at a time, of 199
     parts.forEach((value, i) => expect(value).toBeCloseTo(whole[i]!, 4));
+});
+
+test('logits in many parts fit into the graph', async () => {
+    const context = 32 * 70; // 70 parts, of 32 positions at least
+    await withEvaluator(tiny, { logitsBytes: 1, context }, async (evaluator) => {
+        const tokens = Int32Array.from({ length: context }, (_, i) => (i * 37) % 2048);
+        expect((await evaluator.evaluate(tokens, context, [], {})).every((value) => value > 0)).toBe(true);
+    });
+});
+
+test('progress never comes after the end', async () => {
+    await withModel(tiny, async (model, calibration) => {
+        let ended = false, late = 0;
+        for (let i = 0; i < 30; i++) {
+            ended = false;
+            await model.evaluate(calibration, { onProgress: () => { late += Number(ended); } });
+            ended = true;
+            await new Promise((resolve) => setTimeout(resolve, 1));
+        }
+        expect(late).toBe(0);
+    }, { samples: 1, context: 32 });
 });
 
 test('evaluations that do not fit are refused', async () => {
