@@ -75,6 +75,8 @@ export class Progress {
         clearOnComplete: true,
         hideCursor: true,
         gracefulExit: false, // Ctrl-C is ours
+        // it calls this with text too, where it knows no time yet
+        formatTime: (seconds) => (Number.isFinite(seconds) ? `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, '0')}` : '?'),
         etaBuffer: 50
     }, Presets.shades_classic) : undefined;
 
