@@ -72,12 +72,6 @@ export interface PruneResult {
     seconds: number;
 }
 
-/**
- * The relative difference at which the stock runtime's perplexity counts as another one: both compute the same with the
- * same kernels, so what is left is rounding.
- */
-const TOLERANCE = 1e-4;
-
 /** The stock runtime hands over every logit, about 0.3 µs each: of longer texts, evenly spread positions are compared. */
 const VERIFIED_LOGITS = 2 ** 25;
 
@@ -219,7 +213,7 @@ async function withModel(
                 });
                 const expected = nll.filter((_, position) => position % stride === 0);
                 const [found, searched] = [stock, expected].map((values) => Math.exp(meanNll(values, values.length + 1))) as [number, number];
-                if (!(Math.abs(found / searched - 1) <= TOLERANCE)) {
+                if (!(Math.abs(found / searched - 1) <= host.tolerance)) {
                     throw new BlockprunerError(`verification failed: the written file has perplexity ${found} in the stock runtime, the search found ${searched}; no file was kept`);
                 }
             }

@@ -37,6 +37,12 @@ export interface Host {
     name: 'deci';
     /** why single blocks can go */
     reason: string;
+    /**
+     * How far the stock runtime's perplexity of the written file may be from the search's, relative: rounding. It is the
+     * same arithmetic but where rows are reordered: then the sums of Q·K are taken in another order, and quantized
+     * matrices, whose inputs llama.cpp rounds to 8 bits, magnify that.
+     */
+    tolerance: number;
     plan(blocks: readonly Block[]): Export;
 }
 
@@ -60,6 +66,7 @@ export function chooseHost(gguf: Gguf): Host {
     return {
         name: 'deci',
         reason: `deci has the layers of ${architecture} with head counts and FFN sizes of their own, down to none`,
+        tolerance: source.rope === 'neox' && gguf.tensors.some(({ name, type }) => name.startsWith('blk.') && !/^(f32|f16|bf16)$/.test(type)) ? 1e-2 : 1e-4,
         plan: (blocks) => planDeci(gguf, architecture, source.rope, blocks)
     };
 }
