@@ -1,4 +1,3 @@
-import type { Block } from '../blocks.js';
 import { readText } from '../calibration/index.js';
 import { BlockprunerError } from '../errors.js';
 import type { EvaluateOptions, Model, Sequences } from '../model.js';
@@ -46,7 +45,6 @@ export interface TextPerplexityOptions extends Omit<EvaluateOptions, 'keepBytes'
     definition?: PerplexityDefinition | undefined;
     /** Field of a JSON Lines file, see CalibrationOptions. */
     field?: string | undefined;
-    skip?: readonly Block[] | undefined;
 }
 
 /**

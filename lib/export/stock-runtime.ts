@@ -44,7 +44,7 @@ export async function stockGenerate(model: string, prompt: string, tokens: numbe
     return await ask({ task: 'generate', model, prompt, tokens }, options) as string;
 }
 
-/** Tokens per second in the stock runtime: a prompt of `tokens` tokens, then as many generated ones. */
+/** Tokens per second in the stock runtime: a prompt of `tokens` tokens, then the same ones singly, each with its successor sampled. */
 export async function stockSpeed(model: string, tokens: number, options: StockOptions): Promise<Speed> {
     return await ask({ task: 'speed', model, tokens }, options) as Speed;
 }
