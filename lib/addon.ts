@@ -17,6 +17,8 @@ export interface NativeModel {
     describe(): {
         architecture: string;
         layers: number;
+        /** values of the residual stream for a token */
+        embedding: number;
         vocabulary: number;
         /** context length that the model was trained with */
         context: number;
@@ -33,13 +35,18 @@ export interface NativeModel {
 export interface NativeEvaluator {
     /** In the order of the residual stream. `tensors`: the weights that only this block reads. */
     blocks(): { kind: 'attn' | 'ffn'; layer: number; tensors: string[] }[];
-    /** The number of operations of the last evaluation, and of its writes to the KV cache. */
-    graph(): { nodes: number; cacheWrites: number };
     /**
-     * The NLL of the tokens 1 … length−1 of each sequence. `skip`: indexes into blocks(). `keepBytes`: keep the residual
-     * stream of this run at as many boundaries as fit, for later runs on the same tokens to start from.
+     * Of the last evaluation: how many operations it had, and writes to the KV cache. `kept`: bytes of the residual stream
+     * that are kept. `computed`: blocks that were computed since create(), over all sequences.
      */
-    evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask & { keepBytes?: number }): Promise<Float32Array>;
+    graph(): { nodes: number; cacheWrites: number; kept: number; computed: number };
+    /**
+     * The NLL of the tokens 1 … length−1 of each sequence. `skip`: indexes into blocks(). `keep`: keep the residual stream,
+     * for later evaluations to start from, at so many boundaries of each sequence in all.
+     */
+    evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask & { keep?: number }): Promise<Float32Array>;
+    /** Frees what no evaluation that leaves out these blocks, and more behind them, can start from. */
+    forget(skip: number[]): void;
     dispose(): void;
 }
 
@@ -120,10 +127,10 @@ const backendNames: Record<Device, RegExp> = { cpu: /^cpu/i, cuda: /^cuda/i, met
 
 /**
  * Finds the device to compute on: `auto` takes the first GPU there is, else the CPU.
- * @returns the device, and ggml's names of the GPUs
+ * @returns the device, and its GPUs by ggml's names
  * @throws BlockprunerError if there is no such device
  */
-export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: Device; gpus: string[] }> {
+export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: Device; gpus: { name: string; description: string; memoryFree: number }[] }> {
     const addon = await loadAddon();
     const tried: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
     for (const device of tried) {
@@ -135,7 +142,7 @@ export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: D
         if (file) {
             addon.loadBackend(path.join(backendFolders[device], file));
         }
-        const gpus = addon.devices().filter((found) => found.gpu && backendNames[device].test(found.backend)).map((found) => found.name);
+        const gpus = addon.devices().filter((found) => found.gpu && backendNames[device].test(found.backend));
         if (gpus.length > 0) {
             return { device, gpus };
         }

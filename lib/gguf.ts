@@ -1,5 +1,6 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { loadAddon, runNative, type NativeGguf } from './addon.js';
 import { BlockprunerError, messageOf } from './errors.js';
 
@@ -83,4 +84,41 @@ async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf 
         throw new BlockprunerError(`the model ${file} is truncated: it has ${size} bytes and needs ${part.end}; download it again`);
     }
     return { ...part, size };
+}
+
+const hashes = new WeakMap<Gguf, string>();
+
+/** SHA-256 of a model's files, one after the other, as hexadecimal digits. */
+export async function hashGguf(gguf: Gguf, signal?: AbortSignal): Promise<string> {
+    const hash = hashes.get(gguf) ?? await sha256(gguf.files, signal);
+    hashes.set(gguf, hash);
+    return hash;
+}
+
+/** On a thread of its own: gigabytes would hold up this one. */
+async function sha256(files: string[], signal?: AbortSignal): Promise<string> {
+    signal?.throwIfAborted();
+    const worker = new Worker(`
+        const { parentPort, workerData } = require('node:worker_threads');
+        const fs = require('node:fs');
+        const hash = require('node:crypto').createHash('sha256');
+        const buffer = Buffer.alloc(8 * 2 ** 20);
+        for (const file of workerData) {
+            const fd = fs.openSync(file);
+            for (let n; (n = fs.readSync(fd, buffer)) > 0;) hash.update(buffer.subarray(0, n));
+            fs.closeSync(fd);
+        }
+        parentPort.postMessage(hash.digest('hex'));
+    `, { eval: true, workerData: files });
+    const stop = () => void worker.terminate();
+    signal?.addEventListener('abort', stop, { once: true });
+    try {
+        return await new Promise<string>((resolve, reject) => {
+            worker.once('message', resolve);
+            worker.once('error', reject);
+            worker.once('exit', () => reject(signal?.aborted ? signal.reason as Error : new Error('hashing was stopped')));
+        });
+    } finally {
+        signal?.removeEventListener('abort', stop);
+    }
 }

@@ -35,10 +35,11 @@ export interface EvaluateOptions {
     /** Blocks to leave out. Default: none. */
     skip?: readonly Block[] | undefined;
     /**
-     * Keep this run's residual stream, in at most so many bytes, so that later runs on the same sequences start at the
-     * first block in which they differ from it. They give the same values.
+     * Keep the residual stream at so many boundaries of each sequence, counting those kept before; each takes
+     * 4 × length × {@link Model.embedding} bytes. Evaluations of a sequence start at the last kept boundary before which
+     * their skip set is the same, and give the same values as from the start. Default: 0.
      */
-    keepBytes?: number | undefined;
+    keep?: number | undefined;
     onProgress?: ((sequences: number, total: number) => void) | undefined;
     signal?: AbortSignal | undefined;
 }
@@ -64,6 +65,9 @@ export async function resolveModel(model: string, options: { signal?: AbortSigna
         throw new BlockprunerError(`can't get the model ${model}: ${messageOf(error)}`, { cause: error });
     }
 }
+
+/** What a copy of a model needs on a GPU beside its weights: the residual stream that is kept, and its computation. */
+const COPY_HEADROOM = 4 * 2 ** 30;
 
 /** A loaded model whose blocks can be left out of any evaluation. Frees its memory when disposed or collected. */
 export class Model {
@@ -96,6 +100,32 @@ export class Model {
      * @throws BlockprunerError if the file is damaged or holds no causal language model, or the device isn't there
      */
     static async load(file: string, options: LoadOptions = {}): Promise<Model> {
+        const { device, gpus } = await chooseDevice(options.device ?? 'auto');
+        return Model.#loadOn(file, device, gpus.map(({ name }) => name), options);
+    }
+
+    /**
+     * Loads a copy of the model on each GPU, if there are several of a kind and each has room for it; else one, over all.
+     * @throws BlockprunerError as {@link Model.load}
+     */
+    static async loadOnEach(file: string, options: LoadOptions = {}): Promise<Model[]> {
+        const { device, gpus } = await chooseDevice(options.device ?? 'auto');
+        const needed = gpus.length > 1 ? (await readGguf(file, options.signal)).bytes + COPY_HEADROOM : Infinity;
+        const each = options.gpuLayers === undefined && gpus.every(({ memoryFree, description }) => memoryFree > needed && description === gpus[0]!.description);
+        const copies = each && gpus.length > 1 ? gpus.map((gpu) => [gpu]) : [gpus];
+        const models: Model[] = [];
+        try {
+            for (const on of copies) {
+                models.push(await Model.#loadOn(file, device, on.map(({ name }) => name), options));
+            }
+        } catch (error) {
+            models.forEach((model) => model.dispose());
+            throw error;
+        }
+        return models;
+    }
+
+    static async #loadOn(file: string, device: Device, gpus: string[], options: LoadOptions): Promise<Model> {
         const gguf = await readGguf(file, options.signal);
         const kind = gguf.metadata['general.type'];
         if (kind !== undefined && kind !== 'model') {
@@ -104,7 +134,6 @@ export class Model {
         if (gguf.tensors.length === 0) {
             throw new BlockprunerError(`${file} holds only a vocabulary, no weights: nothing can be pruned`);
         }
-        const { device, gpus } = await chooseDevice(options.device ?? 'auto');
         const addon = await loadAddon();
         const native = await runNative(options.signal, (cancel) => addon.Model.load(file, {
             gpus,
@@ -130,6 +159,11 @@ export class Model {
 
     get layers(): number {
         return this.#native.describe().layers;
+    }
+
+    /** The size of the residual stream: values for a token. */
+    get embedding(): number {
+        return this.#native.describe().embedding;
     }
 
     /** The number of tokens there are. */
@@ -165,19 +199,34 @@ export class Model {
      * [sequences × (length − 1)], sequence after sequence.
      */
     async evaluate(sequences: Sequences, options: EvaluateOptions = {}): Promise<Float32Array> {
-        const { native, blocks } = await this.#evaluatorFor(sequences.length, options.signal);
-        const skip = (options.skip ?? []).map((block) => {
+        const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
+        const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
+        return runNative(options.signal, (cancel) => evaluator.native.evaluate(sequences.tokens, sequences.length, skip, {
+            cancel,
+            ...(options.keep !== undefined && { keep: options.keep }),
+            ...(options.onProgress && { onProgress: options.onProgress })
+        }));
+    }
+
+    /** Frees the kept boundaries at which no evaluation can start that leaves out these blocks, and more behind them. */
+    forget(skip: readonly Block[]): void {
+        this.#evaluator?.native.forget(this.#indexes(this.#evaluator.blocks, skip));
+    }
+
+    /** Blocks computed so far, over all sequences, and the bytes of the residual stream that are kept now. */
+    get work(): { blocks: number; keptBytes: number } {
+        const { computed, kept } = this.#evaluator?.native.graph() ?? { computed: 0, kept: 0 };
+        return { blocks: computed, keptBytes: kept };
+    }
+
+    #indexes(blocks: readonly BlockInfo[], skip: readonly Block[]): number[] {
+        return skip.map((block) => {
             const index = blocks.findIndex((other) => sameBlock(block, other));
             if (index < 0) {
                 throw new BlockprunerError(`the model has no block ${formatBlock(block)}: its layers are 0 to ${this.layers - 1}`);
             }
             return index;
         });
-        return runNative(options.signal, (cancel) => native.evaluate(sequences.tokens, sequences.length, skip, {
-            cancel,
-            ...(options.keepBytes !== undefined && { keepBytes: options.keepBytes }),
-            ...(options.onProgress && { onProgress: options.onProgress })
-        }));
     }
 
     /** Frees the weights and all memory of evaluations. */

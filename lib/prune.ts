@@ -1,3 +1,4 @@
+import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Device } from './addon.js';
@@ -5,12 +6,14 @@ import { formatBlock, sameBlock, type Block, type BlockSelection } from './block
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 import { BlockprunerError } from './errors.js';
 import { meanNll, perplexityOf } from './evaluation/perplexity.js';
+import { PrefixEvaluator } from './evaluation/prefix.js';
 import { chooseHost, fillerOf, type Host } from './export/hosts.js';
 import { stockNll } from './export/stock-runtime.js';
-import { checkOutput, writePruned } from './export/write.js';
-import { parametersOf, readGguf, type Gguf } from './gguf.js';
-import { Model, resolveModel, type BlockInfo } from './model.js';
-import { searchOrder, type Step } from './search/blockpruner.js';
+import { checkOutput, version, writePruned } from './export/write.js';
+import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
+import { Model, resolveModel, type BlockInfo, type LoadOptions } from './model.js';
+import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
+import { Journal } from './search/journal.js';
 import { formatOrder } from './search/order.js';
 
 /** What is being worked on: for progress bars. `done` and `total` are in the unit of the phase. */
@@ -28,11 +31,8 @@ export interface CommonOptions {
     device?: Device | 'auto' | undefined;
     gpuLayers?: number | undefined;
     threads?: number | undefined;
-    /** Memory for residual streams that candidates start from, in bytes. Default: 1 GiB. */
-    keepBytes?: number | undefined;
     onProgress?: ((phase: Phase, done: number, total: number) => void) | undefined;
-    onStep?: ((step: Step, number: number, dense: number) => void) | undefined;
-    /** Stops the work within about a second; the promise is rejected with the signal's reason, and no file is left. */
+    /** Stops the work within about a second; the promise is rejected with the signal's reason, and no output is left. */
     signal?: AbortSignal | undefined;
 }
 
@@ -50,6 +50,30 @@ export interface PruneOptions extends CommonOptions {
      * that of the paper's repository.
      */
     orderFile?: string | undefined;
+    /** How candidates are compared: `race` (the default) or `exact`; `full` is for measuring these two. */
+    search?: SearchMode | undefined;
+    /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
+    confidence?: number | undefined;
+    /** Memory on each device for the residual stream that candidates start from, in bytes. Default: 2 GiB. */
+    keepBytes?: number | undefined;
+    /**
+     * Every evaluation is written into a journal beside the output ({@link journalOf}), which goes when the output is
+     * there. true: go on where a run with the same inputs was stopped; false: begin anew. Default: refuse if there is one.
+     */
+    resume?: boolean | undefined;
+    onStart?: ((start: SearchStart) => void) | undefined;
+    onStep?: ((step: Step, number: number, dense: number) => void) | undefined;
+}
+
+/** What a search begins with. */
+export interface SearchStart {
+    /** perplexity of the model as it is */
+    dense: number;
+    candidates: number;
+    /** the number of boundaries of a sequence that there is room to keep the residual stream at, and the bytes kept now */
+    kept: { boundaries: number; bytes: number };
+    /** evaluations that a resumed journal had */
+    resumed: number;
 }
 
 export interface ApplyOptions extends CommonOptions {
@@ -75,7 +99,10 @@ export interface PruneResult {
 /** The stock runtime hands over every logit, about 0.3 µs each: of longer texts, evenly spread positions are compared. */
 const VERIFIED_LOGITS = 2 ** 25;
 
-const GIB = 2 ** 30;
+/** The journal of the search for an output. */
+export function journalOf(output: string): string {
+    return `${output}.journal`;
+}
 
 /**
  * Prunes a model by BlockPruner's search and writes it as a GGUF that an unmodified llama.cpp loads.
@@ -83,7 +110,7 @@ const GIB = 2 ** 30;
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const { remove, ratio, maxIncrease, blocks: selection = 'all', orderFile, onProgress } = options;
+    const { remove, ratio, maxIncrease, blocks: selection = 'all', orderFile, search = 'race', confidence = 0.999, resume, signal, onProgress } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
         throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
     }
@@ -93,15 +120,30 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         throw new BlockprunerError('ratio must be above 0: nothing would be removed');
     }
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
+    checkRange('confidence', confidence, 0.5, 1);
+    if (confidence === 1) {
+        throw new BlockprunerError("confidence must be below 1: what is certain is the search 'exact'");
+    }
+    checkRange('keepBytes', options.keepBytes, 0, Infinity);
 
-    if (orderFile !== undefined && path.resolve(orderFile) === path.resolve(options.output)) {
-        throw new BlockprunerError(`the order file and the output are both ${orderFile}: choose two names`);
+    const journalFile = journalOf(options.output);
+    for (const [what, name] of [['output', options.output], ['journal', journalFile]] as const) {
+        if (orderFile !== undefined && path.resolve(orderFile) === path.resolve(name)) {
+            throw new BlockprunerError(`the order file and the ${what} are both ${orderFile}: choose two names`);
+        }
     }
 
-    return withModel(model, options, async (loaded, blocks, calibration) => {
+    if (resume === undefined && fs.existsSync(journalFile)) {
+        throw new BlockprunerError(`${journalFile} is the journal of a search that was stopped: go on with it by --resume, or begin anew with --no-resume`);
+    }
+
+    const result = await withModel(model, options, (file, load) => Model.loadOnEach(file, load), async (models, blocks, calibration) => {
+        const loaded = models[0]!;
         if (orderFile !== undefined) {
-            await checkOutput(orderFile, loaded.gguf, options.force, 'order file');
+            // of a search that goes on, it is there already
+            await checkOutput(orderFile, loaded.gguf, options.force === true || (resume === true && fs.existsSync(journalFile)), 'order file');
         }
+        await checkOutput(journalFile, loaded.gguf, true, 'journal');
         const candidates = blocks.filter(({ kind }) => selection === 'all' || kind === selection);
         // one block must stay: there is no model without layers
         const most = Math.min(candidates.length, blocks.length - 1);
@@ -118,22 +160,29 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         const progressOf = (step: number, index: number) => (step - 1) * candidates.length - (step - 1) * (step - 2) / 2 + index;
         const total = progressOf(Math.min(expected, most) + 1, 0);
 
+        const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
+        const journal = Journal.open(prefix, journalFile, {
+            model: `SHA-256 ${await hashGguf(loaded.gguf, signal)}`,
+            calibration: `${prefix.sequences} × ${calibration.length} tokens, SHA-256 ${crypto.createHash('sha256').update(calibration.tokens).digest('hex')}`,
+            blocks: selection,
+            search: search === 'race' ? `race, confidence ${confidence}` : search,
+            device: `${loaded.device}, ${loaded.gpuLayers ?? 'all'} layers`,
+            version
+        }, resume ?? false);
+        const resumed = journal.found;
+
         let dense = NaN;
         const order: Block[] = [];
-        const keepBytes = options.keepBytes ?? GIB;
-        const { signal } = options;
-        const { steps } = await searchOrder({
-            setCurrent: (removed) => perplexityOf(loaded, calibration, { skip: removed, keepBytes, signal }),
-            withoutOneMore: (removed, candidate) => perplexityOf(loaded, calibration, { skip: [...removed, candidate], signal })
-        }, {
-            candidates,
+        const { steps, nll } = await searchOrder(journal, {
+            candidates, mode: search, confidence,
             done: (removed) => removed.length >= Math.min(most, remove ?? most) || (ratio !== undefined && share(removed) >= ratio),
             ...(maxIncrease !== undefined && { limit: (value: number) => value * (1 + maxIncrease) }),
             onStart: (value) => {
                 dense = value;
+                options.onStart?.({ dense, candidates: candidates.length, resumed, kept: { boundaries: Math.min(prefix.room, blocks.length - 1), bytes: models.reduce((total, { work }) => total + work.keptBytes, 0) } });
                 onProgress?.('search', 0, total);
             },
-            onEvaluation: (step, index) => onProgress?.('search', progressOf(step, index), total),
+            onEvaluation: (step, decided) => onProgress?.('search', progressOf(step, decided), total),
             onStep(step, number) {
                 order.push(step.removed);
                 if (orderFile !== undefined) {
@@ -141,38 +190,41 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                 }
                 options.onStep?.(step, number, dense);
             }
-        });
+        }).finally(() => journal.close());
         if (steps.length === 0) {
             throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease ?? 0)}`);
         }
-        return { dense, removed: steps.map((step) => step.removed), steps };
+        return { dense, removed: steps.map((step) => step.removed), steps, nll: concatenate(nll) };
     });
+    fs.rmSync(journalFile, { force: true });
+    return result;
 }
 
 /** Removes given blocks, without a search, and writes the result as {@link prune} does. */
 export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
-    return withModel(model, options, async (loaded, blocks, calibration) => {
+    return withModel(model, options, async (file, load) => [await Model.load(file, load)], async ([loaded], blocks, calibration) => {
         const unknown = options.order.find((block) => !blocks.some((other) => sameBlock(other, block)));
         if (unknown) {
-            throw new BlockprunerError(`the order doesn't fit this model: it has no block ${formatBlock(unknown)}, its layers are 0 to ${loaded.layers - 1}`);
+            throw new BlockprunerError(`the order doesn't fit this model: it has no block ${formatBlock(unknown)}, its layers are 0 to ${loaded!.layers - 1}`);
         }
         if (options.order.length >= blocks.length) {
             throw new BlockprunerError(`can't remove all ${blocks.length} blocks: one must stay`);
         }
         const { signal, onProgress } = options;
-        const dense = await perplexityOf(loaded, calibration, { signal, onProgress: (done, total) => onProgress?.('search', done, total) });
-        return { dense, removed: [...options.order], steps: [] };
+        const dense = await perplexityOf(loaded!, calibration, { signal, onProgress: (done, total) => onProgress?.('search', done, total) });
+        return { dense, removed: [...options.order], steps: [], nll: await loaded!.evaluate(calibration, { skip: options.order, signal }) };
     });
 }
 
-/** Which blocks go, and the perplexity with all of them. */
-type Decision = Pick<PruneResult, 'removed' | 'steps'> & { dense: number };
+/** Which blocks go, the perplexity with all of them, and the NLL of each token of the calibration without them. */
+type Decision = Pick<PruneResult, 'removed' | 'steps'> & { dense: number; nll: Float32Array };
 
 /** What prune and apply share: everything but the decision which blocks go. */
 async function withModel(
     uri: string,
     options: CommonOptions,
-    decide: (model: Model, blocks: BlockInfo[], calibration: Calibration) => Promise<Decision>
+    load: (file: string, options: LoadOptions) => Promise<Model[]>,
+    decide: (copies: Model[], blocks: BlockInfo[], calibration: Calibration) => Promise<Decision>
 ): Promise<PruneResult> {
     const started = performance.now();
     const { output, force, verify = true, signal, onProgress } = options;
@@ -181,23 +233,23 @@ async function withModel(
     await checkOutput(output, gguf, force);
     const host = chooseHost(gguf);
 
-    const model = await Model.load(file, { ...options, onProgress: (done, total) => onProgress?.('load', done, total) });
+    const models = await load(file, { ...options, onProgress: (done, total) => onProgress?.('load', done, total) });
+    const model = models[0]!;
     const { device, gpuLayers, threads, flashAttention, parameters } = model;
-    let calibration: Calibration, blocks: BlockInfo[], decision: Decision, nll: Float32Array, stride: number;
+    let calibration: Calibration, blocks: BlockInfo[], decision: Decision, stride: number;
     try {
         onProgress?.('calibrate', 0, 1);
         calibration = await loadCalibration(model, options.calibration, signal);
         blocks = await realBlocks(model, signal);
-        decision = await decide(model, blocks, calibration);
-        nll = await model.evaluate(calibration, { skip: decision.removed, signal });
-        stride = Math.ceil(nll.length * model.vocabulary / VERIFIED_LOGITS);
+        decision = await decide(models, blocks, calibration);
+        stride = Math.ceil(decision.nll.length * model.vocabulary / VERIFIED_LOGITS);
     } finally {
-        model.dispose(); // before the stock runtime loads its copy
+        models.forEach((copy) => copy.dispose()); // before the stock runtime loads its copy
     }
 
-    const { removed, steps, dense } = decision;
+    const { removed, steps, dense, nll } = decision;
     const pruned = Math.exp(meanNll(nll, calibration.length));
-    await writePruned(gguf, host, blocks, {
+    await writePruned(model.gguf, host, blocks, {
         removed,
         calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
         perplexity: { dense, pruned }
@@ -265,6 +317,16 @@ export async function inspect(model: string, options: Pick<CommonOptions, 'signa
 async function realBlocks(model: Model, signal?: AbortSignal): Promise<BlockInfo[]> {
     const filler = fillerOf(model.gguf);
     return (await model.blocks(signal)).filter((block) => !filler.some((other) => sameBlock(other, block)));
+}
+
+function concatenate(parts: readonly Float32Array[]): Float32Array {
+    const whole = new Float32Array(parts.reduce((total, { length }) => total + length, 0));
+    let end = 0;
+    for (const part of parts) {
+        whole.set(part, end);
+        end += part.length;
+    }
+    return whole;
 }
 
 function countParameters(gguf: Gguf): number {

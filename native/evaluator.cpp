@@ -16,6 +16,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
         InstanceMethod<&Evaluator::blocks>("blocks"),
         InstanceMethod<&Evaluator::graph>("graph"),
         InstanceMethod<&Evaluator::evaluate>("evaluate"),
+        InstanceMethod<&Evaluator::forget>("forget"),
         InstanceMethod<&Evaluator::dispose>("dispose"),
     });
     env.GetInstanceData<addon_data>()->evaluator = Napi::Persistent(cls);
@@ -32,6 +33,21 @@ Evaluator::Evaluator(const Napi::CallbackInfo & info) : Napi::ObjectWrap<Evaluat
 
 void Evaluator::dispose(const Napi::CallbackInfo &) {
     self.reset();
+}
+
+// Threads that live on between graphs: those that ggml makes anew for each one often begin on a busy core, which cost up to
+// 40 % of the time of short evaluations.
+static std::shared_ptr<ggml_threadpool> make_threads(int count) {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : nullptr;
+    // the CPU backend is a library that is chosen at run time
+    auto * make = reg ? (ggml_threadpool * (*)(ggml_threadpool_params *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new") : nullptr;
+    auto * end  = reg ? (void (*)(ggml_threadpool *)) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free") : nullptr;
+    if (!make || !end) {
+        return nullptr;
+    }
+    ggml_threadpool_params params = ggml_threadpool_params_default(count);
+    return { make(&params), [end](ggml_threadpool * threads) { if (threads) end(threads); } };
 }
 
 // create(model, { context, threads, flashAttention, cacheType: 'f16'|'f32', logitsBytes?, cancel? }): Promise<Evaluator>
@@ -82,6 +98,10 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
             if (s.patch.blocks.empty()) {
                 throw std::runtime_error("no blocks were found in this model's graph");
             }
+            s.threads = make_threads(params.n_threads);
+            if (s.threads) {
+                llama_attach_threadpool(s.context.get(), s.threads.get(), nullptr);
+            }
         },
         [created](Napi::Env env) -> Napi::Value {
             return env.GetInstanceData<addon_data>()->evaluator.New({ Napi::External<std::shared_ptr<state>>::New(env, created.get()) });
@@ -108,7 +128,8 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
     return array;
 }
 
-// graph(): { nodes, cacheWrites }, the number of operations of the last evaluation, and of its writes to the KV cache
+// graph(): { nodes, cacheWrites, kept, computed }: the number of operations of the last evaluation, of its writes to the KV
+// cache, the bytes of the residual stream that are kept, and how many blocks were computed since create(), over all sequences
 Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
     if (!self) {
         throw Napi::Error::New(info.Env(), "the evaluator is disposed");
@@ -116,14 +137,29 @@ Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
     auto object = Napi::Object::New(info.Env());
     object.Set("nodes", self->patch.n_nodes);
     object.Set("cacheWrites", self->patch.n_cache_writes);
+    object.Set("kept", (double) self->kept_bytes);
+    object.Set("computed", (double) self->n_computed);
     return object;
 }
 
-// evaluate(tokens: Int32Array, length, skip: number[], { keepBytes?, onProgress?(sequences), cancel? }): Promise<Float32Array>
+// indexes into blocks() -> one flag a block
+static std::vector<bool> read_skip_set(const Napi::Array & indexes, size_t n_blocks) {
+    std::vector<bool> skip(n_blocks);
+    for (uint32_t i = 0; i < indexes.Length(); i++) {
+        const auto index = indexes.Get(i).As<Napi::Number>().Uint32Value();
+        if (index >= n_blocks) {
+            throw Napi::RangeError::New(indexes.Env(), "there is no block " + std::to_string(index));
+        }
+        skip[index] = true;
+    }
+    return skip;
+}
+
+// evaluate(tokens: Int32Array, length, skip: number[], { keep?, onProgress?(sequences), cancel? }): Promise<Float32Array>
 // tokens: sequences of `length` tokens, one after the other. skip: indexes into blocks().
 // Result: the NLL of the tokens 1 .. length-1 of each sequence, given those before.
-// keepBytes: keep the residual stream at as many boundaries as fit. Later evaluations of the same tokens start at the
-// last of these that their skip set shares with this one, and give the same result.
+// keep: keep the residual stream on the device, at most so many boundaries of each sequence in all. Evaluations of a
+// sequence start at the last kept boundary before which their skip set is the same, and give the same values as without.
 Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     Napi::Env env = info.Env();
     if (!self) {
@@ -133,7 +169,7 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     const uint32_t length  = info[1].As<Napi::Number>().Uint32Value();
     const auto     skip    = info[2].As<Napi::Array>();
     const auto     options = info[3].As<Napi::Object>();
-    const double   keep    = options.Get("keepBytes").IsNumber() ? options.Get("keepBytes").As<Napi::Number>().DoubleValue() : 0;
+    const auto     keep    = (size_t) (options.Get("keep").IsNumber() ? options.Get("keep").As<Napi::Number>().Uint32Value() : 0);
     if (length < 2 || length > self->context_size || array.ElementLength() == 0 || array.ElementLength() % length != 0) {
         throw Napi::RangeError::New(env, "the tokens must be whole sequences of 2 to " + std::to_string(self->context_size) + " tokens");
     }
@@ -144,14 +180,7 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
             throw Napi::RangeError::New(env, "token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(n_vocab));
         }
     }
-    std::vector<bool> skipped(self->patch.blocks.size());
-    for (uint32_t i = 0; i < skip.Length(); i++) {
-        const auto index = skip.Get(i).As<Napi::Number>().Uint32Value();
-        if (index >= skipped.size()) {
-            throw Napi::RangeError::New(env, "there is no block " + std::to_string(index));
-        }
-        skipped[index] = true;
-    }
+    const std::vector<bool> skipped = read_skip_set(skip, self->patch.blocks.size());
     if (self->busy.exchange(true)) {
         throw Napi::Error::New(env, "the evaluator is at work: one evaluation at a time");
     }
@@ -177,31 +206,83 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     }
 }
 
+// forget(skip: number[]): frees the kept boundaries at which no evaluation can start that leaves out these blocks and more
+// behind them
+void Evaluator::forget(const Napi::CallbackInfo & info) {
+    if (!self) {
+        throw Napi::Error::New(info.Env(), "the evaluator is disposed");
+    }
+    if (self->busy) {
+        throw Napi::Error::New(info.Env(), "the evaluator is at work: one evaluation at a time");
+    }
+    self->forget(read_skip_set(info[0].As<Napi::Array>(), self->patch.blocks.size()));
+}
+
+static bool shares_start(const std::vector<bool> & before, const std::vector<bool> & skip) {
+    return std::equal(before.begin(), before.end(), skip.begin());
+}
+
+void Evaluator::state::forget(const std::vector<bool> & skip) {
+    for (auto & [tokens, boundaries] : kept) {
+        const auto gone = std::stable_partition(boundaries.begin(), boundaries.end(), [&](const auto & b) { return shares_start(b.before, skip); });
+        for (auto it = gone; it != boundaries.end(); it++) {
+            kept_bytes -= ggml_nbytes(it->values.tensor);
+            unused.push_back(std::move(it->values));
+        }
+        boundaries.erase(gone, boundaries.end());
+    }
+}
+
+// Memory of the tensor's shape, where the tensor is.
+Evaluator::stream Evaluator::state::stream_like(const ggml_tensor * tensor) {
+    const auto type = ggml_backend_buffer_get_type(tensor->buffer);
+    const auto fits = std::find_if(unused.begin(), unused.end(), [&](const stream & s) {
+        return ggml_are_same_shape(s.tensor, tensor) && ggml_backend_buffer_get_type(s.buffer.get()) == type;
+    });
+    if (fits != unused.end()) {
+        std::swap(*fits, unused.back());
+        stream found = std::move(unused.back());
+        unused.pop_back();
+        return found;
+    }
+    if (!unused.empty()) {
+        unused.pop_back(); // so that what is kept and what is unused never exceed what was allowed
+    }
+    stream made;
+    made.context.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+    made.tensor = ggml_new_tensor_2d(made.context.get(), GGML_TYPE_F32, tensor->ne[0], tensor->ne[1]);
+    made.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(made.context.get(), type));
+    return made.buffer ? std::move(made) : stream {};
+}
+
+// The blocks after `start` at whose boundaries the stream is kept: evenly spread over those that aren't left out, since
+// only these can be the next to go.
+static std::vector<size_t> spread(const std::vector<bool> & skip, size_t start, size_t count) {
+    std::vector<size_t> present;
+    for (size_t i = start + 1; i < skip.size(); i++) {
+        if (!skip[i]) {
+            present.push_back(i);
+        }
+    }
+    count = std::min(count, present.size());
+    std::vector<size_t> chosen;
+    for (size_t i = 0; i < count; i++) {
+        chosen.push_back(present[(2*i + 1)*present.size()/(2*count)]);
+    }
+    return chosen;
+}
+
 void Evaluator::state::evaluate(
-        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip, double keep_bytes,
+        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip, size_t keep,
         const task_control & control, std::vector<float> & nll) {
+    // memory of sequences of another length is of no use (the last layer's FFN has one token less than the sequence)
+    unused.erase(std::remove_if(unused.begin(), unused.end(), [&](const stream & s) { return s.tensor->ne[1] + 1 < length || s.tensor->ne[1] > length; }), unused.end());
+
     const size_t n_sequences = tokens.size()/length;
     nll.resize(n_sequences*(length - 1));
 
-    graph_patch::request request;
-    request.skip = skip;
-    kept_streams keeping;
-    if (keep_bytes > 0) {
-        kept = {}; // frees its memory before the new ones need it
-        keeping.tokens = tokens;
-        keeping.length = length;
-        keeping.skip   = skip;
-        keeping.sequences.resize(n_sequences);
-        // the boundary before the first block is the embedding: as fast to compute as to keep
-        const double boundary_bytes = (double) llama_model_n_embd(model.get())*sizeof(float)*tokens.size();
-        const double fit = std::floor(keep_bytes/boundary_bytes);
-        keeping.stride = fit < 1 ? 0 : (size_t) std::ceil((skip.size() - 1)/fit);
-        request.capture = keeping.stride;
-    } else if (kept.stride > 0 && kept.tokens == tokens && kept.length == length) {
-        const size_t shared = std::mismatch(skip.begin(), skip.end(), kept.skip.begin()).first - skip.begin();
-        request.start = std::min(shared, skip.size() - 1)/kept.stride*kept.stride;
-    }
-    patch.set_request(request);
+    // while the graph runs, all boundaries that it shall keep take memory beside those that are kept: 256 MiB at most
+    const size_t n_captured_max = std::max<size_t>(1, 256*1024*1024/(sizeof(float)*llama_model_n_embd(model.get())*length));
 
     llama_batch batch = llama_batch_init((int) length, 0, 1);
     std::unique_ptr<llama_batch, void (*)(llama_batch *)> free_batch(&batch, [](llama_batch * b) { llama_batch_free(*b); });
@@ -217,9 +298,40 @@ void Evaluator::state::evaluate(
         const llama_token * first = tokens.data() + sequence*length;
         std::copy(first, first + length, batch.token);
         patch.targets = first + 1;
-        if (request.start > 0) {
-            patch.boundary = kept.sequences[sequence].at(request.start).data();
+
+        graph_patch::request request;
+        request.skip = skip;
+        const std::vector<llama_token> key(first, first + length);
+        const auto found = kept.find(key);
+        size_t n_kept = 0;
+        if (found != kept.end()) {
+            n_kept = found->second.size();
+            const kept_boundary * last = nullptr;
+            for (const auto & boundary : found->second) {
+                if (boundary.before.size() > request.start && shares_start(boundary.before, skip)) {
+                    request.start = boundary.before.size();
+                    last = &boundary;
+                }
+            }
+            if (last) {
+                // a copy, so that one graph serves all sequences
+                ggml_tensor * values = last->values.tensor;
+                auto & start = starts[{ ggml_backend_buffer_get_type(values->buffer), values->ne[1] }];
+                if (!start.tensor) {
+                    start = stream_like(values);
+                }
+                if (start.tensor) {
+                    ggml_backend_tensor_copy(values, start.tensor);
+                    request.boundary = start.tensor;
+                } else {
+                    request.start = 0;
+                }
+            }
         }
+        if (keep > n_kept) {
+            request.capture = spread(skip, request.start, std::min(keep - n_kept, n_captured_max));
+        }
+        patch.set_request(request);
 
         llama_memory_clear(llama_get_memory(context.get()), false);
         int status;
@@ -234,19 +346,21 @@ void Evaluator::state::evaluate(
             throw std::runtime_error("evaluation failed: " + (!patch.error.empty() ? patch.error :
                 reason.empty() ? "llama_decode returned " + std::to_string(status) : reason));
         }
+        n_computed += std::count(skip.begin() + request.start, skip.end(), false);
         float * out = nll.data() + sequence*(length - 1);
         for (const ggml_tensor * part : patch.nll) {
             ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));
             out += ggml_nelements(part);
         }
         for (const auto & [block, tensor] : patch.captured) {
-            auto & stream = keeping.sequences[sequence][block];
-            stream.resize(ggml_nelements(tensor));
-            ggml_backend_tensor_get(tensor, stream.data(), 0, ggml_nbytes(tensor));
+            kept_boundary boundary = { std::vector<bool>(skip.begin(), skip.begin() + block), stream_like(tensor) };
+            if (!boundary.values.tensor) {
+                break; // without it, evaluations start earlier
+            }
+            kept_bytes += ggml_nbytes(tensor);
+            ggml_backend_tensor_copy(tensor, boundary.values.tensor);
+            kept[key].push_back(std::move(boundary));
         }
         control.progress((double) sequence + 1, (double) n_sequences);
-    }
-    if (keep_bytes > 0) {
-        kept = std::move(keeping);
     }
 }

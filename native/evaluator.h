@@ -5,11 +5,15 @@
 
 #include <napi.h>
 
+#include "ggml-cpp.h"
+
 #include <atomic>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
+struct ggml_threadpool;
 struct llama_context;
 struct llama_model;
 
@@ -20,27 +24,38 @@ public:
     explicit Evaluator(const Napi::CallbackInfo & info);
 
 private:
-    // The residual stream of one evaluation at some of its boundaries, so that others can start there.
-    struct kept_streams {
-        std::vector<int32_t> tokens;
-        uint32_t             length = 0;
-        std::vector<bool>    skip;
-        size_t               stride = 0; // every stride-th boundary is kept; 0: nothing is
-        std::vector<std::map<size_t, std::vector<float>>> sequences; // by block, F32 [n_embd, n_tokens]
+    // Memory for the residual stream of one sequence at one boundary, on the device that computes it: F32 [n_embd, n_tokens]
+    struct stream {
+        ggml_context_ptr        context;
+        ggml_backend_buffer_ptr buffer;
+        ggml_tensor           * tensor = nullptr;
+    };
+
+    // What an evaluation left behind for others to start from.
+    struct kept_boundary {
+        std::vector<bool> before; // which of the blocks before the boundary were left out: it holds for just these skip sets
+        stream            values;
     };
 
     // All that a running evaluation needs, so that it outlives a dispose().
     struct state {
         std::shared_ptr<llama_model>   model;
         graph_patch                    patch;
-        std::shared_ptr<llama_context> context; // after patch: it is freed first
+        std::shared_ptr<ggml_threadpool> threads;
+        std::shared_ptr<llama_context> context; // after patch and threads: it is freed first
         uint32_t                       context_size = 0;
-        kept_streams                   kept;
+        std::map<std::vector<int32_t>, std::vector<kept_boundary>> kept; // by the tokens of the sequence
+        std::vector<stream>            unused;   // memory of kept boundaries that were forgotten
+        std::map<std::pair<ggml_backend_buffer_type_t, int64_t>, stream> starts; // where graphs read the boundary that they start from
+        std::atomic<uint64_t>          n_computed { 0 }; // blocks, over all evaluations
+        std::atomic<uint64_t>          kept_bytes { 0 }; // of kept boundaries
         const class task_control     * control = nullptr; // of the running evaluation
         std::atomic<bool>              busy { false };
 
-        void evaluate(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<bool> & skip, double keep_bytes,
+        void evaluate(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<bool> & skip, size_t keep,
             const class task_control & control, std::vector<float> & nll);
+        void   forget(const std::vector<bool> & skip);
+        stream stream_like(const ggml_tensor * tensor); // its tensor is null where there is no memory
     };
     std::shared_ptr<state> self;
 
@@ -49,5 +64,6 @@ private:
     Napi::Value blocks(const Napi::CallbackInfo & info);
     Napi::Value graph(const Napi::CallbackInfo & info);
     Napi::Value evaluate(const Napi::CallbackInfo & info);
+    void        forget(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };

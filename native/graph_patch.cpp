@@ -251,25 +251,22 @@ private:
     std::unordered_map<const ggml_tensor *, ggml_tensor *> instead;
 };
 
-// A tensor that is filled before each run from memory that the patch points to.
-class input_from_patch : public llm_graph_input_i {
+// The tokens to predict, set before each run.
+class targets_input : public llm_graph_input_i {
 public:
-    template <typename T>
-    input_from_patch(const graph_patch & patch, ggml_tensor * tensor, T * const & data)
-        : patch(patch), version(patch.version), tensor(tensor), data(reinterpret_cast<const void * const &>(data)) {}
+    targets_input(const graph_patch & patch, ggml_tensor * tensor) : patch(patch), version(patch.version), tensor(tensor) {}
 
     void set_input(const llama_ubatch *) override {
-        ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
+        ggml_backend_tensor_set(tensor, patch.targets, 0, ggml_nbytes(tensor));
     }
 
     // the other inputs compare the numbers of tokens and outputs
     bool can_reuse(const llm_graph_params &) override { return version == patch.version; }
 
 private:
-    const graph_patch  & patch;
-    const uint64_t       version;
-    ggml_tensor        * tensor;
-    const void * const & data;
+    const graph_patch & patch;
+    const uint64_t      version;
+    ggml_tensor       * tensor;
 };
 
 // The operations from the final hidden state to the logits, if each works on every position by itself and can be
@@ -355,14 +352,6 @@ void graph_patch::apply(llm_graph_result & res) {
                 blocks.push_back(f.block);
             }
         }
-        std::vector<ggml_tensor *> inputs = graph.inputs;
-        const auto add_input = [&](ggml_tensor * tensor, const char * name, const auto & data) {
-            ggml_set_input(tensor);
-            ggml_set_name(tensor, name);
-            res.add_input(std::make_unique<input_from_patch>(*this, tensor, data));
-            inputs.push_back(tensor);
-        };
-
         // leave out the skipped blocks: who reads the sum shall read the stream before the block
         substitution change;
         for (size_t i = 0; i < req.skip.size(); i++) {
@@ -372,12 +361,13 @@ void graph_patch::apply(llm_graph_result & res) {
         }
         if (req.start > 0) {
             const ggml_tensor * before = boundary_of(found[req.start]);
-            ggml_tensor * given = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, before->ne[0], before->ne[1]);
-            add_input(given, "boundary", boundary);
-            change.add(before, given);
+            if (!ggml_are_same_shape(before, req.boundary)) {
+                throw std::runtime_error("a kept residual stream doesn't fit this graph");
+            }
+            change.add(before, req.boundary);
         }
         captured.clear();
-        for (size_t i = req.capture; req.capture > 0 && i < found.size(); i += req.capture) {
+        for (const size_t i : req.capture) {
             captured[i] = change.resolve(boundary_of(found[i]));
             ggml_set_output(captured[i]);
         }
@@ -385,7 +375,9 @@ void graph_patch::apply(llm_graph_result & res) {
 
         const int64_t n_outputs = res.t_logits->ne[1];
         ggml_tensor * targets_in = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_outputs);
-        add_input(targets_in, "targets", targets);
+        ggml_set_input(targets_in);
+        ggml_set_name(targets_in, "targets");
+        res.add_input(std::make_unique<targets_input>(*this, targets_in));
 
         nll.clear();
         const int64_t rows = std::max<int64_t>(32, logits_bytes/ggml_row_size(res.t_logits->type, res.t_logits->ne[0]));
@@ -411,9 +403,10 @@ void graph_patch::apply(llm_graph_result & res) {
             graph.visit_sources(t, -1, true, needed, [](ggml_tensor *) {});
         }
         ggml_graph_clear(gf);
-        for (ggml_tensor * input : inputs) {
+        for (ggml_tensor * input : graph.inputs) {
             ggml_build_forward_expand(gf, input);
         }
+        ggml_build_forward_expand(gf, targets_in);
         n_cache_writes = 0;
         for (ggml_tensor * node : graph.nodes) {
             if (needed.count(node)) {

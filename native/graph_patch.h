@@ -32,10 +32,13 @@ public:
     // What the next graphs compute.
     struct request {
         std::vector<bool> skip;         // the blocks to leave out (index into blocks)
-        size_t            start = 0;    // compute from this block's boundary on, given as `boundary`; 0: from the tokens
-        size_t            capture = 0;  // make every capture-th boundary readable; 0: none
+        size_t            start = 0;    // compute from this block's boundary on; 0: from the tokens
+        ggml_tensor     * boundary = nullptr; // the residual stream there, F32 [n_embd, n_tokens]; graphs read it when they run
+        std::vector<size_t> capture;    // the blocks whose boundaries shall be readable
 
-        bool operator==(const request & o) const { return skip == o.skip && start == o.start && capture == o.capture; }
+        bool operator==(const request & o) const {
+            return skip == o.skip && start == o.start && boundary == o.boundary && capture == o.capture;
+        }
     };
     void set_request(request r);
 
@@ -44,9 +47,6 @@ public:
 
     // The token that each output position should predict; must outlive the graph's computation.
     const int32_t * targets = nullptr;
-
-    // The residual stream at the boundary of block `start`, F32 [n_embd, n_tokens]; must outlive the computation.
-    const float * boundary = nullptr;
 
     // F32 [n_embd, n_tokens] by block; of the last graph.
     std::map<size_t, ggml_tensor *> captured;

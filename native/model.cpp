@@ -145,6 +145,7 @@ Napi::Value Model::describe(const Napi::CallbackInfo & info) {
     auto result = Napi::Object::New(info.Env());
     result.Set("architecture", metadata(m, "general.architecture"));
     result.Set("layers", llama_model_n_layer(m));
+    result.Set("embedding", llama_model_n_embd(m));
     result.Set("vocabulary", llama_vocab_n_tokens(vocab));
     result.Set("context", llama_model_n_ctx_train(m));
     result.Set("bos", llama_vocab_get_add_bos(vocab) ? Napi::Value(Napi::Number::New(info.Env(), llama_vocab_bos(vocab))) : info.Env().Null());

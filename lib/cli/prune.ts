@@ -1,8 +1,10 @@
+import fs from 'node:fs';
+import readline from 'node:readline/promises';
 import type { Argv } from 'yargs';
 import { formatBlock } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
-import { prune, type PruneResult } from '../prune.js';
-import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
+import { journalOf, prune, type PruneResult } from '../prune.js';
+import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
 
 export const command = 'prune <model>';
 export const describe = 'Search the blocks that matter least and write the model without them';
@@ -14,6 +16,10 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         ratio: { type: 'number', describe: 'Remove this share of the parameters (0.2 is 20 %)' },
         'max-increase': { type: 'number', describe: 'Remove while the perplexity rises by at most this share (0.1 is 10 %)' },
         blocks: { choices: ['all', 'attn', 'ffn'] as const, default: 'all' as const, describe: 'Which blocks may go' },
+        search: { choices: ['race', 'exact'] as const, default: 'race' as const, describe: "exact: the paper's choice for certain; race: the same with a stated probability, several times faster" },
+        confidence: { type: 'number', default: 0.999, describe: 'race: the probability that a removal is the one that exact makes' },
+        memory: { type: 'number', describe: 'MiB on each device for what evaluations start from', defaultDescription: '2048' },
+        resume: { type: 'boolean', describe: 'Go on with the search for this output that was stopped; --no-resume begins anew', defaultDescription: 'asks' },
         order: { type: 'string', describe: "Write the order there, after each removal, in the format of the paper's repository" },
         ...calibrationOptions,
         ...deviceOptions,
@@ -32,6 +38,9 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     if (given !== 1) {
         throw new BlockprunerError(given === 0 ? 'say how much to remove: --remove N, --ratio R or --max-increase X' : 'give only one of --remove, --ratio and --max-increase');
     }
+    checkNumber('confidence', argv.confidence);
+    checkInteger('memory', argv.memory, 0);
+    const resume = argv.resume ?? await askToResume(journalOf(argv.output));
     const progress = new Progress();
     try {
         const result = await prune(argv.model, {
@@ -43,19 +52,45 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             maxIncrease: argv['max-increase'],
             blocks: argv.blocks,
             orderFile: argv.order,
+            search: argv.search,
+            confidence: argv.confidence,
+            keepBytes: argv.memory === undefined ? undefined : argv.memory * 2 ** 20,
+            resume,
             calibration: calibrationOf(argv),
             device: argv.device,
             gpuLayers: argv['gpu-layers'],
             threads: argv.threads,
             signal: interruptSignal(),
             onProgress: progress.update,
+            onStart: ({ dense, candidates, kept, resumed }) => progress.line(
+                `dense perplexity ${dense.toFixed(4)}, ${candidates} candidates; the residual stream is kept at up to ${kept.boundaries} boundaries a sequence (${mib(kept.bytes)} now)${resumed > 0 ? `; ${resumed} evaluations resumed` : ''}`),
             onStep: ({ removed, perplexity, evaluations, seconds }, number, dense) => progress.line(
-                `${String(number).padStart(3)}. ${formatBlock(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} evaluations, ${seconds.toFixed(1)} s`)
+                `${String(number).padStart(3)}. ${formatBlock(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} sequences, ${seconds.toFixed(1)} s`)
         });
         progress.stop();
         printResult(result, argv.json, argv.verify);
+    } catch (error) {
+        throw error instanceof Interrupted && fs.existsSync(journalOf(argv.output)) ? new Interrupted('; the same with --resume goes on') : error;
     } finally {
         progress.stop();
+    }
+}
+
+/** Asks what to do with the journal of a stopped search, where there is one and somebody to ask. */
+async function askToResume(journal: string): Promise<boolean | undefined> {
+    if (!fs.existsSync(journal) || !process.stdin.isTTY || !process.stderr.isTTY) {
+        return undefined;
+    }
+    const terminal = readline.createInterface({ input: process.stdin, output: process.stderr });
+    const stopped = new Promise<never>((_, reject) => {
+        terminal.once('SIGINT', () => reject(new Interrupted()));
+        terminal.once('close', () => reject(new Interrupted())); // Ctrl-D
+    });
+    try {
+        const answer = await Promise.race([terminal.question(`A search for this output was stopped (${journal}). Go on with it? [Y/n] `), stopped]);
+        return !/^n/i.test(answer.trim());
+    } finally {
+        terminal.close();
     }
 }
 

@@ -123,8 +123,9 @@ export function interruptSignal(): AbortSignal {
 }
 
 export class Interrupted extends Error {
-    constructor() {
-        super('stopped: no file was written');
+    /** @param hint what the user can do now */
+    constructor(hint = '') {
+        super(`stopped: no file was written${hint}`);
     }
 }
 

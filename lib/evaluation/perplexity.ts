@@ -38,7 +38,7 @@ export async function perplexityOf(model: Model, sequences: Sequences, options: 
     return Math.exp(meanNll(await model.evaluate(sequences, options), sequences.length));
 }
 
-export interface TextPerplexityOptions extends Omit<EvaluateOptions, 'keepBytes'> {
+export interface TextPerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
     /** Tokens in a sequence. Default: 512. */
     context?: number | undefined;
     /** Default: `paper`. */

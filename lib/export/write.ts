@@ -1,11 +1,10 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { Worker } from 'node:worker_threads';
 import { loadAddon, runNative, type GgufValue } from '../addon.js';
 import { formatBlock, sameBlock, type Block } from '../blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
-import type { Gguf } from '../gguf.js';
+import { hashGguf, type Gguf } from '../gguf.js';
 import type { Host } from './hosts.js';
 
 /** What the file remembers of how it was made, as `blockpruner.*` keys. */
@@ -90,7 +89,7 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
             sources: gguf.files,
             remove: ['split.no', 'split.count', 'split.tensors.count'],
             rename: plan.rename,
-            set: [...plan.set, ...provenanceKeys(gguf, provenance, await sha256(gguf.files, signal))],
+            set: [...plan.set, ...provenanceKeys(gguf, provenance, await hashGguf(gguf, signal))],
             tensors: plan.tensors
         }, { cancel, ...(onProgress && { onProgress }) }));
         const handle = await fs.open(partial, 'r+');
@@ -136,31 +135,4 @@ function provenanceKeys(gguf: Gguf, { removed, calibration, perplexity }: Proven
 }
 
 /* eslint-disable-next-line @typescript-eslint/no-require-imports -- outside of lib, where TypeScript doesn't look */
-const { version } = require('../../package.json') as { version: string };
-
-/** SHA-256 of files, one after the other, on a thread of its own: gigabytes would hold up this one. */
-async function sha256(files: string[], signal?: AbortSignal): Promise<string> {
-    const worker = new Worker(`
-        const { parentPort, workerData } = require('node:worker_threads');
-        const fs = require('node:fs');
-        const hash = require('node:crypto').createHash('sha256');
-        const buffer = Buffer.alloc(8 * 2 ** 20);
-        for (const file of workerData) {
-            const fd = fs.openSync(file);
-            for (let n; (n = fs.readSync(fd, buffer)) > 0;) hash.update(buffer.subarray(0, n));
-            fs.closeSync(fd);
-        }
-        parentPort.postMessage(hash.digest('hex'));
-    `, { eval: true, workerData: files });
-    const stop = () => void worker.terminate();
-    signal?.addEventListener('abort', stop, { once: true });
-    try {
-        return await new Promise<string>((resolve, reject) => {
-            worker.once('message', resolve);
-            worker.once('error', reject);
-            worker.once('exit', () => reject(new Error('hashing was stopped')));
-        });
-    } finally {
-        signal?.removeEventListener('abort', stop);
-    }
-}
+export const { version } = require('../../package.json') as { version: string };

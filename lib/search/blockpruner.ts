@@ -1,33 +1,53 @@
 import type { Block } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
+import { ExactSearch } from './exact.js';
+import { Race } from './race.js';
+
+/**
+ * How the next block is chosen. `full`: every candidate on every sequence, as the paper's code does. `exact`: the same
+ * choice, but candidates that can no longer win are stopped. `race`: candidates that lose by what was seen of them are
+ * dropped, with a stated probability of being wrong.
+ */
+export type SearchMode = 'full' | 'exact' | 'race';
 
 export interface Step {
     removed: Block;
     /** of the model without all blocks removed so far */
     perplexity: number;
-    /** candidates evaluated for this removal */
+    /** sequences evaluated for this removal, over all candidates */
     evaluations: number;
     seconds: number;
 }
 
-/** What a search needs to know of a model; it knows nothing of files. */
+/** What a search needs to know of a model; it knows nothing of files. Calls may overlap. */
 export interface Evaluator {
-    /** Perplexity without some blocks, and makes this the model that the next candidates differ from by one block. */
-    setCurrent(removed: readonly Block[]): Promise<number>;
-    /** Perplexity without `removed` (those of setCurrent) and one block more. */
-    withoutOneMore(removed: readonly Block[], candidate: Block): Promise<number>;
+    /** How many calibration sequences there are. */
+    readonly sequences: number;
+    /** How many can be evaluated at once. */
+    readonly devices: number;
+    /**
+     * NLL of each predicted token, of each of the sequences asked for, without some blocks.
+     * @param mayWin this is likely to be the next model: keep what evaluations of its candidates can start from
+     */
+    evaluate(skip: readonly Block[], sequences: readonly number[], mayWin?: boolean): Promise<Float32Array[]>;
+    /** From now on, every evaluation leaves out these blocks. */
+    remove(removed: readonly Block[]): void;
 }
 
 export interface SearchOptions {
     /** The blocks that may be removed. */
     candidates: readonly Block[];
+    /** Default: `race`. */
+    mode?: SearchMode | undefined;
+    /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
+    confidence?: number | undefined;
     /** Asked before each removal. */
     done(removed: readonly Block[]): boolean;
     /** The highest perplexity that a removal may lead to. Default: no limit. */
     limit?: (dense: number) => number;
     onStart?: (dense: number) => void;
-    /** After each evaluation: how many of this removal's candidates are done. */
-    onEvaluation?: (step: number, evaluated: number, candidates: number) => void;
+    /** After each evaluation: how many of this removal's candidates are decided; parts count. */
+    onEvaluation?: (step: number, decided: number, candidates: number) => void;
     onStep?: (step: Step, number: number) => void;
 }
 
@@ -35,20 +55,46 @@ export interface SearchResult {
     dense: number;
     /** In the order of removal. */
     steps: Step[];
+    /** NLL of each predicted token of each sequence, of the model without the removed blocks. */
+    nll: Float32Array[];
+}
+
+/** One removal to decide. */
+export interface Contest {
+    /** In the order in which the paper's code tries them: of equal ones the earlier is removed. */
+    candidates: readonly Block[];
+    /** NLL of each token of each sequence, of the current model. */
+    current: readonly Float32Array[];
+    evaluate: (candidate: Block, sequences: readonly number[], mayWin?: boolean) => Promise<Float32Array[]>;
+    /** How many evaluations should be asked for at once. */
+    atOnce: number;
+    /** Tells how many candidates are decided; parts count. */
+    onProgress: (decided: number) => void;
+}
+
+/** A candidate that was evaluated on every sequence. */
+export interface Winner {
+    block: Block;
+    nll: Float32Array[];
 }
 
 /**
  * BlockPruner's iterative search (Zhong et al. 2025, section 3.3 and algorithm 1, as its own code does it): remove the
- * block without which the perplexity is lowest, and repeat on what is left. Candidates are walked attention blocks first,
- * by layer, then FFN blocks; of equal ones the earlier is removed.
+ * block without which the perplexity is lowest, and repeat on what is left. Candidates stand in the order attention blocks
+ * by layer, then FFN blocks by layer; of equal ones the earlier is removed.
+ * @throws BlockprunerError if the perplexity is not finite, of the model or whichever block goes next
  */
 export async function searchOrder(evaluator: Evaluator, options: SearchOptions): Promise<SearchResult> {
+    const { mode = 'race', confidence = 0.999 } = options;
     const byPaper = (a: Block, b: Block) => (a.kind === b.kind ? a.layer - b.layer : a.kind === 'attn' ? -1 : 1);
     let remaining = [...options.candidates].sort(byPaper);
     const removed: Block[] = [];
     const steps: Step[] = [];
+    const all = Array.from({ length: evaluator.sequences }, (_, sequence) => sequence);
+    const search = mode === 'race' ? new Race(confidence) : new ExactSearch(mode === 'full');
 
-    const dense = await evaluator.setCurrent([]);
+    let current = await evaluator.evaluate([], all, true);
+    const dense = perplexityOfAll(current);
     if (!Number.isFinite(dense)) {
         throw new BlockprunerError(`the model's perplexity on the calibration text is ${dense}: it can't be searched`);
     }
@@ -57,30 +103,45 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
 
     while (remaining.length > 0 && !options.done(removed)) {
         const started = performance.now();
-        if (removed.length > 0) {
-            await evaluator.setCurrent(removed);
-        }
-        let best: { block: Block; perplexity: number } | undefined;
-        for (const [index, block] of remaining.entries()) {
-            const value = await evaluator.withoutOneMore(removed, block);
-            const perplexity = Number.isNaN(value) ? Infinity : value; // an overflow: never the best
-            if (!best || perplexity < best.perplexity || Number.isNaN(best.perplexity)) {
-                best = { block, perplexity };
-            }
-            options.onEvaluation?.(steps.length + 1, index + 1, remaining.length);
-        }
-        const { block, perplexity } = best!;
-        if (perplexity === Infinity) {
+        let evaluations = 0;
+        const contest: Contest = {
+            current, candidates: remaining, atOnce: evaluator.devices,
+            evaluate: async (candidate, sequences, mayWin) => {
+                const nll = await evaluator.evaluate([...removed, candidate], sequences, mayWin);
+                evaluations += sequences.length;
+                return nll;
+            },
+            onProgress: (decided) => options.onEvaluation?.(steps.length + 1, decided, remaining.length)
+        };
+        const { block, nll } = await search.choose(contest);
+        const perplexity = perplexityOfAll(nll);
+        if (!Number.isFinite(perplexity)) {
             throw new BlockprunerError(`after ${removed.length} removals, the perplexity is not finite whichever block goes next`);
         }
         if (perplexity > limit) {
             break;
         }
         removed.push(block);
-        const step = { removed: { kind: block.kind, layer: block.layer }, perplexity, evaluations: remaining.length, seconds: (performance.now() - started) / 1000 };
+        evaluator.remove([...removed]);
+        current = nll;
         remaining = remaining.filter((other) => other !== block);
+        const step = { removed: { kind: block.kind, layer: block.layer }, perplexity, evaluations, seconds: (performance.now() - started) / 1000 };
         steps.push(step);
         options.onStep?.(step, steps.length);
     }
-    return { dense, steps };
+    return { dense, steps, nll: current };
+}
+
+/** exp of the mean over sequences of a sequence's mean NLL. */
+export function perplexityOfAll(nll: readonly Float32Array[]): number {
+    return Math.exp(meanOf(nll.map(meanOf)));
+}
+
+/** Infinity where a value is no number: an overflow is never the best. */
+export function meanOf(values: ArrayLike<number>): number {
+    let sum = 0;
+    for (let i = 0; i < values.length; i++) {
+        sum += values[i]!;
+    }
+    return Number.isNaN(sum) ? Infinity : sum / values.length;
 }

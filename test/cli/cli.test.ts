@@ -13,7 +13,7 @@ fs.writeFileSync(text, 'The whale rose from the sea, and the ship turned to meet
 
 describe('--help', () => {
     test.each([
-        ['prune', ['--output', '--force', '--verify', '--remove', '--ratio', '--max-increase', '--blocks', '--order', '--calibration', '--field', '--samples', '--context', '--seed', '--device', '--gpu-layers', '--threads', '--json']],
+        ['prune', ['--output', '--force', '--verify', '--remove', '--ratio', '--max-increase', '--blocks', '--search', '--confidence', '--memory', '--resume', '--order', '--calibration', '--field', '--samples', '--context', '--seed', '--device', '--gpu-layers', '--threads', '--json']],
         ['apply', ['--order', '--remove', '--output', '--force', '--verify', '--calibration', '--samples', '--context', '--device', '--json']],
         ['perplexity', ['--text', '--field', '--context', '--skip', '--definition', '--device', '--gpu-layers', '--threads', '--json']],
         ['inspect', ['--json']]
@@ -81,7 +81,7 @@ describe('prune and apply', () => {
         const { code, stdout, stderr } = await run('prune', tiny, '-o', file('told.gguf'), ...shortSearch);
         expect(code).toBe(0);
         expect(stdout).toMatch(/^removed +attn\.\d+\nperplexity +\d+\.\d+ → \d+\.\d+ \(\+?.+ %.*\)\nparameters .* M \(−.*\)\nsize .* MiB \(−.*\)\n.*verified in the stock runtime.*\n$/);
-        expect(stderr).toMatch(/^ +1\. attn\.\d+ +perplexity \d+\.\d+ .*, 12 evaluations, .* s\n$/);
+        expect(stderr).toMatch(/^dense perplexity \d+\.\d+, 12 candidates; the residual stream is kept at up to \d+ boundaries a sequence \(.* MiB now\)\n +1\. attn\.\d+ +perplexity \d+\.\d+ .*, 12 sequences, .* s\n$/);
     });
 
     test('stop by a share of the parameters and by the rise of the perplexity', async () => {
@@ -196,7 +196,7 @@ test('a model from a URL is downloaded, and stdout is JSON all the same', async 
 
 // Windows has no SIGINT for other processes
 (process.platform === 'win32' ? describe.skip : describe)('Ctrl-C', () => {
-    const outputFiles = () => fs.readdirSync(outputs).filter((name) => name !== 'order.json');
+    const outputFiles = () => fs.readdirSync(outputs).filter((name) => !['order.json', 'new.gguf.journal'].includes(name));
     async function expectStops({ ended, interrupt, stderr }: ReturnType<typeof start>, ready: () => boolean): Promise<void> {
         while (!ready()) {
             await new Promise((resolve) => setTimeout(resolve, 5));
@@ -219,6 +219,7 @@ test('a model from a URL is downloaded, and stdout is JSON all the same', async 
         const search = start('prune', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', path.join(outputs, 'order.json'), '--remove', '20', '--samples', '2', '--context', '128', ...onCpu);
         await expectStops(search, () => search.stderr().includes('  1. '));
         expect(JSON.parse(fs.readFileSync(path.join(outputs, 'order.json'), 'utf8'))).toHaveProperty('1'); // what was found is kept
+        expect(search.stderr()).toMatch('; the same with --resume goes on\n');
     });
 
     test('stops writing and verifying', async () => {

@@ -18,7 +18,7 @@ export const short = ['--samples', '1', '--context', '32', ...onCpu];
 export const shortSearch = ['--blocks', 'attn', '--remove', '1', ...short];
 
 /** Starts Node.js on a script; `interrupt` is Ctrl-C in its terminal, which child processes get too. */
-export function startNode(args: string[]): { ended: Promise<Ended>; stderr: () => string; interrupt: () => void } {
+export function startNode(args: string[]): { ended: Promise<Ended>; stderr: () => string; interrupt: () => void; kill: () => void } {
     const child = spawn(process.execPath, args, { env: process.env, stdio: ['ignore', 'pipe', 'pipe'], detached: process.platform !== 'win32' });
     let stdout = '', stderr = '';
     child.stdout.setEncoding('utf8').on('data', (text) => (stdout += text));
@@ -26,7 +26,8 @@ export function startNode(args: string[]): { ended: Promise<Ended>; stderr: () =
     return {
         ended: new Promise((resolve) => child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }))),
         stderr: () => stderr,
-        interrupt: () => process.kill(-child.pid!, 'SIGINT')
+        interrupt: () => process.kill(-child.pid!, 'SIGINT'),
+        kill: () => child.kill('SIGKILL')
     };
 }
 

@@ -181,7 +181,7 @@ test('what fails leaves nothing behind', async () => {
 
         await expect(attempt({ verify: () => Promise.reject(new Error('not the same')) })).rejects.toThrow('not the same');
         const stop = new AbortController();
-        await expect(attempt({ signal: stop.signal, onProgress: () => stop.abort(new Error('enough')), verify: () => Promise.resolve() })).rejects.toThrow('enough');
+        await expect(attempt({ signal: stop.signal, verify: () => Promise.resolve(stop.abort(new Error('enough'))) })).rejects.toThrow('enough');
         expect(fs.readdirSync(path.dirname(output))).toEqual([]);
 
         await attempt({});

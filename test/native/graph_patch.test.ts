@@ -82,24 +82,53 @@ test('leaving out a block leaves out its operations and its KV cache writes', as
 });
 
 describe('starting from a kept residual stream', () => {
-    test.each([['every boundary', 2 ** 28], ['a few boundaries', 3 * 256 * 4 * 2 * 64], ['none', 1]])('gives the same values with memory for %s', async (_, keepBytes) => {
+    test.each([['every boundary', 1000], ['a few boundaries', 3], ['none', 0]])('gives the same values with %s kept', async (_, keep) => {
         await withModel(tiny, async (model, calibration) => {
             await withModel(tiny, async (fresh) => {
                 const blocks = await model.blocks();
                 const base = [blocks[4]!, blocks[9]!];
                 // the first run of a context, and a graph like the one before it, must be planned anew
                 for (const current of [[], base]) {
-                    expect(await model.evaluate(calibration, { skip: current, keepBytes })).toEqual(await fresh.evaluate(calibration, { skip: current }));
+                    expect(await model.evaluate(calibration, { skip: current, keep })).toEqual(await fresh.evaluate(calibration, { skip: current }));
                     for (const block of blocks.filter((candidate, i) => i % 3 !== 1 && !current.includes(candidate))) {
                         const skip = [...current, block];
                         expect(await model.evaluate(calibration, { skip })).toEqual(await fresh.evaluate(calibration, { skip }));
                     }
+                    // single sequences find what was kept of several
+                    const second = { tokens: calibration.tokens.slice(64), length: 64 };
+                    expect(await model.evaluate(second, { skip: [...current, blocks[12]!] })).toEqual(await fresh.evaluate(second, { skip: [...current, blocks[12]!] }));
+                    model.forget(base);
                 }
                 // other tokens and a skip set that differs from the first block on must not be mixed up with what is kept
                 const other = { tokens: calibration.tokens.slice().reverse(), length: 64 };
                 expect(await model.evaluate(other, { skip: base })).toEqual(await fresh.evaluate(other, { skip: base }));
+                expect(await model.evaluate({ tokens: calibration.tokens, length: 32 }, { skip: base, keep })).toEqual(await fresh.evaluate({ tokens: calibration.tokens, length: 32 }, { skip: base }));
                 expect(await model.evaluate(calibration)).toEqual(await fresh.evaluate(calibration));
             });
+        });
+    });
+
+    test('computes only what comes after it, and keeps what was asked for until it is of no use', async () => {
+        await withModel(tiny, async (model, calibration) => {
+            const blocks = await model.blocks();
+            const token = 4 * model.embedding * 2; // bytes, of both sequences
+            const kept = (boundaries: number) => (boundaries * 64 - 1) * token; // the last FFN's has no last token: it predicts nothing
+            const computed = async (skip: Block[], keep = 0) => {
+                const before = model.work.blocks;
+                await model.evaluate(calibration, { skip, keep });
+                return (model.work.blocks - before) / 2;
+            };
+            expect(await computed([], 23)).toBe(24);
+            expect(model.work.keptBytes).toBe(kept(23));
+            expect(await computed([blocks[10]!])).toBe(13);
+            expect(await computed([blocks[23]!])).toBe(0);
+            expect(await computed([blocks[10]!], 30)).toBe(13); // 7 more boundaries, behind block 10
+            expect(model.work.keptBytes).toBe(kept(30) - token); // two of them are the last FFN's
+            model.forget([blocks[10]!]);
+            expect(model.work.keptBytes).toBe(kept(10 + 7));
+            expect(await computed([blocks[10]!, blocks[23]!])).toBeLessThan(4);
+            model.forget([blocks[0]!]);
+            expect(model.work.keptBytes).toBe(0);
         });
     });
 });

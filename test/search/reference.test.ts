@@ -1,7 +1,8 @@
 // The search against an independent one in PyTorch; ../reference/search.py says how its numbers came about.
 import fs from 'node:fs';
 import path from 'node:path';
-import { formatBlock, Model, perplexityOf, searchOrder, type Block } from '../../lib/index.js';
+import { formatBlock, Model, PrefixEvaluator, searchOrder, type Block } from '../../lib/index.js';
+import { perplexityOfAll } from '../../lib/search/blockpruner.js';
 import { quantize, temporaryFolder, tiny } from '../models';
 
 interface Reference {
@@ -29,17 +30,20 @@ afterAll(() => model.dispose());
 test.each(['all', 'attn', 'ffn'] as const)('of %s blocks: the same order, the same perplexity of each candidate', async (selection) => {
     const reference = references[selection];
     const found: Record<string, number>[] = [];
+    const evaluator = new PrefixEvaluator([model], calibration);
     const { dense, steps } = await searchOrder({
-        setCurrent: (removed) => {
-            found.push({});
-            return perplexityOf(model, calibration, { skip: removed, keepBytes: 2 ** 28 });
+        sequences: evaluator.sequences,
+        devices: 1,
+        evaluate: async (skip, sequences) => {
+            const nll = await evaluator.evaluate(skip, sequences);
+            if (skip.length > 0) {
+                (found[skip.length - 1] ??= {})[formatBlock(skip.at(-1)!)] = perplexityOfAll(nll);
+            }
+            return nll;
         },
-        withoutOneMore: async (removed, candidate) => {
-            const perplexity = await perplexityOf(model, calibration, { skip: [...removed, candidate] });
-            found.at(-1)![formatBlock(candidate)] = perplexity;
-            return perplexity;
-        }
+        remove: (removed) => evaluator.remove(removed)
     }, {
+        mode: 'full',
         candidates: (await model.blocks()).filter(({ kind }) => selection === 'all' || kind === selection),
         done: (removed) => removed.length === reference.steps.length
     });

@@ -1,79 +1,286 @@
-// The search on made-up perplexities, and the order files.
+// The searches on made-up NLLs, the journal, and the order files.
 import fs from 'node:fs';
 import path from 'node:path';
-import { formatBlock, formatOrder, parseBlocks, readOrder, searchOrder, type Block, type SearchOptions } from '../../lib/index.js';
-import { temporaryFolder } from '../models';
+import { formatBlock, formatOrder, parseBlocks, readOrder, searchOrder, type Block, type Evaluator, type SearchMode, type SearchOptions } from '../../lib/index.js';
+import { Journal } from '../../lib/search/journal.js';
+import { randomNumbers, temporaryFolder } from '../models';
 
-/** A search in which a block's removal multiplies the perplexity by its cost; the dense model has 10. */
+const names = (blocks: readonly Block[]) => blocks.map(formatBlock).join('+');
+
+/** A search with one sequence of one token, in which a block's removal adds its cost to the NLL; the dense model has 2. */
 async function search(costs: Record<string, number>, options: Partial<SearchOptions> = {}) {
     const calls: string[] = [];
-    const perplexity = (removed: readonly Block[]) => removed.reduce((product, block) => product * costs[formatBlock(block)]!, 10);
-    const names = (blocks: readonly Block[]) => blocks.map(formatBlock).join('+');
     const result = await searchOrder({
-        setCurrent: (removed) => {
-            calls.push(`(${names(removed)})`);
-            return Promise.resolve(perplexity(removed));
+        sequences: 1,
+        devices: 1,
+        evaluate: (skip) => {
+            calls.push(names(skip));
+            return Promise.resolve([Float32Array.of(skip.reduce((sum, block) => sum + costs[formatBlock(block)]!, 2))]);
         },
-        withoutOneMore: (removed, candidate) => {
-            calls.push(names([...removed, candidate]));
-            return Promise.resolve(perplexity([...removed, candidate]));
-        }
-    }, { candidates: parseBlocks(Object.keys(costs).join()), done: () => false, ...options });
+        remove: (removed) => void calls.push(`(${names(removed)})`)
+    }, { candidates: parseBlocks(Object.keys(costs).join()), mode: 'full', done: () => false, ...options });
     return { ...result, calls, order: names(result.steps.map(({ removed }) => removed)) };
 }
 
-describe('searchOrder', () => {
-    test('walks attention blocks by layer, then FFN blocks, and starts each step from what is left', async () => {
-        const { calls, dense, steps, order } = await search({ 'attn.0': 4, 'ffn.0': 2, 'attn.1': 3, 'ffn.1': 5, 'attn.10': 6, 'attn.2': 7 }, { done: (removed) => removed.length === 2 });
-        expect(calls).toEqual([
-            '()', 'attn.0', 'attn.1', 'attn.2', 'attn.10', 'ffn.0', 'ffn.1',
-            '(ffn.0)', 'ffn.0+attn.0', 'ffn.0+attn.1', 'ffn.0+attn.2', 'ffn.0+attn.10', 'ffn.0+ffn.1'
-        ]);
+describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => {
+    test('starts each step from what is left', async () => {
+        const { calls, dense, steps, order } = await search({ 'attn.0': 4, 'ffn.0': 2, 'attn.1': 3, 'ffn.1': 5 }, { mode, done: (removed) => removed.length === 2 });
         expect(order).toBe('ffn.0+attn.1');
-        expect(dense).toBe(10);
-        expect(steps.map(({ perplexity, evaluations }) => [perplexity, evaluations])).toEqual([[20, 6], [60, 5]]);
+        expect(dense).toBe(Math.exp(2));
+        expect(steps.map(({ perplexity }) => perplexity)).toEqual([Math.exp(4), Math.exp(7)]);
+        const first = calls.indexOf('(ffn.0)');
+        expect(calls[0]).toBe('');
+        expect(calls.slice(1, first).sort()).toEqual(['attn.0', 'attn.1', 'ffn.0', 'ffn.1']);
+        expect(calls.slice(first + 1, -1).sort()).toEqual(['ffn.0+attn.0', 'ffn.0+attn.1', 'ffn.0+ffn.1']);
+        expect(calls.at(-1)).toBe('(ffn.0+attn.1)');
     });
 
-    test('removes the earlier one of equals', async () => {
-        expect((await search({ 'ffn.0': 2, 'ffn.1': 2, 'attn.1': 2, 'attn.0': 2 })).order).toBe('attn.0+attn.1+ffn.0+ffn.1');
+    test('removes the earlier one of equals: attention by layer, then FFN', async () => {
+        expect((await search({ 'ffn.0': 2, 'ffn.1': 2, 'attn.10': 2, 'attn.2': 2 }, { mode })).order).toBe('attn.2+attn.10+ffn.0+ffn.1');
     });
 
     test('removes the block that makes the model better', async () => {
-        expect((await search({ 'attn.0': 1.1, 'ffn.0': 0.9 })).order).toBe('ffn.0+attn.0');
+        expect((await search({ 'attn.0': 0.5, 'ffn.0': -0.5 }, { mode })).order).toBe('ffn.0+attn.0');
     });
 
     test('never removes a block without which the perplexity is no number', async () => {
-        const { order, steps } = await search({ 'attn.0': NaN, 'attn.1': 2 }, { done: (removed) => removed.length === 1 });
-        expect([order, steps[0]!.perplexity]).toEqual(['attn.1', 20]);
+        const { order, steps } = await search({ 'attn.0': NaN, 'attn.1': 2 }, { mode, done: (removed) => removed.length === 1 });
+        expect([order, steps[0]!.perplexity]).toEqual(['attn.1', Math.exp(4)]);
+        await expect(search({ 'attn.0': NaN, 'attn.1': Infinity }, { mode })).rejects.toThrow('after 0 removals, the perplexity is not finite');
     });
 
     test('reports a step as a block without anything else', async () => {
-        const { steps } = await search({}, { candidates: [{ kind: 'attn', layer: 3, parameters: 5 } as Block], done: () => true });
-        expect(steps).toEqual([]);
-        const [step] = (await search({ 'attn.3': 2 }, { candidates: [{ kind: 'attn', layer: 3, parameters: 5 } as Block] })).steps;
+        const [step] = (await search({ 'attn.3': 2 }, { mode, candidates: [{ kind: 'attn', layer: 3, parameters: 5 } as Block] })).steps;
         expect(step!.removed).toEqual({ kind: 'attn', layer: 3 });
+        expect((await search({}, { mode, candidates: [], done: () => true })).steps).toEqual([]);
     });
 
     test('stops before the limit is passed', async () => {
-        const limit = (dense: number) => 3 * dense;
-        expect((await search({ 'attn.0': 2, 'ffn.0': 1.5, 'ffn.1': 1.2 }, { limit })).order).toBe('ffn.1+ffn.0');
-        expect((await search({ 'attn.0': 3, 'ffn.0': 1 }, { limit })).order).toBe('ffn.0+attn.0'); // just at it
-        expect((await search({ 'attn.0': 3.1 }, { limit })).order).toBe('');
+        const limit = () => Math.exp(3);
+        expect((await search({ 'attn.0': 1, 'ffn.0': 0.5, 'ffn.1': 0.25 }, { mode, limit })).order).toBe('ffn.1+ffn.0');
+        expect((await search({ 'attn.0': 1, 'ffn.0': 0 }, { mode, limit })).order).toBe('ffn.0+attn.0'); // just at it
+        expect((await search({ 'attn.0': 1.125 }, { mode, limit })).order).toBe('');
+    });
+
+    test('gives the NLL of the last model', async () => {
+        expect((await search({ 'attn.0': 1, 'ffn.0': 0.5 }, { mode, limit: () => Math.exp(2.5) })).nll).toEqual([Float32Array.of(2.5)]);
     });
 
     test('tells its progress', async () => {
         const told: unknown[] = [];
         await search({ 'attn.0': 2, 'ffn.0': 3 }, {
+            mode,
             onStart: (dense) => told.push(dense),
-            onEvaluation: (...counts) => told.push(counts),
+            onEvaluation: (step, decided, candidates) => told.push(`${step}: ${decided}/${candidates}`),
             onStep: ({ removed }, number) => told.push(`${number}. ${formatBlock(removed)}`)
         });
-        expect(told).toEqual([10, [1, 1, 2], [1, 2, 2], '1. attn.0', [2, 1, 1], '2. ffn.0']);
+        expect(told[0]).toBe(Math.exp(2));
+        expect(told.filter((line) => /^\d\. |2\/2|1\/1/.test(String(line)))).toEqual(['1: 2/2', '1. attn.0', '2: 1/1', '2. ffn.0']);
     });
 
     test('refuses a model whose perplexity is no number', async () => {
-        const evaluator = { setCurrent: () => Promise.resolve(NaN), withoutOneMore: () => Promise.resolve(1) };
-        await expect(searchOrder(evaluator, { candidates: parseBlocks('attn.0'), done: () => false })).rejects.toThrow('perplexity on the calibration text is NaN');
+        const evaluator: Evaluator = { sequences: 1, devices: 1, evaluate: () => Promise.resolve([Float32Array.of(NaN)]), remove: () => undefined };
+        await expect(searchOrder(evaluator, { candidates: parseBlocks('attn.0'), mode, done: () => false })).rejects.toThrow('perplexity on the calibration text is Infinity');
+    });
+});
+
+/**
+ * An evaluator of a model that doesn't exist: each token's NLL is the sum of what each removed block costs there. Costs are
+ * heavy-tailed around the block's own, differ from sequence to sequence, and change with what was removed before.
+ */
+function madeUp({ blocks, sequences = 16, tokens = 64, close = 1, alike = 0.02, seed }: { blocks: number; sequences?: number; tokens?: number; close?: number; alike?: number; seed: number }) {
+    const candidates = parseBlocks(Array.from({ length: blocks }, (_, i) => `${i % 2 ? 'ffn' : 'attn'}.${i >> 1}`).join());
+    const random = randomNumbers(seed);
+    const bell = () => random() + random() + random();
+    const field = (scale: number) => Array.from({ length: sequences }, () => Float32Array.from({ length: tokens }, () => scale * bell() ** 3));
+    const base = field(0.5).map((sequence) => sequence.map((value) => 3 + Math.abs(value)));
+    const own = new Map(candidates.map((block, i) => {
+        const mean = 0.05 * close * (1 + i * 0.37 + 0.3 * random());
+        const noise = field(0.02 + 0.1 * mean);
+        return [formatBlock(block), noise.map((sequence) => {
+            const ofSequence = alike * random();
+            return sequence.map((value) => mean + ofSequence + value);
+        })];
+    }));
+    let sequencesAsked = 0;
+    const evaluator: Evaluator = {
+        sequences,
+        devices: 1,
+        evaluate: (skip, asked) => {
+            sequencesAsked += asked.length;
+            return Promise.resolve(asked.map((sequence) => base[sequence]!.map((value, token) =>
+                skip.reduce((sum, block, i) => sum + own.get(formatBlock(block))![sequence]![token]! * (1 + 0.02 * i), value))));
+        },
+        remove: () => undefined
+    };
+    return { candidates, evaluator, asked: () => sequencesAsked };
+}
+
+async function orderOf(model: ReturnType<typeof madeUp>, mode: SearchMode, removals: number, confidence?: number) {
+    const { steps } = await searchOrder(model.evaluator, { candidates: model.candidates, mode, confidence, done: (removed) => removed.length === removals });
+    return { order: names(steps.map(({ removed }) => removed)), perplexities: steps.map(({ perplexity }) => perplexity), asked: model.asked() };
+}
+
+describe('the faster searches', () => {
+    test.each([1, 2, 3, 4, 5, 6])('find the order of the full one, with fewer evaluations (model %i)', async (seed) => {
+        const of = (mode: SearchMode) => orderOf(madeUp({ blocks: 24, seed }), mode, 8);
+        const [full, exact, race] = [await of('full'), await of('exact'), await of('race')];
+        expect({ ...exact, asked: 0 }).toEqual({ ...full, asked: 0 });
+        expect({ ...race, asked: 0 }).toEqual({ ...full, asked: 0 });
+        expect(exact.asked).toBeLessThan(full.asked);
+        expect(race.asked).toBeLessThan(full.asked / 3);
+    });
+
+    // tokens of a sequence are alike by 0.003 in both
+    test.each([[32, 0.02], [512, 0.003]])('race is wrong no more often than its confidence allows, where candidates hardly differ (sequences of %i tokens)', async (tokens, alike) => {
+        const runs = tokens > 100 ? 60 : 150, confidence = 0.9;
+        let wrong = 0, asked = 0, full = 0;
+        for (let seed = 100; seed < 100 + runs; seed++) {
+            const of = (mode: SearchMode) => orderOf(madeUp({ blocks: 8, sequences: 12, tokens, close: tokens > 100 ? 0.005 : 0.02, alike, seed }), mode, 1, confidence);
+            const [race, all] = [await of('race'), await of('full')];
+            wrong += Number(race.order !== all.order);
+            asked += race.asked;
+            full += all.asked;
+        }
+        expect(wrong / runs).toBeLessThan(1 - confidence);
+        expect(asked).toBeLessThan(full); // or it would be no test: it did drop candidates
+    });
+
+    test('exact stops a candidate only when it can no longer win', async () => {
+        // the first sequence is by far the worst for the one that wins
+        const nll: Record<string, number[]> = { '': [4, 1, 1, 1], 'attn.0': [6, 1, 1, 1], 'attn.1': [4, 3, 3, 3] };
+        const asked: string[] = [];
+        const { steps } = await searchOrder({
+            sequences: 4,
+            devices: 1,
+            evaluate: (skip, sequences) => {
+                asked.push(`${names(skip)}: ${sequences.join()}`);
+                return Promise.resolve(sequences.map((sequence) => Float32Array.of(nll[names(skip)]![sequence]!)));
+            },
+            remove: () => undefined
+        }, { candidates: parseBlocks('attn.1,attn.0'), mode: 'exact', done: (removed) => removed.length === 1 });
+        expect(steps[0]!.removed).toEqual({ kind: 'attn', layer: 0 });
+        expect(asked).toEqual([': 0,1,2,3', 'attn.0: 0', 'attn.0: 1', 'attn.0: 2', 'attn.0: 3', 'attn.1: 0', 'attn.1: 1', 'attn.1: 2']);
+    });
+
+    test.each(['exact', 'race'] as const)('%s finds the same with several devices, and asks them at once', async (mode) => {
+        const [one, several] = [madeUp({ blocks: 20, seed: 9 }), madeUp({ blocks: 20, seed: 9 })];
+        let running = 0, most = 0;
+        const evaluator: Evaluator = {
+            ...several.evaluator,
+            devices: 4,
+            evaluate: async (...asked) => {
+                most = Math.max(most, ++running);
+                await new Promise((resolve) => setImmediate(resolve));
+                running--;
+                return several.evaluator.evaluate(...asked);
+            }
+        };
+        const expected = await orderOf(one, 'full', 6);
+        expect({ ...await orderOf({ ...several, evaluator }, mode, 6), asked: 0 }).toEqual({ ...expected, asked: 0 });
+        expect(mode === 'exact' || most > 3).toBe(true); // exact asks for several sequences in one call
+    });
+
+    test('race looks at every candidate in every removal', async () => {
+        const model = madeUp({ blocks: 12, seed: 7 });
+        const seen: Set<string>[] = [new Set()];
+        await searchOrder({
+            ...model.evaluator,
+            evaluate: (skip, ...rest) => {
+                seen.at(-1)!.add(formatBlock(skip.at(-1) ?? { kind: 'attn', layer: 99 }));
+                return model.evaluator.evaluate(skip, ...rest);
+            },
+            remove: () => void seen.push(new Set())
+        }, { candidates: model.candidates, done: (removed) => removed.length === 4 });
+        expect(seen.slice(0, 4).map(({ size }) => size)).toEqual([13, 11, 10, 9]);
+    });
+});
+
+describe('the journal', () => {
+    const folder = temporaryFolder();
+    const inputs = { model: 'm.gguf', calibration: 'text, 4 sequences' };
+    let file: string;
+    beforeEach(() => {
+        file = path.join(fs.mkdtempSync(path.join(folder, 'journal-')), 'out.journal');
+    });
+
+    /** Searches with a journal until it made so many evaluations. */
+    async function searchWith(mode: SearchMode, resume: boolean, most = Infinity) {
+        const model = madeUp({ blocks: 10, sequences: 8, tokens: 16, seed: 3 });
+        let fresh = 0;
+        const journal = Journal.open({
+            ...model.evaluator,
+            evaluate: (skip, sequences) => {
+                if ((fresh += sequences.length) > most) {
+                    return Promise.reject(new Error('killed'));
+                }
+                return model.evaluator.evaluate(skip, sequences);
+            }
+        }, file, inputs, resume);
+        const { steps, nll } = await searchOrder(journal, { candidates: model.candidates, mode, done: (removed) => removed.length === 5 }).finally(() => journal.close());
+        return { order: names(steps.map(({ removed }) => removed)), perplexities: steps.map(({ perplexity }) => perplexity), nll, fresh };
+    }
+
+    test.each(['exact', 'race'] as const)('lets a search go on where it was stopped, to the same end (%s)', async (mode) => {
+        const whole = await searchWith(mode, false);
+        for (const most of [9, 20, 41, 70]) {
+            await expect(searchWith(mode, false, most)).rejects.toThrow('killed');
+            const resumed = await searchWith(mode, true);
+            expect({ ...resumed, fresh: 0 }).toEqual({ ...whole, fresh: 0 });
+            expect(resumed.fresh).toBeLessThan(whole.fresh);
+        }
+        expect((await searchWith(mode, true)).fresh).toBe(0); // all is there
+    });
+
+    test('is only ever appended to', async () => {
+        await expect(searchWith('race', false, 30)).rejects.toThrow('killed');
+        const before = fs.readFileSync(file, 'utf8');
+        await searchWith('race', true);
+        expect(fs.readFileSync(file, 'utf8').startsWith(before)).toBe(true);
+    });
+
+    test('survives a last line that was cut off', async () => {
+        const whole = await searchWith('race', false);
+        await expect(searchWith('race', false, 30)).rejects.toThrow('killed');
+        const complete = fs.statSync(file).size;
+        for (const cut of [1, 2, 30]) {
+            fs.truncateSync(file, complete - cut);
+            expect((await searchWith('race', true)).order).toBe(whole.order);
+        }
+        fs.truncateSync(file, 5); // not even its first line
+        expect((await searchWith('race', true)).order).toBe(whole.order);
+    });
+
+    test('may have been through an editor that ends lines as Windows does', async () => {
+        await expect(searchWith('race', false, 30)).rejects.toThrow('killed');
+        fs.writeFileSync(file, fs.readFileSync(file, 'utf8').replaceAll('\n', '\r\n'));
+        const resumed = await searchWith('race', true);
+        const again = await searchWith('race', true);
+        expect({ ...again, fresh: 0 }).toEqual({ ...resumed, fresh: 0 });
+        expect(again.fresh).toBe(0);
+    });
+
+    test('goes if nothing was evaluated', async () => {
+        await expect(searchWith('race', false, 0)).rejects.toThrow('killed');
+        expect(fs.existsSync(file)).toBe(false);
+    });
+
+    test('of other inputs is refused, and the difference named', async () => {
+        await searchWith('race', false);
+        const open = (others: Record<string, string>) => () => Journal.open(madeUp({ blocks: 2, seed: 1 }).evaluator, file, others, true);
+        expect(open({ ...inputs, model: 'other.gguf' })).toThrow(`${file} is of a search with another model (m.gguf, now other.gguf): give the same, or begin anew with --no-resume`);
+        expect(open({ ...inputs, calibration: 'x', device: 'cpu' })).toThrow('another calibration (text, 4 sequences, now x), device (none, now cpu)');
+    });
+
+    test.each([
+        ['no JSON', '{"skip":\n', 'line 2 is damaged'],
+        ['another format', '{"skip":"","sequence":0}\n', 'line 2 is damaged'],
+        ['values that are not base64', '{"skip":"","sequence":0,"nll":"%%%%"}\n', 'line 2 is damaged'],
+        ['no values', '{"skip":"","sequence":0,"nll":""}\n', 'line 2 is damaged'],
+        ['values for another length', '{"skip":"","sequence":0,"nll":"AAAAAAAAAAA="}\n', 'line 3 is damaged']
+    ])('with %s in a complete line is refused', async (_, line, says) => {
+        fs.writeFileSync(file, `${JSON.stringify({ journal: 1, inputs })}\n${line}{"skip":"","sequence":1,"nll":"AAAAAA=="}\n`);
+        await expect(searchWith('race', true)).rejects.toThrow(`can't read the journal ${file}: ${says}; begin anew with --no-resume`);
     });
 });
 

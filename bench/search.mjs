@@ -1,0 +1,221 @@
+// Compares the ways to search on one model: `npm run bench -- --help`. Each has a process and a copy of the model of its own,
+// and they take turns, one removal each, so that a machine that becomes slower slows down all of them. On large models, naive
+// and prefix can be timed on a few candidates of each removal: every candidate of naive takes the same.
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import yargs from 'yargs';
+import { hideBin } from 'yargs/helpers';
+import blockpruner from '../dist/index.js';
+
+const { formatBlock, loadCalibration, Model, parseBlock, PrefixEvaluator, searchOrder } = blockpruner;
+const root = path.resolve(import.meta.dirname, '..');
+const read = (file) => JSON.parse(fs.readFileSync(path.join(root, file), 'utf8'));
+
+const ways = {
+    naive: { mode: 'full', keepBytes: 0, says: 'every candidate from the start, on every sequence' },
+    prefix: { mode: 'full', says: 'every candidate from its own block, on every sequence' },
+    exact: { mode: 'exact', says: 'the same until it can no longer win' },
+    race: { mode: 'race', says: 'the same until it has lost, with confidence 0.999' }
+};
+
+const argv = await yargs(hideBin(process.argv))
+    .scriptName('npm run bench --')
+    .usage('$0 [options]\n\nCompares the ways to search and writes bench/results/NAME.md and .json')
+    .options({
+        model: { type: 'string', default: path.join(root, 'models', 'blockpruner-tiny.gguf'), defaultDescription: 'the embedded model', describe: 'GGUF file' },
+        name: { type: 'string', default: 'embedded', describe: 'Name of the results' },
+        remove: { type: 'number', default: 12, describe: 'Removals' },
+        sample: { type: 'number', describe: 'Time naive and prefix on so many candidates of each removal, and scale', defaultDescription: 'all' },
+        'exact-removals': { type: 'number', describe: 'Run exact for the first so many removals only, and scale', defaultDescription: 'all' },
+        samples: { type: 'number', default: 32, describe: 'Calibration sequences' },
+        context: { type: 'number', default: 256, describe: 'Tokens in a sequence' },
+        calibration: { type: 'string', describe: 'Calibration text', defaultDescription: 'embedded text' },
+        memory: { type: 'number', default: 2048, describe: 'MiB for the residual stream' },
+        device: { type: 'string', default: 'cpu', describe: 'Where to compute' },
+        threads: { type: 'number', default: os.availableParallelism(), describe: 'CPU threads' },
+        way: { type: 'string', hidden: true }
+    })
+    .strict().wrap(120).parseAsync();
+
+await (argv.way ? searchOneWay(argv.way) : compare());
+
+/** In a process of its own: waits for its turn before each removal, and tells what it took. */
+async function searchOneWay(name) {
+    const { mode, keepBytes = argv.memory * 2 ** 20 } = ways[name];
+    const model = await Model.load(argv.model, { device: argv.device, threads: argv.threads });
+    const calibration = await loadCalibration(model, { file: argv.calibration, samples: argv.samples, context: argv.context });
+    const blocks = await model.blocks();
+    const passes = () => model.work.blocks / blocks.length / argv.samples;
+    let pass;
+    if (name === 'naive') {
+        const seconds = async (skip) => {
+            const started = performance.now();
+            await model.evaluate(calibration, { skip });
+            return (performance.now() - started) / 1000;
+        };
+        await seconds([]);
+        pass = { seconds: await seconds([]), head: await seconds(blocks) };
+    }
+
+    const evaluator = new PrefixEvaluator([model], calibration, { keepBytes });
+    const all = [...Array(argv.samples).keys()];
+    let before = passes();
+    const tell = (message) => process.send({ ...message, memory: process.resourceUsage().maxRSS * 1024 });
+    // resolves to the blocks removed so far
+    const turn = () => once(process, 'message').then(([removed]) => removed);
+
+    if (argv.sample !== undefined && mode === 'full') {
+        tell({ ready: true, pass });
+        for (let number = 1; number <= argv.remove; number++) {
+            const removed = (await turn()).map(parseBlock);
+            const candidates = blocks.filter((block) => !removed.some((gone) => formatBlock(gone) === formatBlock(block)));
+            const middles = Array.from({ length: argv.sample }, (_, i) => candidates[Math.floor((i + 0.5) * candidates.length / argv.sample)]);
+            evaluator.remove(removed);
+            const timed = async (work) => {
+                const [started, computed] = [performance.now(), passes()];
+                await work();
+                return { seconds: (performance.now() - started) / 1000, passes: passes() - computed };
+            };
+            // the current model is run once a removal, whatever the number of candidates
+            const current = keepBytes > 0 ? await timed(() => evaluator.evaluate(removed, all)) : { seconds: 0, passes: 0 };
+            const some = await timed(async () => {
+                for (const block of middles) {
+                    await evaluator.evaluate([...removed, block], all);
+                }
+            });
+            const scaled = (what) => current[what] + some[what] * candidates.length / argv.sample;
+            tell({ step: { seconds: scaled('seconds'), passes: scaled('passes'), sequences: argv.sample * argv.samples }, ended: number === argv.remove });
+        }
+    } else {
+        let ready = turn().then(() => performance.now());
+        tell({ ready: true, pass });
+        const removals = Math.min(argv.remove, argv[`${name}-removals`] ?? argv.remove);
+        let sequences = 0, began;
+        await searchOrder({
+            sequences: evaluator.sequences,
+            devices: 1,
+            evaluate: async (...asked) => {
+                began = await ready;
+                sequences += asked[1].length;
+                return evaluator.evaluate(...asked);
+            },
+            remove: (removed) => evaluator.remove(removed)
+        }, {
+            candidates: blocks,
+            mode,
+            done: (removed) => removed.length === removals,
+            onStep: ({ removed, perplexity }, number) => {
+                const seconds = (performance.now() - began) / 1000;
+                const step = { removed: formatBlock(removed), perplexity, seconds, sequences, passes: passes() - before };
+                before = passes();
+                sequences = 0;
+                ready = turn().then(() => performance.now());
+                tell({ step, ended: number === removals });
+            }
+        });
+    }
+    model.dispose();
+    process.disconnect();
+}
+
+async function compare() {
+    const searches = Object.keys(ways).map((name) => ({ name, steps: [], memory: 0, ended: false }));
+    for (const search of searches) {
+        search.process = fork(import.meta.filename, [...process.argv.slice(2), '--way', search.name]);
+        search.process.once('exit', (code, signal) => code !== 0 && process.exit(signal ? 1 : code));
+        Object.assign(search, await nextMessage(search.process));
+    }
+    const model = await Model.load(argv.model, { device: argv.device });
+    const blocks = (await model.blocks()).length;
+    model.dispose();
+    for (let round = 1; round <= argv.remove; round++) {
+        for (const search of searches.filter(({ ended }) => !ended)) {
+            search.process.send(searches.at(-1).steps.slice(0, round - 1).map(({ removed }) => removed));
+            const { step, ended, memory } = await nextMessage(search.process);
+            search.steps.push(step);
+            Object.assign(search, { ended, memory });
+            console.error(`${String(round).padStart(3)} ${search.name.padEnd(7)} ${(step.removed ?? '').padEnd(8)} ${step.seconds.toFixed(1).padStart(7)} s ${step.passes.toFixed(1).padStart(6)} passes`);
+        }
+        write(searches, blocks); // what there is so far
+    }
+    console.log(write(searches, blocks));
+
+}
+
+/** Writes the results of the removals that were made. */
+function write(searches, blocks) {
+    const { pass } = searches[0];
+    const order = (steps) => steps.flatMap(({ removed }) => removed ?? []);
+    const total = (steps, what) => steps.reduce((sum, step) => sum + step[what], 0);
+    const longest = Math.max(...searches.map(({ steps }) => steps.length));
+    const results = searches.map(({ name, steps, memory }) => {
+        // removals that weren't made are scaled by what naive took for them
+        const naiveSteps = searches[0].steps;
+        const scale = (what) => total(naiveSteps.slice(0, longest), what) / total(naiveSteps.slice(0, steps.length), what);
+        const found = order(steps);
+        return {
+            name, removals: steps.length, sampled: found.length === 0, scaled: found.length < longest,
+            passes: total(steps, 'passes') * scale('passes'), seconds: total(steps, 'seconds') * scale('seconds'),
+            memory, order: found, steps
+        };
+    });
+    const naive = results[0];
+    const report = {
+        model: path.basename(argv.model), modelBytes: fs.statSync(argv.model).size, blocks, removals: longest, sample: argv.sample,
+        calibration: { text: path.basename(argv.calibration ?? 'embedded'), sequences: argv.samples, tokens: argv.context },
+        memoryBudget: argv.memory * 2 ** 20, pass,
+        machine: {
+            cpu: os.cpus()[0].model.trim(), threads: argv.threads, memory: os.totalmem(), device: argv.device,
+            system: `${os.type()} ${os.arch()}`, node: process.version, blockpruner: read('package.json').version, nodeLlamaCpp: read('package.json').dependencies['node-llama-cpp']
+        },
+        date: new Date().toISOString().slice(0, 10),
+        results: results.map((result) => ({ ...result, ratio: naive.seconds / result.seconds, floor: result.passes / longest }))
+    };
+    const file = path.join(root, 'bench', 'results', argv.name);
+    fs.mkdirSync(path.dirname(file), { recursive: true });
+    fs.writeFileSync(`${file}.json`, JSON.stringify(report, null, 1) + '\n');
+    fs.writeFileSync(`${file}.md`, markdown(report));
+    return markdown(report);
+}
+
+async function nextMessage(child) {
+    const [message] = await once(child, 'message');
+    return message;
+}
+
+function markdown({ model, modelBytes, blocks, removals, sample, calibration, memoryBudget, pass, machine, date, results }) {
+    const gib = (bytes) => (bytes / 2 ** 30).toFixed(2);
+    const exact = results.find(({ name }) => name === 'exact').order;
+    const agreement = ({ order }) => {
+        const common = Math.min(order.length, exact.length);
+        const wrong = order.slice(0, common).findIndex((block, i) => block !== exact[i]);
+        return order.length === 0 ? '' : wrong < 0 ? `yes, all ${common}` : `NO, from removal ${wrong + 1} on`;
+    };
+    const rows = results.map((result) => {
+        const mark = (text) => (result.scaled ? `${text}*` : text);
+        return `| ${result.name} | ${mark(result.passes.toFixed(1))} | ${mark(result.seconds.toFixed(0))} | ${mark(result.ratio.toFixed(2))} | ${mark(result.floor.toFixed(1))} | ${gib(result.memory)} | ${agreement(result)} |`;
+    });
+    const notes = results.filter(({ scaled }) => scaled).map((result) => (result.sampled
+        ? `${result.name} was timed on ${sample} evenly spread candidates of each removal and scaled by their number`
+        : `${result.name} was run for the first ${result.removals} removals and scaled by what naive takes for the others`));
+    return `# Search: ${model}
+
+${removals} of ${blocks} blocks removed; calibration ${calibration.text}, ${calibration.sequences} sequences of ${calibration.tokens} tokens; ${date}.
+${machine.cpu}, ${machine.threads} threads, ${gib(machine.memory)} GiB, ${machine.device}, ${machine.system}, Node.js ${machine.node}, blockpruner ${machine.blockpruner}, node-llama-cpp ${machine.nodeLlamaCpp}.
+
+| search | passes | seconds | times faster than naive | times the floor | peak memory, GiB | the order of exact |
+|---|---|---|---|---|---|---|
+${rows.join('\n')}
+
+A pass is the computation of as many blocks as the whole model has, on all sequences; it leaves out the output projection. The
+floor is one pass a removal. Peak memory is the process's resident set, Node.js and the model (${gib(modelBytes)} GiB) included; the
+budget for the residual stream is ${gib(memoryBudget)} GiB. The searches took turns, one removal each, in one run.
+${notes.length > 0 ? `\n\\* ${notes.join('; ')}.\n` : ''}
+A full pass takes ${pass.seconds.toFixed(2)} s, of which the output projection and the NLL take ${pass.head.toFixed(2)} s (${(100 * pass.head / pass.seconds).toFixed(0)} %).
+
+${results.filter(({ order }) => order.length > 0).map(({ name, order }) => `- ${name}: ${order.join(' ')}`).join('\n')}
+`;
+}

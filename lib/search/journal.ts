@@ -1,0 +1,160 @@
+import fs from 'node:fs';
+import { z } from 'zod';
+import { formatBlock, type Block } from '../blocks.js';
+import { BlockprunerError, messageOf } from '../errors.js';
+import type { Evaluator } from './blockpruner.js';
+
+/** What the evaluations in a journal depend on, by its name in messages. */
+export type JournalInputs = Record<string, string>;
+
+const headerSchema = z.object({ journal: z.literal(1), inputs: z.record(z.string(), z.string()) });
+const recordSchema = z.object({ skip: z.string(), sequence: z.number().int().nonnegative(), nll: z.base64().min(4) });
+
+/** Where a line is in the file, in bytes. */
+interface Line {
+    at: number;
+    bytes: number;
+}
+
+/**
+ * Writes down every evaluation as soon as it is finished, and doesn't ask for one that was written down before. A search
+ * depends on nothing else, so that one that was killed, run again with its journal, goes the same way and on.
+ *
+ * The file is JSON Lines, only ever appended to: its inputs, then one line for each sequence of each evaluation, with the
+ * NLLs as base64 of little-endian 32-bit floats. Values are read when they are asked for.
+ */
+export class Journal implements Evaluator {
+    readonly sequences: number;
+    readonly devices: number;
+    readonly #fd: number;
+    #closed = false;
+    #empty: boolean;
+
+    private constructor(private readonly inner: Evaluator, private readonly file: string, private readonly known: Map<string, Line>) {
+        this.sequences = inner.sequences;
+        this.devices = inner.devices;
+        this.#fd = fs.openSync(file, 'a+');
+        this.#empty = known.size === 0;
+    }
+
+    /** How many evaluations there were when it was opened. */
+    get found(): number {
+        return this.known.size;
+    }
+
+    /**
+     * Begins a journal, or goes on with one.
+     * @param resume go on with the journal if there is one; false: begin anew
+     * @throws BlockprunerError if the journal is of other inputs, or damaged elsewhere than in a last line that was cut off
+     */
+    static open(inner: Evaluator, file: string, inputs: JournalInputs, resume: boolean): Journal {
+        const known = new Map<string, Line>();
+        const complete = resume && fs.existsSync(file) ? read(file, inputs, known) : 0;
+        if (complete > 0) {
+            fs.truncateSync(file, complete); // what was being written when the run was killed
+        } else {
+            fs.writeFileSync(file, JSON.stringify({ journal: 1, inputs }) + '\n');
+        }
+        return new Journal(inner, file, known);
+    }
+
+    async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin?: boolean): Promise<Float32Array[]> {
+        const name = skip.map(formatBlock).join(' ');
+        const unknown = sequences.filter((sequence) => !this.known.has(`${name}/${sequence}`));
+        const values = new Map<number, Float32Array>();
+        if (unknown.length > 0) {
+            (await this.inner.evaluate(skip, unknown, mayWin)).forEach((nll, i) => values.set(unknown[i]!, nll));
+            this.#append(name, values);
+        }
+        return sequences.map((sequence) => values.get(sequence) ?? this.#read(this.known.get(`${name}/${sequence}`)!));
+    }
+
+    remove(removed: readonly Block[]): void {
+        this.inner.remove(removed);
+    }
+
+    /** A journal in which nothing was written goes. */
+    close(): void {
+        this.#closed = true;
+        fs.closeSync(this.#fd);
+        if (this.#empty) {
+            fs.rmSync(this.file, { force: true });
+        }
+    }
+
+    #append(name: string, values: Map<number, Float32Array>): void {
+        if (this.#closed) {
+            return; // another device has failed meanwhile
+        }
+        const lines = [...values].map(([sequence, nll]) => JSON.stringify({ skip: name, sequence, nll: Buffer.from(nll.buffer, nll.byteOffset, nll.byteLength).toString('base64') }) + '\n');
+        try {
+            fs.writeFileSync(this.#fd, lines.join(''));
+            this.#empty = false;
+        } catch (error) {
+            throw new BlockprunerError(`can't write the journal ${this.file}: ${messageOf(error)}; make room and go on with --resume`);
+        }
+    }
+
+    #read({ at, bytes }: Line): Float32Array {
+        const line = Buffer.alloc(bytes);
+        fs.readSync(this.#fd, line, 0, bytes, at);
+        return decode(line);
+    }
+}
+
+function decode(line: Buffer): Float32Array {
+    const { nll } = recordSchema.parse(JSON.parse(line.toString('utf8')));
+    return new Float32Array(new Uint8Array(Buffer.from(nll, 'base64')).buffer);
+}
+
+/** Finds the evaluations of a journal; returns the length in bytes of its complete lines. */
+function read(file: string, inputs: JournalInputs, known: Map<string, Line>): number {
+    let complete = 0, number = 0, length: number | undefined;
+    try {
+        for (const line of linesOf(file)) {
+            number++;
+            if (number === 1) {
+                compare(headerSchema.parse(JSON.parse(line.toString('utf8'))).inputs, inputs, file);
+            } else {
+                const { skip, sequence, nll } = recordSchema.parse(JSON.parse(line.toString('utf8')));
+                if (nll.length !== (length ??= nll.length)) {
+                    throw new SyntaxError('sequences of different lengths');
+                }
+                known.set(`${skip}/${sequence}`, { at: complete, bytes: line.length });
+            }
+            complete += line.length + 1;
+        }
+    } catch (error) {
+        if (error instanceof BlockprunerError) {
+            throw error;
+        }
+        const why = error instanceof SyntaxError || error instanceof z.ZodError ? `line ${number} is damaged` : messageOf(error);
+        throw new BlockprunerError(`can't read the journal ${file}: ${why}; begin anew with --no-resume`);
+    }
+    return complete;
+}
+
+/** The lines of a file that have an end. */
+function* linesOf(file: string): Generator<Buffer> {
+    const fd = fs.openSync(file, 'r');
+    try {
+        const chunk = Buffer.alloc(2 ** 20);
+        let rest: Buffer = Buffer.alloc(0);
+        for (let bytes; (bytes = fs.readSync(fd, chunk)) > 0;) {
+            rest = Buffer.concat([rest, chunk.subarray(0, bytes)]);
+            for (let end; (end = rest.indexOf('\n')) >= 0; rest = rest.subarray(end + 1)) {
+                yield rest.subarray(0, end);
+            }
+        }
+    } finally {
+        fs.closeSync(fd);
+    }
+}
+
+function compare(found: JournalInputs, wanted: JournalInputs, file: string): void {
+    const different = Object.keys({ ...found, ...wanted }).filter((name) => found[name] !== wanted[name]);
+    if (different.length > 0) {
+        const named = different.map((name) => `${name} (${found[name] ?? 'none'}, now ${wanted[name] ?? 'none'})`).join(', ');
+        throw new BlockprunerError(`the journal ${file} is of a search with another ${named}: give the same, or begin anew with --no-resume`);
+    }
+}

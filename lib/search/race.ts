@@ -1,0 +1,238 @@
+import { Matrix, solve } from 'ml-matrix';
+import { probit, sampleVariance } from 'simple-statistics';
+import { formatBlock, type Block } from '../blocks.js';
+import { meanOf, type Contest, type Winner } from './blockpruner.js';
+
+/**
+ * Tokens of one text are alike, so a sequence tells less than as many independent tokens would: its mean varies more, by a
+ * design effect of 1 + ρ·(tokens − 1) (Kish 1965, section 5.4). In what regression leaves of costs, SmolLM2-135M has a ρ of
+ * 0 to 0.002 for blocks that may win, and up to 0.008 for others, by sequences of 256 tokens.
+ */
+const INTRACLASS_CORRELATION = 0.004;
+
+/** With fewer degrees of freedom, a variance is not known well enough for the normal approximation. */
+const LEAST_FREEDOM = 30;
+
+/** The first removal's costs are what all later ones are compared with: they are measured this much more exactly than needed. */
+const FIRST_REMOVAL_CARE = 2;
+
+/** A mean over all sequences, known from some of them. */
+interface Estimate {
+    mean: number;
+    variance: number;
+}
+
+/** Costs of a candidate at one removal: its NLL over the current model's. */
+interface Measured extends Estimate {
+    /** Of each token, by sequence; empty where it wasn't evaluated. */
+    costs: (Float32Array | undefined)[];
+    /** NLL of each token of the current model then. */
+    current: readonly Float32Array[];
+}
+
+interface Racer extends Measured {
+    block: Block;
+    /** in which the sequences are evaluated */
+    order: number[];
+    nll: Float32Array[];
+    /** how many sequences were evaluated */
+    done: number;
+}
+
+/** Something known of each token that costs may depend on. */
+interface Covariate {
+    values: readonly (Float32Array | undefined)[];
+    whole: Estimate;
+}
+
+/**
+ * Finds the candidate with the lowest perplexity, and is wrong about it at most with a chosen probability.
+ *
+ * A race (Maron and Moore 1994): candidates are evaluated on more and more sequences, and one is dropped once its cost is
+ * above that of the best by more than chance explains. Only to drop the one that would win is an error, and only after a
+ * look at it: the looks share the error's probability.
+ *
+ * How exactly a cost is known from m of the n sequences: the calibration set is all there is to know, so chance alone moves a
+ * mean by a variance of s²/m·(1 − m/n) (Cochran 1977, section 2.6). A removal changes costs little, so the candidate's own
+ * costs at an earlier removal tell most of them; so do the current model's NLL and the best candidate's costs, all known
+ * for all sequences. What is left after regression on these, token by token, is s² (the generalized regression estimator,
+ * Särndal, Swensson and Wretman 1992, section 6.4; pairing with the leader, as races do, is the case of one covariate).
+ *
+ * No candidate is dropped unseen: a removal can make other blocks less important too.
+ */
+export class Race {
+    /** What earlier removals told about each candidate: nothing that is both older and less exact than another. */
+    readonly #memory = new Map<string, Measured[]>();
+
+    /** @param confidence the probability that a removal is the right one, under the normal approximation */
+    constructor(private readonly confidence: number) {}
+
+    async choose({ current, candidates, evaluate, onProgress, atOnce }: Contest): Promise<Winner> {
+        const n = current.length;
+        const shuffle = shuffled(n);
+        // with several devices, first looks at all of their shares; of a block always at the same, which it is compared on
+        const turn = ({ kind, layer }: Block) => (atOnce > 1 ? (2 * layer + Number(kind === 'ffn')) % n : 0);
+        const care = this.#memory.size === 0 ? FIRST_REMOVAL_CARE : 1;
+        const bound = care * probit(1 - (1 - this.confidence) / mostLooks(n));
+        const overall = meanOf(current.map(meanOf));
+
+        const racers: Racer[] = candidates.map((block) => ({
+            block, current, order: [...shuffle.slice(turn(block)), ...shuffle.slice(0, turn(block))], nll: [], costs: [], done: 0, mean: this.#lastMean(block), variance: Infinity
+        }));
+        let best: Racer | undefined;
+        let decided = 0;
+        const measure = async (racer: Racer, size: number, mayWin = false) => {
+            const sequences = racer.order.slice(racer.done, size);
+            const nll = await evaluate(racer.block, sequences, mayWin);
+            sequences.forEach((sequence, i) => {
+                racer.nll[sequence] = nll[i]!;
+                racer.costs[sequence] = nll[i]!.map((value, token) => value - current[sequence]![token]!);
+            });
+            racer.done = size;
+            if (size === n) {
+                racer.mean = meanOf(racer.nll.map(meanOf)) - overall;
+                racer.variance = 0;
+                if (!best || racer.mean < best.mean || (racer.mean === best.mean && racers.indexOf(racer) < racers.indexOf(best))) {
+                    best = racer;
+                }
+            }
+            report();
+        };
+        // after all measurements of a round, so that the order in which devices finish changes nothing
+        const estimate = (measured: readonly Racer[]) => {
+            for (const racer of measured.filter(({ done }) => done < n)) {
+                Object.assign(racer, this.#estimate(racer, current, best));
+            }
+        };
+        // having been looked at is a part of being decided
+        const report = () => onProgress(decided + 0.3 * racers.filter(({ done }) => done > 0).length * (1 - decided / racers.length));
+
+        // the likely winner first: all others are compared with it
+        const likely = lowest(racers);
+        if (Number.isFinite(likely.mean)) {
+            await measure(likely, n, true);
+        }
+        const firstLook = best ? 1 : Math.min(2, n);
+        const unseen = racers.filter((racer) => racer.done < firstLook);
+        await Promise.all(unseen.map((racer) => measure(racer, firstLook)));
+        estimate(unseen);
+        if (!best) {
+            await measure(lowest(racers), n, true);
+        }
+
+        for (;;) {
+            const left = racers.filter((racer) => racer.done < n && !(racer.mean - best!.mean > bound * Math.sqrt(racer.variance)));
+            decided = racers.length - left.length;
+            report();
+            if (left.length === 0) {
+                break;
+            }
+            // the most promising first: if it wins, it drops others
+            const next = left.sort((a, b) => a.mean - b.mean).slice(0, atOnce);
+            await Promise.all(next.map((racer) => measure(racer, nextLook(racer, n, (racer.mean - best!.mean) / bound))));
+            estimate(next);
+        }
+        racers.forEach((racer) => this.#remember(racer));
+        return { block: best!.block, nll: best!.nll };
+    }
+
+    /** The mean cost over all sequences, as exactly as those evaluated so far tell. */
+    #estimate(racer: Racer, current: readonly Float32Array[], best: Racer | undefined): Estimate {
+        const sequences = racer.order.slice(0, racer.done);
+        const known = (values: readonly Float32Array[]) => ({ values, whole: { mean: meanOf(values.map(meanOf)), variance: 0 } });
+        const common = [known(current), ...(best ? [{ values: best.costs, whole: best }] : [])];
+        const estimates = [estimateMean(racer.costs, sequences, current.length, [])];
+        for (const before of this.#memory.get(formatBlock(racer.block)) ?? []) {
+            const both = sequences.filter((sequence) => before.costs[sequence]);
+            estimates.push(estimateMean(racer.costs, both, current.length, [{ values: before.costs, whole: before }, known(before.current), ...common]));
+        }
+        return estimates.reduce((a, b) => (b.variance < a.variance ? b : a));
+    }
+
+    #remember({ block, costs, current, mean, variance }: Racer): void {
+        const older = this.#memory.get(formatBlock(block)) ?? [];
+        this.#memory.set(formatBlock(block), [{ costs, current, mean, variance }, ...older.filter((measured) => measured.variance < variance)]);
+    }
+
+    #lastMean(block: Block): number {
+        return this.#memory.get(formatBlock(block))?.[0]!.mean ?? Infinity;
+    }
+}
+
+/** The mean of costs over n sequences, from the tokens of some of them and a regression on covariates. */
+function estimateMean(costs: readonly (Float32Array | undefined)[], sequences: readonly number[], n: number, covariates: readonly Covariate[]): Estimate {
+    const m = sequences.length;
+    if (m === 0) {
+        return { mean: Infinity, variance: Infinity };
+    }
+    if (!Number.isFinite(meanOf(sequences.map((sequence) => meanOf(costs[sequence]!))))) {
+        return { mean: Infinity, variance: 0 };
+    }
+    const size = covariates.length + 1;
+    const row = (sequence: number, token: number) => [1, ...covariates.map(({ values }) => values[sequence]![token]!)];
+    const squares = Matrix.zeros(size, size);
+    const products = Matrix.zeros(size, 1);
+    let tokens = 0;
+    for (const sequence of sequences) {
+        for (const [token, cost] of costs[sequence]!.entries()) {
+            const x = row(sequence, token);
+            for (let i = 0; i < size; i++) {
+                products.set(i, 0, products.get(i, 0) + x[i]! * cost);
+                for (let j = 0; j < size; j++) {
+                    squares.set(i, j, squares.get(i, j) + x[i]! * x[j]!);
+                }
+            }
+        }
+        tokens += costs[sequence]!.length;
+    }
+    for (let i = 1; i < size; i++) {
+        squares.set(i, i, squares.get(i, i) * (1 + 1e-9) + 1e-12); // covariates may be alike
+    }
+    const slopes = solve(squares, products).to1DArray();
+    const whole = covariates.map((covariate) => covariate.whole);
+    const mean = slopes[0]! + whole.reduce((sum, covariate, i) => sum + slopes[i + 1]! * covariate.mean, 0);
+
+    let within = 0;
+    const residuals = sequences.map((sequence) => {
+        const left = costs[sequence]!.map((cost, token) => cost - row(sequence, token).reduce((sum, x, i) => sum + slopes[i]! * x, 0));
+        const average = meanOf(left);
+        within += left.reduce((sum, value) => sum + (value - average) ** 2, 0);
+        return average;
+    });
+    const freedom = tokens - m - covariates.length;
+    if (freedom < LEAST_FREEDOM) {
+        return { mean, variance: Infinity };
+    }
+    const designEffect = 1 + INTRACLASS_CORRELATION * (tokens / m - 1);
+    const ofTokens = designEffect * within / freedom / (tokens / m);
+    const ofSequences = m > 1 ? sampleVariance(residuals) : 0;
+    const fromWhole = whole.reduce((sum, covariate, i) => sum + slopes[i + 1]! ** 2 * covariate.variance, 0);
+    return { mean, variance: Math.max(ofTokens, ofSequences) / m * (1 - m / n) + fromWhole };
+}
+
+/** How many sequences will tell whether a candidate is worse, if its cost is as it seems: the variance then is needed². */
+function nextLook({ done, variance }: Racer, n: number, needed: number): number {
+    const ofOne = variance / (1 / done - 1 / n);
+    const enough = needed > 0 ? Math.ceil(1 / (needed ** 2 / ofOne + 1 / n)) : n;
+    // not too often, and not too far on uncertain grounds
+    return Math.min(n, Math.max(Math.ceil(1.25 * done), done + 1, Math.min(enough, 2 * done)));
+}
+
+/** How often a candidate is looked at, at most. */
+function mostLooks(n: number): number {
+    let looks = 1;
+    for (let done = 1; done < n; done = Math.max(Math.ceil(1.25 * done), done + 1)) {
+        looks++;
+    }
+    return looks;
+}
+
+function lowest(racers: readonly Racer[]): Racer {
+    return racers.reduce((a, b) => (b.mean < a.mean ? b : a));
+}
+
+/** The numbers 0 … n−1 in an order that has nothing to do with the text, and is always the same. */
+function shuffled(n: number): number[] {
+    // the golden ratio's multiples, modulo 1, are spread evenly and never in order
+    return Array.from({ length: n }, (_, i) => i).sort((a, b) => (a * 0.6180339887498949) % 1 - (b * 0.6180339887498949) % 1);
+}
