@@ -10,15 +10,15 @@ import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
 
-const { formatBlock, loadCalibration, Model, parseBlock, PrefixEvaluator, searchOrder } = blockpruner;
+const { chooseHost, formatMove, loadCalibration, Model, parseBlock, PrefixEvaluator, searchOrder, without } = blockpruner;
 const root = path.resolve(import.meta.dirname, '..');
 const read = (file) => JSON.parse(fs.readFileSync(path.join(root, file), 'utf8'));
 
 const ways = {
-    naive: { mode: 'full', keepBytes: 0, says: 'every candidate from the start, on every sequence' },
-    prefix: { mode: 'full', says: 'every candidate from its own block, on every sequence' },
-    exact: { mode: 'exact', says: 'the same until it can no longer win' },
-    race: { mode: 'race', says: 'the same until it has lost, with confidence 0.999' }
+    naive: { mode: 'full', keepBytes: 0 },
+    prefix: { mode: 'full' },
+    exact: { mode: 'exact' },
+    race: { mode: 'race' }
 };
 
 const argv = await yargs(hideBin(process.argv))
@@ -48,42 +48,39 @@ async function searchOneWay(name) {
     const model = await Model.load(argv.model, { device: argv.device, threads: argv.threads });
     const calibration = await loadCalibration(model, { file: argv.calibration, samples: argv.samples, context: argv.context });
     const blocks = await model.blocks();
+    const host = await chooseHost(model);
     const passes = () => model.work.blocks / blocks.length / argv.samples;
+    const timed = async (work) => {
+        const [started, computed] = [performance.now(), passes()];
+        await work();
+        return { seconds: (performance.now() - started) / 1000, passes: passes() - computed };
+    };
     let pass;
     if (name === 'naive') {
-        const seconds = async (skip) => {
-            const started = performance.now();
-            await model.evaluate(calibration, { skip });
-            return (performance.now() - started) / 1000;
-        };
-        await seconds([]);
-        pass = { seconds: await seconds([]), head: await seconds(blocks) };
+        const without = (skip) => timed(() => model.evaluate(calibration, { skip }));
+        await without([]);
+        pass = { seconds: (await without([])).seconds, head: (await without(blocks)).seconds };
     }
 
     const evaluator = new PrefixEvaluator([model], calibration, { keepBytes });
     const all = [...Array(argv.samples).keys()];
     let before = passes();
     const tell = (message) => process.send({ ...message, memory: process.resourceUsage().maxRSS * 1024 });
-    // resolves to the blocks removed so far
+    // resolves to the moves made so far
     const turn = () => once(process, 'message').then(([removed]) => removed);
 
     if (argv.sample !== undefined && mode === 'full') {
-        tell({ ready: true, pass });
+        tell({ pass });
         for (let number = 1; number <= argv.remove; number++) {
-            const removed = (await turn()).map(parseBlock);
-            const candidates = blocks.filter((block) => !removed.some((gone) => formatBlock(gone) === formatBlock(block)));
+            const removed = (await turn()).flatMap((move) => move.split(' ').map(parseBlock));
+            const candidates = host.moves(without(blocks, removed));
             const middles = Array.from({ length: argv.sample }, (_, i) => candidates[Math.floor((i + 0.5) * candidates.length / argv.sample)]);
             evaluator.remove(removed);
-            const timed = async (work) => {
-                const [started, computed] = [performance.now(), passes()];
-                await work();
-                return { seconds: (performance.now() - started) / 1000, passes: passes() - computed };
-            };
             // the current model is run once a removal, whatever the number of candidates
             const current = keepBytes > 0 ? await timed(() => evaluator.evaluate(removed, all)) : { seconds: 0, passes: 0 };
             const some = await timed(async () => {
-                for (const block of middles) {
-                    await evaluator.evaluate([...removed, block], all);
+                for (const move of middles) {
+                    await evaluator.evaluate([...removed, ...move], all);
                 }
             });
             const scaled = (what) => current[what] + some[what] * candidates.length / argv.sample;
@@ -91,9 +88,9 @@ async function searchOneWay(name) {
         }
     } else {
         let ready = turn().then(() => performance.now());
-        tell({ ready: true, pass });
+        tell({ pass });
         const removals = Math.min(argv.remove, argv[`${name}-removals`] ?? argv.remove);
-        let sequences = 0, began;
+        let sequences = 0, done = 0, began;
         await searchOrder({
             sequences: evaluator.sequences,
             devices: 1,
@@ -104,12 +101,12 @@ async function searchOneWay(name) {
             },
             remove: (removed) => evaluator.remove(removed)
         }, {
-            candidates: blocks,
             mode,
-            done: (removed) => removed.length === removals,
+            moves: (removed) => (removals === done ? [] : host.moves(without(blocks, removed))),
             onStep: ({ removed, perplexity }, number) => {
+                done = number;
                 const seconds = (performance.now() - began) / 1000;
-                const step = { removed: formatBlock(removed), perplexity, seconds, sequences, passes: passes() - before };
+                const step = { removed: formatMove(removed), perplexity, seconds, sequences, passes: passes() - before };
                 before = passes();
                 sequences = 0;
                 ready = turn().then(() => performance.now());
@@ -142,7 +139,6 @@ async function compare() {
         write(searches, blocks); // what there is so far
     }
     console.log(write(searches, blocks));
-
 }
 
 /** Writes the results of the removals that were made. */
@@ -191,7 +187,7 @@ function markdown({ model, modelBytes, blocks, removals, sample, calibration, me
     const exact = results.find(({ name }) => name === 'exact').order;
     const agreement = ({ order }) => {
         const common = Math.min(order.length, exact.length);
-        const wrong = order.slice(0, common).findIndex((block, i) => block !== exact[i]);
+        const wrong = order.slice(0, common).findIndex((move, i) => move !== exact[i]);
         return order.length === 0 ? '' : wrong < 0 ? `yes, all ${common}` : `NO, from removal ${wrong + 1} on`;
     };
     const rows = results.map((result) => {

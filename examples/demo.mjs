@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { formatBlock, prune, stockGenerate, stockSpeed } from 'blockpruner';
+import { formatBlock, formatMove, prune, stockGenerate, stockSpeed } from 'blockpruner';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const model = path.join(root, 'models', 'blockpruner-tiny.gguf');
@@ -17,7 +17,7 @@ const { perplexity, parameters, bytes, removed } = await prune(model, {
     device: 'cpu',
     calibration: { samples: 8 },
     onStep: (step, number, dense) => console.log(
-        `${String(number).padStart(3)}. ${formatBlock(step.removed).padEnd(9)} perplexity ${step.perplexity.toFixed(3)} (dense: ${dense.toFixed(3)})`)
+        `${String(number).padStart(3)}. ${formatMove(step.removed).padEnd(9)} perplexity ${step.perplexity.toFixed(3)} (dense: ${dense.toFixed(3)})`)
 });
 
 // alternately, and the best of each: other work on the computer slows single runs down

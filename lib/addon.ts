@@ -28,18 +28,41 @@ export interface NativeModel {
         hasDecoder: boolean;
         bytes: number;
         parameters: number;
+        /** by layer: its attention sees a sliding window of tokens */
+        slidingWindow: boolean[];
+        /** by layer: it is recurrent, as far as the architecture has such layers beside attention */
+        recurrent: boolean[];
     };
     dispose(): void;
 }
 
+/** A block as the compute graph shows it. */
+export interface NativeBlock {
+    kind: 'attn' | 'ffn';
+    layer: number;
+    /** the weights that only this block reads */
+    tensors: string[];
+    /** it reads the same boundary as the block before it */
+    parallel: boolean;
+    /** its output is added to the residual stream as it is at the boundary, not scaled or normalized */
+    direct: boolean;
+    /** indexes of the blocks of which it reads inner values, or the stream before them, beside its own boundary */
+    reads: number[];
+    /** what it computes, but for its weights' values and types, its layer and its rope */
+    signature: string;
+    /** which values it rotates together: neighbours, or halves of a head */
+    rope: 'norm' | 'neox' | 'other' | 'none';
+}
+
 export interface NativeEvaluator {
-    /** In the order of the residual stream. `tensors`: the weights that only this block reads. */
-    blocks(): { kind: 'attn' | 'ffn'; layer: number; tensors: string[] }[];
+    /** In the order of the residual stream. */
+    blocks(): NativeBlock[];
     /**
      * Of the last evaluation: how many operations it had, and writes to the KV cache. `kept`: bytes of the residual stream
-     * that are kept. `computed`: blocks that were computed since create(), over all sequences.
+     * that are kept. `computed`: blocks that were computed since create(), over all sequences. `outerSignature`: what the
+     * model computes outside of its blocks.
      */
-    graph(): { nodes: number; cacheWrites: number; kept: number; computed: number };
+    graph(): { nodes: number; cacheWrites: number; kept: number; computed: number; outerSignature: string };
     /**
      * The NLL of the tokens 1 … length−1 of each sequence. `skip`: indexes into blocks(). `keep`: keep the residual stream,
      * for later evaluations to start from, at so many boundaries of each sequence in all.
@@ -65,19 +88,25 @@ export type GgufValue =
     | { key: string; type: 'u32[]' | 'f32[]'; value: number[] }
     | { key: string; type: 'string[]'; value: string[] };
 
-/** A copy of a tensor of a source file (`ropeHead`: with the rows of each head of this size in NORM rope order), or a new one. */
+/**
+ * A copy of a tensor of a source file (`ropeHead`: with the rows of each head of this size in NORM rope order), of several
+ * with their rows one after the other, or a new one.
+ */
 export type GgufTensor =
-    | { name: string; file: number; from: string; ropeHead?: number }
+    | { name: string; from: { file: number; name: string }[]; ropeHead?: number }
     | { name: string; type: string; shape: number[]; data?: Float32Array };
 
 export interface GgufPlan {
     output: string;
     sources: string[];
-    /** Keys of the first source that are dropped; then key prefixes that are renamed; then keys that are set. */
+    /** Keys of the first source that are dropped; then key prefixes that are renamed; then arrays that keep some values; then keys that are set. */
     remove: string[];
     rename: [from: string, to: string][];
+    select: [key: string, indexes: number[]][];
     set: GgufValue[];
     tensors: GgufTensor[];
+    /** Leave a hole for the tensors' bytes: for a file that is only looked at. */
+    headerOnly?: boolean;
 }
 
 interface Addon {
@@ -89,7 +118,7 @@ interface Addon {
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
     quantize(input: string, output: string, ftype: number): Promise<void>;
-    Model: { load(path: string, options: NativeTask & { gpus: string[]; gpuLayers?: number }): Promise<NativeModel> };
+    Model: { load(path: string, options: NativeTask & { gpus: string[]; gpuLayers?: number; headerOnly?: boolean }): Promise<NativeModel> };
     Evaluator: {
         create(model: NativeModel, options: NativeTask & { context: number; threads: number; flashAttention: boolean; cacheType: 'f16' | 'f32'; logitsBytes?: number }): Promise<NativeEvaluator>;
     };

@@ -9,6 +9,9 @@ export interface Block {
     readonly layer: number;
 }
 
+/** Blocks that are removed together: one, or where only more can go, those. */
+export type Move = readonly Block[];
+
 /** Which blocks a search may remove. */
 export type BlockSelection = 'all' | BlockKind;
 
@@ -17,6 +20,16 @@ const paperNames: Record<string, BlockKind> = { mha: 'attn', mlp: 'ffn', attn: '
 /** `attn.12`, `ffn.7` */
 export function formatBlock(block: Block): string {
     return `${block.kind}.${block.layer}`;
+}
+
+/** `attn.12`, `attn.12 ffn.12` */
+export function formatMove(move: Move): string {
+    return move.map(formatBlock).join(' ');
+}
+
+/** The blocks that are not among others. */
+export function without<T extends Block>(blocks: readonly T[], gone: readonly Block[]): T[] {
+    return blocks.filter((block) => !gone.some((other) => sameBlock(block, other)));
 }
 
 /**

@@ -2,6 +2,7 @@ import fs from 'node:fs/promises';
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { loadAddon, runNative, type NativeGguf } from './addon.js';
+import { parseBlocks, type Block } from './blocks.js';
 import { BlockprunerError, messageOf } from './errors.js';
 
 export interface GgufTensorInfo {
@@ -84,6 +85,14 @@ async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf 
         throw new BlockprunerError(`the model ${file} is truncated: it has ${size} bytes and needs ${part.end}; download it again`);
     }
     return { ...part, size };
+}
+
+/** Metadata key: the blocks of a written model that add nothing. */
+export const fillerKey = 'blockpruner.filler';
+
+/** The blocks of a model that are filler of ours: they add nothing, so they are no blocks to a search. */
+export function fillerOf(gguf: Gguf): Block[] {
+    return parseBlocks(String(gguf.metadata[fillerKey] ?? ''));
 }
 
 const hashes = new WeakMap<Gguf, string>();

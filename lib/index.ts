@@ -3,16 +3,17 @@
  * @packageDocumentation
  */
 export { devices, type Device } from './addon.js';
-export { formatBlock, parseBlock, parseBlocks, type Block, type BlockKind, type BlockSelection } from './blocks.js';
+export { formatBlock, formatMove, parseBlock, parseBlocks, without, type Block, type BlockKind, type BlockSelection, type Move } from './blocks.js';
 export { defaultCalibration, loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 export { BlockprunerError } from './errors.js';
 export { PrefixEvaluator, type PrefixOptions } from './evaluation/prefix.js';
 export { meanNll, perplexityOf, textPerplexity, type Perplexity, type PerplexityDefinition, type TextPerplexityOptions } from './evaluation/perplexity.js';
-export { chooseHost, supportedArchitectures, type Host } from './export/hosts.js';
+export { type Export, type Host } from './export/host.js';
+export { chooseHost } from './export/hosts.js';
 export { stockGenerate, stockNll, stockSpeed, type Speed, type StockOptions } from './export/stock-runtime.js';
 export { writePruned, type Provenance, type WriteOptions } from './export/write.js';
 export { readGguf, type Gguf, type GgufTensorInfo } from './gguf.js';
-export { Model, resolveModel, type BlockInfo, type EvaluateOptions, type LoadOptions, type Sequences } from './model.js';
+export { Model, resolveModel, type BlockInfo, type EvaluateOptions, type LoadOptions, type ModelGraph, type Sequences } from './model.js';
 export { apply, inspect, journalOf, prune, type ApplyOptions, type Inspection, type Phase, type PruneOptions, type PruneResult, type SearchStart } from './prune.js';
 export { searchOrder, type Evaluator, type SearchMode, type SearchOptions, type SearchResult, type Step } from './search/blockpruner.js';
 export { formatOrder, readOrder } from './search/order.js';

@@ -1,9 +1,9 @@
 import fs from 'node:fs';
 import os from 'node:os';
-import { chooseDevice, loadAddon, runNative, type Device, type NativeEvaluator, type NativeModel } from './addon.js';
-import { formatBlock, sameBlock, type Block } from './blocks.js';
+import { chooseDevice, loadAddon, runNative, type Device, type NativeBlock, type NativeEvaluator, type NativeModel } from './addon.js';
+import { formatBlock, sameBlock, without, type Block } from './blocks.js';
 import { BlockprunerError, messageOf } from './errors.js';
-import { parametersOf, readGguf, type Gguf } from './gguf.js';
+import { fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
 
 export interface LoadOptions {
     /** Where to compute. Default: `auto`, the first GPU found, else the CPU. */
@@ -14,6 +14,8 @@ export interface LoadOptions {
     threads?: number | undefined;
     /** The type of the KV cache. Default: `f16`, as in llama.cpp. */
     cacheType?: 'f16' | 'f32' | undefined;
+    /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
+    headerOnly?: boolean | undefined;
     onProgress?: ((done: number, total: number) => void) | undefined;
     signal?: AbortSignal | undefined;
 }
@@ -22,6 +24,18 @@ export interface LoadOptions {
 export interface BlockInfo extends Block {
     parameters: number;
     bytes: number;
+}
+
+/** What a model's compute graph consists of. */
+export interface ModelGraph {
+    /** In the order of the residual stream. */
+    blocks: (BlockInfo & Omit<NativeBlock, 'reads'> & { reads: Block[] })[];
+    /** What is computed outside of the blocks: equal for models that do the same there, but for their weights' values and types. */
+    outerSignature: string;
+    /** by layer: its attention sees a sliding window of tokens */
+    slidingWindow: boolean[];
+    /** by layer: it is recurrent, as far as the architecture has such layers beside attention */
+    recurrent: boolean[];
 }
 
 /** Token sequences of equal length, one after the other. */
@@ -81,7 +95,7 @@ export class Model {
 
     readonly #native: NativeModel;
     readonly #cacheType: 'f16' | 'f32';
-    #evaluator: { context: number; native: NativeEvaluator; blocks: BlockInfo[] } | undefined;
+    #evaluator: { context: number; native: NativeEvaluator; blocks: ModelGraph['blocks'] } | undefined;
 
     private constructor(native: NativeModel, path: string, gguf: Gguf, device: Device, options: LoadOptions) {
         this.#native = native;
@@ -139,6 +153,7 @@ export class Model {
             gpus,
             cancel,
             ...(options.gpuLayers !== undefined && { gpuLayers: options.gpuLayers }),
+            ...(options.headerOnly && { headerOnly: true }),
             ...(options.onProgress && { onProgress: options.onProgress })
         })).catch((error: unknown) => {
             options.signal?.throwIfAborted();
@@ -187,11 +202,21 @@ export class Model {
     }
 
     /**
-     * The model's blocks in the order of the residual stream, found in its compute graph.
+     * The model's blocks in the order of the residual stream, found in its compute graph. Filler that an earlier pruning left
+     * is not counted.
      * @throws BlockprunerError if the graph's residual stream can't be followed
      */
     async blocks(signal?: AbortSignal): Promise<BlockInfo[]> {
-        return (await this.#evaluatorFor(this.#evaluator?.context ?? 512, signal)).blocks;
+        const { blocks } = await this.graph(signal);
+        return blocks.map(({ kind, layer, parameters, bytes }) => ({ kind, layer, parameters, bytes }));
+    }
+
+    /** The blocks with all that their graph tells of them; errors as {@link blocks}. */
+    async graph(signal?: AbortSignal): Promise<ModelGraph> {
+        const { slidingWindow, recurrent, context } = this.#native.describe();
+        // no longer than the model was trained for: beyond, some models rotate by other factors
+        const { blocks, native } = await this.#evaluatorFor(this.#evaluator?.context ?? Math.min(512, context), signal);
+        return { blocks: without(blocks, fillerOf(this.gguf)), outerSignature: native.graph().outerSignature, slidingWindow, recurrent };
     }
 
     /**
@@ -237,7 +262,7 @@ export class Model {
     }
 
     /** One evaluator is kept, for the longest sequences seen. */
-    async #evaluatorFor(context: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: BlockInfo[] }> {
+    async #evaluatorFor(context: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: ModelGraph['blocks'] }> {
         if (this.#evaluator && this.#evaluator.context >= context) {
             return this.#evaluator;
         }
@@ -251,11 +276,12 @@ export class Model {
             throw new BlockprunerError(`can't evaluate ${this.path} (architecture ${this.architecture}): ${lastLine(messageOf(error))}`, { cause: error });
         });
         const tensors = new Map(this.gguf.tensors.map((tensor) => [tensor.name, tensor]));
-        const blocks = native.blocks().map(({ kind, layer, tensors: names }) => {
-            const own = names.flatMap((name) => tensors.get(name) ?? []);
+        const found = native.blocks();
+        const blocks = found.map((block) => {
+            const own = block.tensors.flatMap((name) => tensors.get(name) ?? []);
             return {
-                kind,
-                layer,
+                ...block,
+                reads: block.reads.map((index) => ({ kind: found[index]!.kind, layer: found[index]!.layer })),
                 parameters: own.reduce((sum, tensor) => sum + parametersOf(tensor), 0),
                 bytes: own.reduce((sum, tensor) => sum + tensor.bytes, 0)
             };

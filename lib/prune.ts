@@ -2,12 +2,13 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Device } from './addon.js';
-import { formatBlock, sameBlock, type Block, type BlockSelection } from './blocks.js';
+import { formatBlock, sameBlock, without, type Block, type BlockSelection, type Move } from './blocks.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 import { BlockprunerError } from './errors.js';
 import { meanNll, perplexityOf } from './evaluation/perplexity.js';
 import { PrefixEvaluator } from './evaluation/prefix.js';
-import { chooseHost, fillerOf, type Host } from './export/hosts.js';
+import { architectureOf, type Host } from './export/host.js';
+import { chooseHost } from './export/hosts.js';
 import { stockNll } from './export/stock-runtime.js';
 import { checkOutput, version, writePruned } from './export/write.js';
 import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
@@ -15,6 +16,7 @@ import { Model, resolveModel, type BlockInfo, type LoadOptions } from './model.j
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal } from './search/journal.js';
 import { formatOrder } from './search/order.js';
+import { DEFAULT_CONFIDENCE } from './search/race.js';
 
 /** What is being worked on: for progress bars. `done` and `total` are in the unit of the phase. */
 export type Phase = 'download' | 'load' | 'calibrate' | 'search' | 'write' | 'verify';
@@ -110,7 +112,7 @@ export function journalOf(output: string): string {
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const { remove, ratio, maxIncrease, blocks: selection = 'all', orderFile, search = 'race', confidence = 0.999, resume, signal, onProgress } = options;
+    const { remove, ratio, maxIncrease, blocks: selection = 'all', orderFile, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
         throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
     }
@@ -137,28 +139,38 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         throw new BlockprunerError(`${journalFile} is the journal of a search that was stopped: go on with it by --resume, or begin anew with --no-resume`);
     }
 
-    const result = await withModel(model, options, (file, load) => Model.loadOnEach(file, load), async (models, blocks, calibration) => {
+    const result = await withModel(model, options, (file, load) => Model.loadOnEach(file, load), async (models, blocks, host, calibration) => {
         const loaded = models[0]!;
         if (orderFile !== undefined) {
             // of a search that goes on, it is there already
             await checkOutput(orderFile, loaded.gguf, options.force === true || (resume === true && fs.existsSync(journalFile)), 'order file');
         }
         await checkOutput(journalFile, loaded.gguf, true, 'journal');
-        const candidates = blocks.filter(({ kind }) => selection === 'all' || kind === selection);
-        // one block must stay: there is no model without layers
-        const most = Math.min(candidates.length, blocks.length - 1);
-        const share = (removed: readonly Block[]) => sum(candidates.filter((block) => removed.some((gone) => sameBlock(gone, block)))) / loaded.parameters;
+        const chosen = (move: Move) => move.every(({ kind }) => selection === 'all' || kind === selection);
+        const movesFrom = (removed: readonly Block[]) => host.moves(without(blocks, removed)).filter(chosen);
+        const first = movesFrom([]);
+        const which = `${selection === 'all' ? '' : `${selection} `}blocks`;
+        if (first.length === 0) {
+            throw new BlockprunerError(`no ${which} of this model can go: it is written as ${host.name}, ${host.reason}`);
+        }
+        const candidates = blocks.filter((block) => selection === 'all' || block.kind === selection);
+        const most = mostRemovable(movesFrom);
+        const share = (removed: readonly Block[]) => sum(blocks.filter((block) => removed.some((gone) => sameBlock(gone, block)))) / loaded.parameters;
         if (remove !== undefined && remove > most) {
-            throw new BlockprunerError(`can't remove ${remove} blocks: at most ${most} of this model's ${candidates.length} ${selection === 'all' ? '' : `${selection} `}blocks can go`);
+            throw new BlockprunerError(`can't remove ${remove} blocks: at most ${most} of this model's ${candidates.length} ${which} can go`);
         }
-        const largest = Math.max(...candidates.map((block) => block.parameters));
-        const reachable = (sum(candidates) - (most < candidates.length ? largest : 0)) / loaded.parameters;
+        const atOnce = first[0]!.length;
+        if (remove !== undefined && remove % atOnce !== 0 && first.every(({ length }) => length === atOnce)) {
+            throw new BlockprunerError(`can't remove ${remove} blocks: from this model they go ${atOnce} at a time (${host.reason})`);
+        }
+        const largest = candidates.map(({ parameters }) => parameters).sort((a, b) => b - a).slice(0, candidates.length - most);
+        const reachable = (sum(candidates) - largest.reduce((total, parameters) => total + parameters, 0)) / loaded.parameters;
         if (ratio !== undefined && ratio > reachable) {
-            throw new BlockprunerError(`can't remove ${percent(ratio)} of the parameters: without its ${selection === 'all' ? '' : `${selection} `}blocks the model still has ${percent(1 - reachable)}`);
+            throw new BlockprunerError(`can't remove ${percent(ratio)} of the parameters: without its ${which} the model still has ${percent(1 - reachable)}`);
         }
-        const expected = remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most);
-        const progressOf = (step: number, index: number) => (step - 1) * candidates.length - (step - 1) * (step - 2) / 2 + index;
-        const total = progressOf(Math.min(expected, most) + 1, 0);
+        const expected = Math.min(most, remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most)) / atOnce;
+        const progressOf = (step: number, index: number) => (step - 1) * first.length - atOnce * (step - 1) * (step - 2) / 2 + index;
+        const total = progressOf(Math.ceil(expected) + 1, 0);
 
         const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
         const journal = Journal.open(prefix, journalFile, {
@@ -174,17 +186,17 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         let dense = NaN;
         const order: Block[] = [];
         const { steps, nll } = await searchOrder(journal, {
-            candidates, mode: search, confidence,
-            done: (removed) => removed.length >= Math.min(most, remove ?? most) || (ratio !== undefined && share(removed) >= ratio),
+            mode: search, confidence,
+            moves: (removed) => (ratio !== undefined && share(removed) >= ratio ? [] : movesFrom(removed).filter(({ length }) => removed.length + length <= (remove ?? Infinity))),
             ...(maxIncrease !== undefined && { limit: (value: number) => value * (1 + maxIncrease) }),
             onStart: (value) => {
                 dense = value;
-                options.onStart?.({ dense, candidates: candidates.length, resumed, kept: { boundaries: Math.min(prefix.room, blocks.length - 1), bytes: models.reduce((total, { work }) => total + work.keptBytes, 0) } });
+                options.onStart?.({ dense, candidates: first.length, resumed, kept: { boundaries: Math.min(prefix.room, blocks.length - 1), bytes: models.reduce((total, { work }) => total + work.keptBytes, 0) } });
                 onProgress?.('search', 0, total);
             },
             onEvaluation: (step, decided) => onProgress?.('search', progressOf(step, decided), total),
             onStep(step, number) {
-                order.push(step.removed);
+                order.push(...step.removed);
                 if (orderFile !== undefined) {
                     fs.writeFileSync(orderFile, formatOrder(order));
                 }
@@ -194,7 +206,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         if (steps.length === 0) {
             throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease ?? 0)}`);
         }
-        return { dense, removed: steps.map((step) => step.removed), steps, nll: concatenate(nll) };
+        return { dense, removed: [...order], steps, nll: concatenate(nll) };
     });
     fs.rmSync(journalFile, { force: true });
     return result;
@@ -202,7 +214,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
 
 /** Removes given blocks, without a search, and writes the result as {@link prune} does. */
 export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
-    return withModel(model, options, async (file, load) => [await Model.load(file, load)], async ([loaded], blocks, calibration) => {
+    return withModel(model, options, async (file, load) => [await Model.load(file, load)], async ([loaded], blocks, host, calibration) => {
         const unknown = options.order.find((block) => !blocks.some((other) => sameBlock(other, block)));
         if (unknown) {
             throw new BlockprunerError(`the order doesn't fit this model: it has no block ${formatBlock(unknown)}, its layers are 0 to ${loaded!.layers - 1}`);
@@ -210,6 +222,7 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
         if (options.order.length >= blocks.length) {
             throw new BlockprunerError(`can't remove all ${blocks.length} blocks: one must stay`);
         }
+        host.plan(without(blocks, options.order)); // before the long work
         const { signal, onProgress } = options;
         const dense = await perplexityOf(loaded!, calibration, { signal, onProgress: (done, total) => onProgress?.('search', done, total) });
         return { dense, removed: [...options.order], steps: [], nll: await loaded!.evaluate(calibration, { skip: options.order, signal }) };
@@ -224,24 +237,23 @@ async function withModel(
     uri: string,
     options: CommonOptions,
     load: (file: string, options: LoadOptions) => Promise<Model[]>,
-    decide: (copies: Model[], blocks: BlockInfo[], calibration: Calibration) => Promise<Decision>
+    decide: (copies: Model[], blocks: BlockInfo[], host: Host, calibration: Calibration) => Promise<Decision>
 ): Promise<PruneResult> {
     const started = performance.now();
     const { output, force, verify = true, signal, onProgress } = options;
     const file = await resolveModel(uri, { signal, onProgress: (done, total) => onProgress?.('download', done, total) });
     const gguf = await readGguf(file, signal);
     await checkOutput(output, gguf, force);
-    const host = chooseHost(gguf);
-
     const models = await load(file, { ...options, onProgress: (done, total) => onProgress?.('load', done, total) });
     const model = models[0]!;
     const { device, gpuLayers, threads, flashAttention, parameters } = model;
-    let calibration: Calibration, blocks: BlockInfo[], decision: Decision, stride: number;
+    let calibration: Calibration, blocks: BlockInfo[], host: Host, decision: Decision, stride: number;
     try {
         onProgress?.('calibrate', 0, 1);
+        blocks = await model.blocks(signal);
+        host = await chooseHost(model, signal);
         calibration = await loadCalibration(model, options.calibration, signal);
-        blocks = await realBlocks(model, signal);
-        decision = await decide(models, blocks, calibration);
+        decision = await decide(models, blocks, host, calibration);
         stride = Math.ceil(decision.nll.length * model.vocabulary / VERIFIED_LOGITS);
     } finally {
         models.forEach((copy) => copy.dispose()); // before the stock runtime loads its copy
@@ -274,7 +286,7 @@ async function withModel(
 
     const written = await readGguf(output); // no signal: the file is there
     return {
-        model: uri, output, architecture: String(gguf.metadata['general.architecture']), host: host.name, removed, steps,
+        model: uri, output, architecture: architectureOf(gguf), host: host.name, removed, steps,
         perplexity: { dense, pruned },
         parameters: { dense: parameters, pruned: countParameters(written) },
         bytes: { dense: gguf.bytes, pruned: written.bytes },
@@ -284,10 +296,12 @@ async function withModel(
 
 export interface Inspection {
     architecture: string;
-    /** The architecture that a pruned model is written as; null where there is none yet. */
+    /** The architecture that a pruned model is written as; null where there is none. */
     host: string | null;
-    /** Why. */
+    /** Why, and what can go. */
     reason: string;
+    /** The blocks that can go first, each with those that must go with it. */
+    moves: Move[];
     layers: number;
     blocks: BlockInfo[];
 }
@@ -297,9 +311,10 @@ export async function inspect(model: string, options: Pick<CommonOptions, 'signa
     const { signal, onProgress } = options;
     const loaded = await Model.load(await resolveModel(model, { signal, onProgress: (done, total) => onProgress?.('download', done, total) }), { device: 'cpu', signal, onProgress: (done, total) => onProgress?.('load', done, total) });
     try {
+        const blocks = await loaded.blocks(signal);
         let host: Host | undefined, reason: string;
         try {
-            host = chooseHost(loaded.gguf);
+            host = await chooseHost(loaded, signal);
             ({ reason } = host);
         } catch (error) {
             if (!(error instanceof BlockprunerError)) {
@@ -307,16 +322,19 @@ export async function inspect(model: string, options: Pick<CommonOptions, 'signa
             }
             reason = error.message;
         }
-        return { architecture: loaded.architecture, host: host?.name ?? null, reason, layers: loaded.layers, blocks: await realBlocks(loaded, signal) };
+        return { architecture: loaded.architecture, host: host?.name ?? null, reason, moves: (host?.moves(blocks) ?? []).map((move) => move.map(({ kind, layer }) => ({ kind, layer }))), layers: loaded.layers, blocks };
     } finally {
         loaded.dispose();
     }
 }
 
-/** Without the filler that an earlier pruning left. */
-async function realBlocks(model: Model, signal?: AbortSignal): Promise<BlockInfo[]> {
-    const filler = fillerOf(model.gguf);
-    return (await model.blocks(signal)).filter((block) => !filler.some((other) => sameBlock(other, block)));
+/** How many blocks can go, always by the first move that there is. */
+function mostRemovable(movesFrom: (removed: readonly Block[]) => readonly Move[]): number {
+    const removed: Block[] = [];
+    for (let move; (move = movesFrom(removed)[0]);) {
+        removed.push(...move);
+    }
+    return removed.length;
 }
 
 function concatenate(parts: readonly Float32Array[]): Float32Array {

@@ -4,6 +4,7 @@
 #include "model.h"
 
 #include "ggml-backend.h"
+#include "llama-model.h"
 #include "llama.h"
 
 #include <algorithm>
@@ -95,6 +96,10 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
                 const std::string reason = take_logged_errors();
                 throw std::runtime_error(!s.patch.error.empty() ? s.patch.error : reason.empty() ? "llama.cpp could not make a context" : reason);
             }
+            for (auto & block : s.patch.blocks) {
+                // masks all have one name
+                block.signature += block.mixes_tokens && s.model->hparams.is_swa(block.layer) ? " sliding window" : "";
+            }
             if (s.patch.blocks.empty()) {
                 throw std::runtime_error("no blocks were found in this model's graph");
             }
@@ -108,7 +113,8 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
         });
 }
 
-// blocks(): { kind: 'attn'|'ffn', layer, tensors: string[] }[], in the order of the residual stream
+// blocks(): { kind: 'attn'|'ffn', layer, tensors: string[], parallel, direct, reads: number[], signature, rope: 'norm'|
+// 'neox'|'other'|'none' }[], as residual_block describes, in the order of the residual stream
 Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
     if (!self) {
         throw Napi::Error::New(info.Env(), "the evaluator is disposed");
@@ -123,12 +129,21 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
         object.Set("kind", block.mixes_tokens ? "attn" : "ffn");
         object.Set("layer", block.layer);
         object.Set("tensors", tensors);
+        object.Set("parallel", block.parallel);
+        object.Set("direct", block.direct);
+        object.Set("signature", block.signature);
+        object.Set("rope", block.rope == -1 ? "none" : block.rope == GGML_ROPE_TYPE_NORMAL ? "norm" : block.rope == GGML_ROPE_TYPE_NEOX ? "neox" : "other");
+        auto reads = Napi::Array::New(info.Env());
+        for (const size_t other : block.reads) {
+            reads.Set(reads.Length(), (double) other);
+        }
+        object.Set("reads", reads);
         array.Set(array.Length(), object);
     }
     return array;
 }
 
-// graph(): { nodes, cacheWrites, kept, computed }: the number of operations of the last evaluation, of its writes to the KV
+// graph(): { nodes, cacheWrites, kept, computed, outerSignature }: the number of operations of the last evaluation, of its writes to the KV
 // cache, the bytes of the residual stream that are kept, and how many blocks were computed since create(), over all sequences
 Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
     if (!self) {
@@ -139,6 +154,7 @@ Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
     object.Set("cacheWrites", self->patch.n_cache_writes);
     object.Set("kept", (double) self->kept_bytes);
     object.Set("computed", (double) self->n_computed);
+    object.Set("outerSignature", self->patch.outer_signature);
     return object;
 }
 
@@ -256,11 +272,12 @@ Evaluator::stream Evaluator::state::stream_like(const ggml_tensor * tensor) {
 }
 
 // The blocks after `start` at whose boundaries the stream is kept: evenly spread over those that aren't left out, since
-// only these can be the next to go.
-static std::vector<size_t> spread(const std::vector<bool> & skip, size_t start, size_t count) {
+// only these can be the next to go. Parallel blocks have one boundary.
+static std::vector<size_t> spread(const std::vector<residual_block> & blocks, const std::vector<bool> & skip, size_t start, size_t count) {
     std::vector<size_t> present;
     for (size_t i = start + 1; i < skip.size(); i++) {
-        if (!skip[i]) {
+        const bool next_too = i + 1 < skip.size() && blocks[i + 1].parallel;
+        if (!blocks[i].parallel && (!skip[i] || (next_too && !skip[i + 1]))) {
             present.push_back(i);
         }
     }
@@ -329,7 +346,7 @@ void Evaluator::state::evaluate(
             }
         }
         if (keep > n_kept) {
-            request.capture = spread(skip, request.start, std::min(keep - n_kept, n_captured_max));
+            request.capture = spread(patch.blocks, skip, request.start, std::min(keep - n_kept, n_captured_max));
         }
         patch.set_request(request);
 

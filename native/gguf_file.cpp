@@ -7,9 +7,11 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -125,6 +127,25 @@ void rename_key(gguf_context * file, const std::string & from, const std::string
     gguf_remove_key(file, from.c_str());
 }
 
+// Keeps some values of an array, in the order given.
+void select_values(gguf_context * file, const std::string & key, const std::vector<uint32_t> & indexes) {
+    const int64_t id = gguf_find_key(file, key.c_str());
+    if (id < 0 || gguf_get_kv_type(file, id) != GGUF_TYPE_ARRAY || gguf_get_arr_type(file, id) == GGUF_TYPE_STRING) {
+        throw std::runtime_error("key " + key + " is no array of numbers");
+    }
+    const gguf_type type = gguf_get_arr_type(file, id);
+    const size_t    size = scalar_size(type);
+    const char    * data = static_cast<const char *>(gguf_get_arr_data(file, id));
+    std::vector<char> values;
+    for (const uint32_t index : indexes) {
+        if (index >= gguf_get_arr_n(file, id)) {
+            throw std::runtime_error("key " + key + " has no value " + std::to_string(index));
+        }
+        values.insert(values.end(), data + index*size, data + (index + 1)*size);
+    }
+    gguf_set_arr_data(file, key.c_str(), type, values.data(), indexes.size());
+}
+
 ggml_type type_by_name(const std::string & name) {
     for (int type = 0; type < GGML_TYPE_COUNT; type++) {
         if (ggml_type_name((ggml_type) type) && name == ggml_type_name((ggml_type) type)) {
@@ -181,20 +202,29 @@ struct new_value {
     }
 };
 
-// A tensor to write: a copy { name, file, from, rope? } or values { name, type, shape, data?: Float32Array }.
+// A tensor of a source.
+struct source_tensor {
+    int         file; // index of the source
+    std::string name; // there
+};
+
+// A tensor to write: a copy { name, from: { file, name }[], ropeHead? }, of several with their rows one after the other, or
+// values { name, type, shape, data?: Float32Array }.
 struct new_tensor {
-    std::string          name;
-    int                  file = -1;      // index of the source; -1: given here
-    std::string          from;           // its name there
+    std::string                name;
+    std::vector<source_tensor> from;     // empty: given here
     int64_t              rope_head = 0;  // reorder the rows of heads of this size from NEOX to NORM rope order
     ggml_type            type = GGML_TYPE_F32;
     std::vector<int64_t> shape;
     std::vector<float>   data;           // empty: zeros
 
     explicit new_tensor(const Napi::Object & object) : name(object.Get("name").ToString()) {
-        if (object.Has("file")) {
-            file = object.Get("file").As<Napi::Number>();
-            from = object.Get("from").ToString();
+        if (object.Has("from")) {
+            const auto sources = object.Get("from").As<Napi::Array>();
+            for (uint32_t i = 0; i < sources.Length(); i++) {
+                const auto source = Napi::Value(sources.Get(i)).As<Napi::Object>();
+                from.push_back({ source.Get("file").As<Napi::Number>(), source.Get("name").ToString() });
+            }
             rope_head = object.Get("ropeHead").IsNumber() ? object.Get("ropeHead").As<Napi::Number>().Int64Value() : 0;
             return;
         }
@@ -234,8 +264,10 @@ struct job {
     std::vector<std::string>                        sources;
     std::vector<std::string>                        remove;
     std::vector<std::pair<std::string, std::string>> rename; // key prefixes
+    std::vector<std::pair<std::string, std::vector<uint32_t>>> select; // keys of arrays, and which of their values stay
     std::vector<new_value>                          set;
     std::vector<new_tensor>                         tensors;
+    bool                                            header_only = false;
 
     void run(const task_control & control) const;
 };
@@ -274,27 +306,41 @@ void job::run(const task_control & control) const {
             rename_key(out.get(), key, to + key.substr(from.size()));
         }
     }
+    for (const auto & [key, indexes] : select) {
+        select_values(out.get(), key, indexes);
+    }
     for (const auto & value : set) {
         value.set(out.get());
     }
 
-    ggml_ptr ctx(ggml_init({ (tensors.size() + 1)*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }), ggml_free);
+    size_t n_described = 1;
+    for (const auto & t : tensors) {
+        n_described += std::max<size_t>(1, t.from.size());
+    }
+    ggml_ptr ctx(ggml_init({ n_described*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }), ggml_free);
     std::vector<const ggml_tensor *> described;
     double total = 0;
     for (const auto & t : tensors) {
-        ggml_tensor * d;
-        if (t.file >= 0) {
-            const gguf_context * in = files.at(t.file)->gguf.get();
-            const int64_t id = gguf_find_tensor(in, t.from.c_str());
+        ggml_tensor * d = nullptr;
+        for (const auto & part : t.from) {
+            const gguf_context * in = files.at(part.file)->gguf.get();
+            const int64_t id = gguf_find_tensor(in, part.name.c_str());
             if (id < 0) {
-                throw std::runtime_error(files[t.file]->path + " has no tensor " + t.from);
+                throw std::runtime_error(files[part.file]->path + " has no tensor " + part.name);
             }
-            d = ggml_new_tensor(ctx.get(), gguf_get_tensor_type(in, id), GGML_MAX_DIMS, gguf_get_tensor_ne(in, id));
+            const auto type = gguf_get_tensor_type(in, id);
+            std::array<int64_t, GGML_MAX_DIMS> ne;
+            std::copy_n(gguf_get_tensor_ne(in, id), GGML_MAX_DIMS, ne.begin());
+            if (d) {
+                if (type != d->type || ne[0] != d->ne[0] || ne[2] != 1 || d->ne[2] != 1) {
+                    throw std::runtime_error("tensor " + part.name + " can't be joined to others of another type or shape");
+                }
+                ne[1] += d->ne[1];
+            }
             // dimensions of 1 at the end don't count, as in the file that it comes from
-            if (ggml_nbytes(d) != gguf_get_tensor_size(in, id)) {
-                throw std::runtime_error("tensor " + t.from + " is not contiguous");
-            }
-        } else {
+            d = ggml_new_tensor(ctx.get(), type, GGML_MAX_DIMS, ne.data());
+        }
+        if (!d) {
             d = ggml_new_tensor(ctx.get(), t.type, (int) t.shape.size(), t.shape.data());
             if (!t.data.empty() && (t.type != GGML_TYPE_F32 || (int64_t) t.data.size() != ggml_nelements(d))) {
                 throw std::runtime_error("tensor " + t.name + ": values must be F32 and fill its shape");
@@ -317,6 +363,15 @@ void job::run(const task_control & control) const {
     write(meta.data(), meta.size());
 
     const size_t alignment = gguf_get_alignment(out.get());
+    if (header_only) {
+        stream.close();
+        size_t size = meta.size();
+        for (const auto * d : described) {
+            size += GGML_PAD(ggml_nbytes(d), alignment);
+        }
+        std::filesystem::resize_file(std::filesystem::u8path(output), size);
+        return;
+    }
     std::vector<char> buffer(COPY_BUFFER), reordered;
     double done = 0;
     for (size_t i = 0; i < tensors.size(); i++) {
@@ -329,35 +384,43 @@ void job::run(const task_control & control) const {
         const size_t unit      = bias ? ggml_type_size(described[i]->type) : row_size;
         const size_t head_size = unit*t.rope_head;
         if (t.rope_head) {
-            if (size % head_size != 0) {
+            if (size % head_size != 0 || t.from.size() != 1) {
                 throw std::runtime_error("tensor " + t.name + " has no whole number of heads");
             }
             chunk = std::max<size_t>(1, COPY_BUFFER/head_size)*head_size;
             buffer.resize(std::max(buffer.size(), chunk));
             reordered.resize(buffer.size());
         }
-        for (size_t offset = 0; offset < size; offset += chunk) {
-            control.check();
-            const size_t n = std::min(chunk, size - offset);
-            const char * data = buffer.data();
-            if (t.file >= 0) {
-                source & in = *files[t.file];
-                const int64_t id = gguf_find_tensor(in.gguf.get(), t.from.c_str());
-                in.read(gguf_get_data_offset(in.gguf.get()) + gguf_get_tensor_offset(in.gguf.get(), id) + offset, buffer.data(), n);
-            } else if (t.data.empty()) {
-                std::fill(buffer.begin(), buffer.begin() + n, 0);
-            } else {
-                data = reinterpret_cast<const char *>(t.data.data()) + offset;
-            }
-            if (t.rope_head) {
-                for (size_t head = 0; head < n; head += head_size) {
-                    neox_to_norm(data + head, reordered.data() + head, unit, t.rope_head);
+        const auto write_chunks = [&](size_t bytes, const std::function<const char *(size_t offset, size_t n)> & read) {
+            for (size_t offset = 0; offset < bytes; offset += chunk) {
+                control.check();
+                const size_t n = std::min(chunk, bytes - offset);
+                const char * data = read(offset, n);
+                if (t.rope_head) {
+                    for (size_t head = 0; head < n; head += head_size) {
+                        neox_to_norm(data + head, reordered.data() + head, unit, t.rope_head);
+                    }
+                    data = reordered.data();
                 }
-                data = reordered.data();
+                write(data, n);
+                done += (double) n;
+                control.progress(done, total);
             }
-            write(data, n);
-            done += (double) n;
-            control.progress(done, total);
+        };
+        for (const auto & part : t.from) {
+            source & in = *files[part.file];
+            const int64_t id = gguf_find_tensor(in.gguf.get(), part.name.c_str());
+            const size_t start = gguf_get_data_offset(in.gguf.get()) + gguf_get_tensor_offset(in.gguf.get(), id);
+            write_chunks(gguf_get_tensor_size(in.gguf.get(), id), [&](size_t offset, size_t n) {
+                in.read(start + offset, buffer.data(), n);
+                return buffer.data();
+            });
+        }
+        if (t.from.empty()) {
+            std::fill(buffer.begin(), buffer.end(), 0);
+            write_chunks(size, [&](size_t offset, size_t) {
+                return t.data.empty() ? buffer.data() : reinterpret_cast<const char *>(t.data.data()) + offset;
+            });
         }
         const std::vector<char> padding(GGML_PAD(size, alignment) - size);
         write(padding.data(), padding.size());
@@ -420,20 +483,32 @@ Napi::Value read_gguf(const Napi::CallbackInfo & info) {
         });
 }
 
-// writeGguf({ output, sources: paths[], remove: keys[], rename: [from, to][], set: value[], tensors: tensor[] },
-//     { onProgress?(bytes), cancel? }): Promise<void>
-// The metadata is the first source's less `remove`, with key prefixes renamed, then `set`. Memory: a few MiB.
+// writeGguf({ output, sources: paths[], remove: keys[], rename: [from, to][], select: [key, indexes][], set: value[],
+//     tensors: tensor[], headerOnly? }, { onProgress?(bytes), cancel? }): Promise<void>
+// headerOnly: the tensors' bytes are left a hole, for a file that is only looked at.
+// The metadata is the first source's less `remove`, with key prefixes renamed, with some of their values
+// selected of arrays, then `set`. Memory: a few MiB.
 Napi::Value write_gguf(const Napi::CallbackInfo & info) {
     const auto plan = info[0].As<Napi::Object>();
     auto j = std::make_shared<job>();
     try {
         j->output  = plan.Get("output").ToString();
         j->sources = strings(plan.Get("sources"));
+        j->header_only = plan.Get("headerOnly").ToBoolean();
         j->remove  = strings(plan.Get("remove"));
         const auto rename = plan.Get("rename").As<Napi::Array>();
         for (uint32_t i = 0; i < rename.Length(); i++) {
             const auto pair = strings(rename.Get(i));
             j->rename.emplace_back(pair.at(0), pair.at(1));
+        }
+        const auto select = plan.Get("select").As<Napi::Array>();
+        for (uint32_t i = 0; i < select.Length(); i++) {
+            const auto pair    = Napi::Value(select.Get(i)).As<Napi::Array>();
+            const auto indexes = Napi::Value(pair.Get(1u)).As<Napi::Array>();
+            j->select.emplace_back(Napi::Value(pair.Get(0u)).ToString(), std::vector<uint32_t>());
+            for (uint32_t k = 0; k < indexes.Length(); k++) {
+                j->select.back().second.push_back(Napi::Value(indexes.Get(k)).ToNumber());
+            }
         }
         const auto set = plan.Get("set").As<Napi::Array>();
         for (uint32_t i = 0; i < set.Length(); i++) {

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <functional>
+#include <iterator>
 #include <set>
 #include <stdexcept>
 #include <unordered_map>
@@ -26,13 +28,81 @@ bool is_computed(const ggml_tensor * t) {
     return t->op != GGML_OP_NONE && memory_of(t)->op != GGML_OP_NONE;
 }
 
-// The point of the residual stream that an operand shows, below the selection of output rows and changes of shape.
-const ggml_tensor * strip_selection(const ggml_tensor * t) {
+bool is_view(const ggml_tensor * t) {
+    return t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
+}
+
+// The N of a weight's name blk.N.REST, and REST; -1 for others.
+int layer_of(const ggml_tensor * t, const char ** rest = nullptr) {
+    int layer, length = 0;
+    if (t->op != GGML_OP_NONE || (t->flags & GGML_TENSOR_FLAG_INPUT) || sscanf(t->name, "blk.%d.%n", &layer, &length) != 1 || length == 0) {
+        return -1;
+    }
+    if (rest) {
+        *rest = t->name + length;
+    }
+    return layer;
+}
+
+// The operand of an operation that has one computed operand; null if it has more or none.
+ggml_tensor * only_computed(const ggml_tensor * t) {
+    ggml_tensor * found = nullptr;
+    for (ggml_tensor * src : t->src) {
+        if (src && is_computed(src)) {
+            if (found) {
+                return nullptr;
+            }
+            found = src;
+        }
+    }
+    return found;
+}
+
+// What an operand is a selection of rows of, or another shape of.
+ggml_tensor * strip_selection(ggml_tensor * t) {
     while ((t->op == GGML_OP_GET_ROWS || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_CONT) &&
            is_computed(t->src[0])) {
         t = t->src[0];
     }
     return t;
+}
+
+// What is below operations that work on a token's values alone and keep their number: norms, scales, biases, selections.
+ggml_tensor * strip_pointwise(ggml_tensor * t) {
+    for (;;) {
+        ggml_tensor * below = nullptr;
+        switch (t->op) {
+            case GGML_OP_ADD:
+            case GGML_OP_MUL:
+                below = only_computed(t);
+                break;
+            case GGML_OP_NORM:
+            case GGML_OP_RMS_NORM:
+            case GGML_OP_SCALE:
+            case GGML_OP_GET_ROWS:
+            case GGML_OP_VIEW:
+            case GGML_OP_RESHAPE:
+            case GGML_OP_CONT:
+                below = is_computed(t->src[0]) ? t->src[0] : nullptr;
+                break;
+            default:
+                break;
+        }
+        if (!below) {
+            return t;
+        }
+        t = below;
+    }
+}
+
+// A sum of two computed tensors.
+bool is_sum(const ggml_tensor * t) {
+    return t->op == GGML_OP_ADD && is_computed(t->src[0]) && is_computed(t->src[1]);
+}
+
+// Memory of what went before: keys and values, or a recurrent state.
+bool is_cache(const ggml_tensor * t) {
+    return t->op == GGML_OP_NONE && strncmp(t->name, "cache_", 6) == 0;
 }
 
 // Does the operation carry information from one token to another?
@@ -67,8 +137,8 @@ struct built_graph {
             ggml_tensor * node = ggml_graph_node(gf, i);
             position[node] = i;
             nodes.push_back(node);
-            if (node->op == GGML_OP_SET_ROWS && memory_of(node)->op == GGML_OP_NONE) {
-                cache_writes[memory_of(node)].push_back(node);
+            if (memory_of(node)->op == GGML_OP_NONE && !is_view(node)) {
+                cache_writes[memory_of(node)].push_back(node); // copies, rows that are set, states that are cleared
             }
             for (ggml_tensor * src : node->src) {
                 if (src && src->op == GGML_OP_NONE && (src->flags & GGML_TENSOR_FLAG_INPUT) && seen.insert(src).second) {
@@ -84,24 +154,24 @@ struct built_graph {
     }
 
     // Visits all that t is computed from, t included, down to (and without) nodes at or before the position `after`.
-    // Leaves are visited too. With caches, reading a cache means depending on what is written to it in this graph.
-    void visit_sources(ggml_tensor * t, int after, bool caches, tensor_set & seen, const std::function<void(ggml_tensor *)> & visit) const {
+    // Leaves are visited too. Reading a cache means depending on what this graph wrote to it before. What a visit says no
+    // to is not gone into.
+    void visit_sources(ggml_tensor * t, int after, tensor_set & seen, const std::function<bool(ggml_tensor *)> & visit) const {
         std::vector<ggml_tensor *> stack = { t };
         while (!stack.empty()) {
             ggml_tensor * cur = stack.back();
             stack.pop_back();
-            if (!cur || (cur->op != GGML_OP_NONE && position_of(cur) >= 0 && position_of(cur) <= after) || !seen.insert(cur).second) {
+            if (!cur || (cur->op != GGML_OP_NONE && position_of(cur) >= 0 && position_of(cur) <= after) || !seen.insert(cur).second || !visit(cur)) {
                 continue;
             }
-            visit(cur);
+            stack.push_back(cur->view_src);
             for (ggml_tensor * src : cur->src) {
                 stack.push_back(src);
-            }
-            stack.push_back(cur->view_src);
-            if (caches) {
-                const auto writes = cache_writes.find(memory_of(cur));
+                const auto writes = src && !is_view(cur) ? cache_writes.find(memory_of(src)) : cache_writes.end();
                 if (writes != cache_writes.end()) {
-                    stack.insert(stack.end(), writes->second.begin(), writes->second.end());
+                    std::copy_if(writes->second.begin(), writes->second.end(), std::back_inserter(stack), [&](ggml_tensor * write) {
+                        return position_of(write) < position_of(cur) || position_of(cur) < 0;
+                    });
                 }
             }
         }
@@ -110,80 +180,256 @@ struct built_graph {
     bool depends(ggml_tensor * t, const ggml_tensor * on) const {
         bool found = false;
         tensor_set seen;
-        visit_sources(t, position_of(on) - 1, false, seen, [&](ggml_tensor * cur) { found = found || cur == on; });
+        visit_sources(t, position_of(on) - 1, seen, [&](ggml_tensor * cur) { found = found || cur == on; return !found; });
         return found;
     }
 };
 
-// A block and where it joins the residual stream: add = stream + branch
+// A block and how it is left out: who reads `add` reads `instead`.
 struct found_block {
     residual_block block;
-    ggml_tensor  * add;
-    ggml_tensor  * stream;
+    ggml_tensor  * branch;
+    ggml_tensor  * boundary;        // the residual stream that the block reads, of all tokens
+    ggml_tensor  * stream;          // that stream as the block's output is added to it: of the output rows alone, or scaled
+    ggml_tensor  * add;             // adds the branch to the stream, or to a parallel branch
+    ggml_tensor  * instead;         // what it adds it to
+    ggml_tensor  * both = nullptr;  // of two parallel branches that are added to each other first: adds their sum to the stream
+    tensor_set     inner = {};      // what the branch computes
+    bool           reads_cache = false;
 };
 
-// The point of the residual stream before a block, for all tokens: the last layer's selection of output rows comes later.
-ggml_tensor * boundary_of(const found_block & block) {
-    return const_cast<ggml_tensor *>(strip_selection(block.stream));
-}
-
-[[noreturn]] void not_understood(const std::string & why, const std::vector<found_block> & found) {
+[[noreturn]] void not_understood(const std::string & why, const std::vector<found_block> & above) {
     throw std::runtime_error("the residual stream of this model can't be followed: " + why +
-        (found.empty() ? "" : " (below layer " + std::to_string(found.back().block.layer) + ")"));
+        (above.empty() ? "" : " (below layer " + std::to_string(above.back().block.layer) + ")"));
 }
 
-residual_block describe_branch(const built_graph & graph, ggml_tensor * branch, ggml_tensor * stream, const std::vector<found_block> & found) {
-    residual_block block = { false, -1, {} };
+// The boundary that shows in `stream` if it is the residual stream of a sum with `branch`: what the branch is computed from.
+ggml_tensor * boundary_between(const built_graph & graph, ggml_tensor * stream, ggml_tensor * branch) {
+    for (ggml_tensor * boundary : { strip_selection(stream), strip_pointwise(stream) }) {
+        if (graph.depends(branch, boundary)) {
+            return boundary;
+        }
+    }
+    return nullptr;
+}
+
+bool mixes_tokens(const built_graph & graph, ggml_tensor * branch, const ggml_tensor * boundary) {
+    bool mixes = false;
+    tensor_set seen;
+    graph.visit_sources(branch, graph.position_of(boundary), seen, [&](ggml_tensor * t) { mixes = mixes || mixes_tokens(t); return !mixes; });
+    return mixes;
+}
+
+// Splits the sum `cur` into the residual stream and one block, or two parallel ones. Nothing if it isn't such a sum.
+std::vector<found_block> split_sum(const built_graph & graph, ggml_tensor * cur) {
+    ggml_tensor * const operands[2] = { cur->src[0], cur->src[1] };
+    ggml_tensor * const boundaries[2] = { boundary_between(graph, operands[0], operands[1]), boundary_between(graph, operands[1], operands[0]) };
+
+    if (!boundaries[0] != !boundaries[1]) {
+        const int i = boundaries[0] ? 0 : 1;
+        ggml_tensor * stream = operands[i], * branch = operands[1 - i], * boundary = boundaries[i];
+        // r + (attention + FFN), parallel: one part mixes tokens, the other doesn't, and neither reads the other
+        ggml_tensor * sum = branch;
+        while (sum->op == GGML_OP_SCALE) {
+            sum = sum->src[0];
+        }
+        if (is_sum(sum)) {
+            ggml_tensor * p = sum->src[0], * q = sum->src[1];
+            const bool p_mixes = mixes_tokens(graph, p, boundary);
+            if (p_mixes != mixes_tokens(graph, q, boundary) && graph.depends(p, boundary) && graph.depends(q, boundary) &&
+                !graph.depends(p, strip_pointwise(q)) && !graph.depends(q, strip_pointwise(p))) {
+                if (!p_mixes) {
+                    std::swap(p, q);
+                }
+                return { { {}, p, boundary, stream, sum, q, cur }, { {}, q, boundary, stream, sum, p, cur } };
+            }
+        }
+        return { { {}, branch, boundary, stream, cur, stream } };
+    }
+    if (boundaries[0]) {
+        return {};
+    }
+    // (r + one) + other, parallel
+    for (const int i : { 0, 1 }) {
+        ggml_tensor * rest = operands[i], * other = operands[1 - i];
+        ggml_tensor * sum = strip_selection(rest);
+        for (const int j : { 0, 1 }) {
+            if (!is_sum(sum)) {
+                break;
+            }
+            ggml_tensor * stream = sum->src[j], * one = sum->src[1 - j];
+            ggml_tensor * boundary = boundary_between(graph, stream, one);
+            if (boundary && boundary == boundary_between(graph, stream, other)) {
+                const found_block first = { {}, one, boundary, stream, sum, stream }, second = { {}, other, boundary, stream, cur, rest };
+                return mixes_tokens(graph, one, boundary) ? std::vector<found_block> { first, second } : std::vector<found_block> { second, first };
+            }
+        }
+    }
+    return {};
+}
+
+// Fills in what a block's branch computes, and its layer and weights.
+void describe_branch(const built_graph & graph, found_block & found, const std::vector<found_block> & above) {
+    residual_block & block = found.block;
+    block.mixes_tokens = false;
+    block.layer        = -1;
     std::set<std::string> weights;
     tensor_set seen;
-    graph.visit_sources(branch, graph.position_of(strip_selection(stream)), true, seen, [&](ggml_tensor * t) {
+    graph.visit_sources(found.branch, graph.position_of(found.boundary), seen, [&](ggml_tensor * t) {
         block.mixes_tokens = block.mixes_tokens || mixes_tokens(t);
-        int layer, length;
-        if (t->op == GGML_OP_NONE && !(t->flags & GGML_TENSOR_FLAG_INPUT) && sscanf(t->name, "blk.%d.%n", &layer, &length) == 1) {
+        found.reads_cache  = found.reads_cache || is_cache(t);
+        const int layer = layer_of(t);
+        if (layer >= 0) {
             if (block.layer >= 0 && block.layer != layer) {
-                not_understood("a branch reads the weights of layers " + std::to_string(block.layer) + " and " + std::to_string(layer), found);
+                not_understood("a branch reads the weights of layers " + std::to_string(block.layer) + " and " + std::to_string(layer), above);
             }
             block.layer = layer;
             weights.insert(t->name);
         }
+        if (t->op != GGML_OP_NONE) {
+            found.inner.insert(t);
+        }
+        return true;
     });
+    if (block.layer < 0) {
+        not_understood("a branch of it reads no layer's weights, at '" + std::string(found.branch->name) + "'", above);
+    }
     block.weights.assign(weights.begin(), weights.end());
-    return block;
+}
+
+bool is_rope_mode(const ggml_tensor * t, size_t param) {
+    return t->op == GGML_OP_ROPE && param == 2;
+}
+
+// Lists operations in their order, with their parameters and what they read, and hashes that. Views and selections are
+// looked through: what they say depends on the number of tokens. Which values a rope rotates together is left out.
+// names: of what was computed before
+std::string signature_of(const built_graph & graph, const tensor_set & inner, std::unordered_map<const ggml_tensor *, std::string> names) {
+    std::vector<ggml_tensor *> nodes;
+    std::copy_if(graph.nodes.begin(), graph.nodes.end(), std::back_inserter(nodes), [&](ggml_tensor * t) { return inner.count(t) > 0; });
+
+    const auto name_of = [&](const ggml_tensor * t) -> std::string {
+        const char * rest;
+        if (names.count(t)) {
+            return names[t];
+        }
+        if (t->op == GGML_OP_NONE) {
+            if (t->flags & GGML_TENSOR_FLAG_INPUT) {
+                return t->name;
+            }
+            if (is_cache(t)) {
+                return "cache";
+            }
+            std::string name = layer_of(t, &rest) >= 0 ? rest : t->name;
+            for (const int64_t n : t->ne) {
+                name += "," + std::to_string(n);
+            }
+            return name;
+        }
+        // computed before, of inputs alone
+        tensor_set seen;
+        std::set<std::string> inputs;
+        graph.visit_sources(const_cast<ggml_tensor *>(t), -1, seen, [&](ggml_tensor * s) {
+            if (s->flags & GGML_TENSOR_FLAG_INPUT) {
+                inputs.insert(s->name);
+            }
+            return true;
+        });
+        std::string name = "outer";
+        for (const auto & input : inputs) {
+            name += "," + input;
+        }
+        return name;
+    };
+
+    std::string text;
+    int number = 0;
+    for (const ggml_tensor * t : nodes) {
+        const bool selection = t->op == GGML_OP_GET_ROWS && (t->src[1]->flags & GGML_TENSOR_FLAG_INPUT);
+        if (is_view(t) || t->op == GGML_OP_CONT || selection) {
+            names[t] = name_of(t->src[0]);
+            continue;
+        }
+        text += ggml_op_desc(t);
+        if (t->op != GGML_OP_SET_ROWS && t->op != GGML_OP_CPY) {
+            for (size_t i = 0; i < std::size(t->op_params); i++) {
+                text += "," + (is_rope_mode(t, i) ? "" : std::to_string(t->op_params[i]));
+            }
+        }
+        for (const ggml_tensor * src : t->src) {
+            text += src ? " " + name_of(src) : "";
+        }
+        text += "\n";
+        names[t] = "n" + std::to_string(number++);
+    }
+    uint64_t hash = 14695981039346656037ull; // FNV-1a
+    for (const unsigned char c : text) {
+        hash = (hash ^ c)*1099511628211ull;
+    }
+    char hex[17];
+    snprintf(hex, sizeof(hex), "%016llx", (unsigned long long) hash);
+    return hex;
+}
+
+// Which other blocks each block reads from, beside its own boundary.
+void find_cross_reads(const built_graph & graph, std::vector<found_block> & found) {
+    std::unordered_map<const ggml_tensor *, std::vector<size_t>> owners;
+    for (size_t i = 0; i < found.size(); i++) {
+        for (const ggml_tensor * t : found[i].inner) {
+            owners[t].push_back(i);
+        }
+        owners[found[i].boundary].push_back(i);
+    }
+    for (size_t i = 0; i < found.size(); i++) {
+        std::set<size_t> reads;
+        tensor_set seen = { found[i].boundary };
+        graph.visit_sources(found[i].branch, -1, seen, [&](ggml_tensor * t) {
+            const auto owner = owners.find(t);
+            if (found[i].inner.count(t) || owner == owners.end()) {
+                return true;
+            }
+            std::copy_if(owner->second.begin(), owner->second.end(), std::inserter(reads, reads.end()), [&](size_t other) {
+                return found[other].boundary != found[i].boundary;
+            });
+            return false;
+        });
+        found[i].block.reads.assign(reads.begin(), reads.end());
+    }
 }
 
 // Walks the residual stream from the end to the embedding and returns the blocks in the stream's order. No names of
 // layers' tensors are needed but blk.N of the weights: see "Finding the blocks" in docs/how-it-works.md.
 std::vector<found_block> find_blocks(const built_graph & graph, ggml_tensor * end) {
-    std::vector<found_block> found;
+    std::vector<found_block> found; // from the last to the first
     ggml_tensor * cur = end;
+    std::vector<const ggml_tensor *> on_stream; // weights of layers that the stream itself passes
     while (cur && is_computed(cur)) {
-        ggml_tensor * a = cur->src[0];
-        ggml_tensor * b = cur->src[1];
-        const bool computed_a = a && is_computed(a);
-        const bool computed_b = b && is_computed(b);
-
-        if (cur->op == GGML_OP_ADD && computed_a && computed_b) {
-            const bool a_is_stream = graph.depends(b, strip_selection(a));
-            const bool b_is_stream = graph.depends(a, strip_selection(b));
-            if (a_is_stream == b_is_stream) {
+        if (is_sum(cur)) {
+            std::vector<found_block> blocks = split_sum(graph, cur);
+            if (blocks.empty()) {
                 break; // a sum of embeddings, or a form that is not known here
             }
-            ggml_tensor * stream = a_is_stream ? a : b;
-            ggml_tensor * branch = a_is_stream ? b : a;
-            found.push_back({ describe_branch(graph, branch, stream, found), cur, stream });
-            if (found.back().block.layer < 0) {
-                not_understood("a branch of it reads no layer's weights, at '" + std::string(cur->name) + "'", found);
+            for (auto & block : blocks) {
+                describe_branch(graph, block, found);
+                block.block.direct   = strip_selection(block.stream) == block.boundary;
+                block.block.parallel = &block != &blocks.front();
             }
-            cur = stream;
+            cur = blocks.front().stream;
+            found.insert(found.end(), std::make_move_iterator(blocks.rbegin()), std::make_move_iterator(blocks.rend()));
             continue;
+        }
+        for (const ggml_tensor * src : cur->src) {
+            if (src && layer_of(src) >= 0) {
+                on_stream.push_back(src);
+            }
         }
         switch (cur->op) {
             case GGML_OP_ADD:
             case GGML_OP_MUL: // a bias or a norm's weight
-                if (computed_a && computed_b) {
+                if (is_computed(cur->src[0]) && is_computed(cur->src[1])) {
                     not_understood("a product of two computed tensors, '" + std::string(cur->name) + "'", found);
                 }
-                cur = computed_a ? a : b;
+                cur = only_computed(cur);
                 break;
             case GGML_OP_NORM:
             case GGML_OP_RMS_NORM:
@@ -192,7 +438,7 @@ std::vector<found_block> find_blocks(const built_graph & graph, ggml_tensor * en
             case GGML_OP_VIEW:
             case GGML_OP_RESHAPE:
             case GGML_OP_CONT:
-                cur = a;
+                cur = cur->src[0];
                 break;
             default:
                 not_understood(std::string("operation ") + ggml_op_desc(cur) + ", '" + cur->name + "'", found);
@@ -201,23 +447,57 @@ std::vector<found_block> find_blocks(const built_graph & graph, ggml_tensor * en
     // what is left must be the embedding: no layer may stand before boundary 0
     if (cur) {
         tensor_set seen;
-        graph.visit_sources(cur, -1, true, seen, [&](ggml_tensor * t) {
-            int layer, length;
-            if (t->op == GGML_OP_NONE && sscanf(t->name, "blk.%d.%n", &layer, &length) == 1) {
-                not_understood("the weights of layer " + std::to_string(layer) + " are read at '" + std::string(cur->name) +
-                    "', which is no block of a sequential model", found);
+        graph.visit_sources(cur, -1, seen, [&](ggml_tensor * t) {
+            if (layer_of(t) >= 0) {
+                not_understood("the weights of layer " + std::to_string(layer_of(t)) + " are read at '" + std::string(cur->name) +
+                    "', which is no sum of the stream and a block", found);
             }
+            return true;
         });
     }
     std::reverse(found.begin(), found.end());
 
-    std::set<std::pair<int, bool>> seen;
+    // linear attention can consist of products alone: it shows by its state. An FFN may have one too, as RWKV's channel mixing.
+    std::set<int> with_attention;
     for (const auto & f : found) {
+        if (f.block.mixes_tokens) {
+            with_attention.insert(f.block.layer);
+        }
+    }
+    for (auto & f : found) {
+        f.block.mixes_tokens = f.block.mixes_tokens || (f.reads_cache && !with_attention.count(f.block.layer));
+    }
+
+    std::set<std::pair<int, bool>> seen;
+    for (auto & f : found) {
         if (!seen.insert({ f.block.layer, f.block.mixes_tokens }).second) {
             not_understood("layer " + std::to_string(f.block.layer) + " has two " + (f.block.mixes_tokens ? "attention" : "FFN") + " blocks", {});
         }
+        for (const ggml_tensor * weight : on_stream) {
+            f.block.direct = f.block.direct && layer_of(weight) != f.block.layer;
+        }
     }
     return found;
+}
+
+// What is told of the blocks once: which weights are theirs alone, what they read of others, and what they compute.
+void describe(const built_graph & graph, std::vector<found_block> & found) {
+    std::map<std::string, int> readers;
+    for (const auto & f : found) {
+        for (const auto & name : f.block.weights) {
+            readers[name]++;
+        }
+    }
+    find_cross_reads(graph, found);
+    for (auto & f : found) {
+        f.block.signature = signature_of(graph, f.inner, { { f.boundary, "stream" } });
+        f.block.rope      = -1;
+        for (const ggml_tensor * t : f.inner) {
+            f.block.rope = t->op == GGML_OP_ROPE ? t->op_params[2] : f.block.rope;
+        }
+        auto & weights = f.block.weights;
+        weights.erase(std::remove_if(weights.begin(), weights.end(), [&](const auto & name) { return readers[name] > 1; }), weights.end());
+    }
 }
 
 // Tensors and what their readers shall read instead.
@@ -273,7 +553,7 @@ private:
 // repeated on a part of them; empty otherwise.
 std::vector<ggml_tensor *> find_head(const built_graph & graph, const ggml_tensor * embd, ggml_tensor * logits) {
     tensor_set on_path;
-    graph.visit_sources(logits, graph.position_of(embd), false, on_path, [](ggml_tensor *) {});
+    graph.visit_sources(logits, graph.position_of(embd), on_path, [](ggml_tensor *) { return true; });
     std::vector<ggml_tensor *> head;
     for (ggml_tensor * node : graph.nodes) {
         if (!on_path.count(node)) {
@@ -346,21 +626,42 @@ void graph_patch::apply(llm_graph_result & res) {
         ggml_context * ctx = res.get_ctx();
         const built_graph graph(gf);
 
-        const std::vector<found_block> found = find_blocks(graph, res.t_embd);
+        std::vector<found_block> found = find_blocks(graph, res.t_embd);
         if (blocks.empty()) {
+            describe(graph, found);
+            tensor_set inner, outer, seen;
+            std::unordered_map<const ggml_tensor *, std::string> names;
             for (const auto & f : found) {
                 blocks.push_back(f.block);
+                inner.insert(f.inner.begin(), f.inner.end());
+                names[f.add] = names[f.both ? f.both : f.add] = "stream";
             }
+            const auto collect = [&](ggml_tensor * t) {
+                const bool is_outer = !inner.count(t) && !names.count(t);
+                if (is_outer) {
+                    outer.insert(t);
+                }
+                return is_outer;
+            };
+            graph.visit_sources(res.t_logits, -1, seen, collect);
+            if (!found.empty()) {
+                graph.visit_sources(found.front().stream, -1, seen, collect); // what comes before the first block
+            }
+            outer_signature = signature_of(graph, outer, std::move(names));
         }
         // leave out the skipped blocks: who reads the sum shall read the stream before the block
         substitution change;
         for (size_t i = 0; i < req.skip.size(); i++) {
             if (req.skip[i]) {
-                change.add(found[i].add, found[i].stream);
+                change.add(found[i].add, found[i].instead);
+            }
+            // the second of two parallel blocks: the first is the one before
+            if (req.skip[i] && found[i].block.parallel && found[i].both && req.skip[i - 1]) {
+                change.add(found[i].both, found[i].stream);
             }
         }
         if (req.start > 0) {
-            const ggml_tensor * before = boundary_of(found[req.start]);
+            const ggml_tensor * before = found[req.start].boundary;
             if (!ggml_are_same_shape(before, req.boundary)) {
                 throw std::runtime_error("a kept residual stream doesn't fit this graph");
             }
@@ -368,7 +669,7 @@ void graph_patch::apply(llm_graph_result & res) {
         }
         captured.clear();
         for (const size_t i : req.capture) {
-            captured[i] = change.resolve(boundary_of(found[i]));
+            captured[i] = change.resolve(found[i].boundary);
             ggml_set_output(captured[i]);
         }
         change.apply(graph);
@@ -400,7 +701,7 @@ void graph_patch::apply(llm_graph_result & res) {
         // What is still needed, cache writes included. The inputs all stay: llama.cpp sets every one of them.
         tensor_set needed;
         for (ggml_tensor * t : nll) {
-            graph.visit_sources(t, -1, true, needed, [](ggml_tensor *) {});
+            graph.visit_sources(t, -1, needed, [](ggml_tensor *) { return true; });
         }
         ggml_graph_clear(gf);
         for (ggml_tensor * input : graph.inputs) {
@@ -411,7 +712,7 @@ void graph_patch::apply(llm_graph_result & res) {
         for (ggml_tensor * node : graph.nodes) {
             if (needed.count(node)) {
                 ggml_build_forward_expand(gf, node);
-                n_cache_writes += node->op == GGML_OP_SET_ROWS;
+                n_cache_writes += node->op == GGML_OP_SET_ROWS && memory_of(node)->op == GGML_OP_NONE;
             }
         }
         for (ggml_tensor * t : nll) {

@@ -16,6 +16,11 @@ struct residual_block {
     bool                     mixes_tokens; // attn, else ffn
     int                      layer;        // N of blk.N
     std::vector<std::string> weights;      // names of the tensors that only this branch reads
+    bool                     parallel;     // reads the same boundary as the block before it: r_{b+2} = r_b + f_b(r_b) + f_{b+1}(r_b)
+    bool                     direct;       // is added to the residual stream as it is at the boundary, not scaled or normalized
+    std::vector<size_t>      reads;        // blocks of which it reads inner values, or the stream before them, beside its own boundary
+    std::string              signature;    // what it computes, but for its weights' values and types, its layer and its rope
+    int                      rope;         // which values it rotates together, GGML_ROPE_TYPE_*; -1: none
 };
 
 class graph_patch {
@@ -25,6 +30,9 @@ public:
 
     // In the order of the residual stream, known once a first graph was built.
     std::vector<residual_block> blocks;
+
+    // What the first graph computed outside of the blocks, as a block's signature.
+    std::string outer_signature;
 
     // Why the last graph could not be patched; empty if it could.
     std::string error;

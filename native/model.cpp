@@ -3,6 +3,7 @@
 #include "async.h"
 
 #include "ggml-backend.h"
+#include "llama-model.h"
 #include "llama.h"
 
 #include <algorithm>
@@ -65,11 +66,13 @@ void Model::dispose(const Napi::CallbackInfo & info) {
     }
 }
 
-// load(path, { gpus: names[], gpuLayers?: number, onProgress?, cancel? }): Promise<Model>; without GPUs on the CPU
+// load(path, { gpus: names[], gpuLayers?: number, headerOnly?, onProgress?, cancel? }): Promise<Model>; without GPUs on the
+// CPU. headerOnly: no weights are read, only graphs can be built of it.
 Napi::Value Model::load(const Napi::CallbackInfo & info) {
     const std::string path    = info[0].As<Napi::String>();
     const auto        options = info[1].As<Napi::Object>();
     const auto        gpus    = options.Get("gpus").As<Napi::Array>();
+    const bool        header  = options.Get("headerOnly").ToBoolean();
     const int         layers  = options.Get("gpuLayers").IsNumber() ? options.Get("gpuLayers").As<Napi::Number>().Int32Value() : -1;
 
     std::vector<std::string> names;
@@ -84,6 +87,10 @@ Napi::Value Model::load(const Napi::CallbackInfo & info) {
             llama_model_params params = llama_model_default_params();
             params.devices      = devices.data();
             params.n_gpu_layers = names.empty() ? 0 : layers;
+            params.no_alloc     = header;
+            if (header) {
+                params.load_mode = LLAMA_LOAD_MODE_NONE;
+            }
             params.progress_callback_user_data = const_cast<task_control *>(&control);
             params.progress_callback = [](float done, void * data) {
                 const auto & c = *static_cast<const task_control *>(data);
@@ -145,6 +152,13 @@ Napi::Value Model::describe(const Napi::CallbackInfo & info) {
     auto result = Napi::Object::New(info.Env());
     result.Set("architecture", metadata(m, "general.architecture"));
     result.Set("layers", llama_model_n_layer(m));
+    auto windows = Napi::Array::New(info.Env()), recurrent = Napi::Array::New(info.Env());
+    for (uint32_t layer = 0; layer < m->hparams.n_layer(); layer++) {
+        windows.Set(layer, m->hparams.is_swa(layer));
+        recurrent.Set(layer, m->hparams.is_recr(layer));
+    }
+    result.Set("slidingWindow", windows);
+    result.Set("recurrent", recurrent);
     result.Set("embedding", llama_model_n_embd(m));
     result.Set("vocabulary", llama_vocab_n_tokens(vocab));
     result.Set("context", llama_model_n_ctx_train(m));

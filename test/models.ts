@@ -106,13 +106,13 @@ export async function withZeroed(model: string, output: string, zeroed: string[]
     await writeGguf({
         output,
         sources: [model],
-        tensors: tensors.map(({ name, type, shape }) => (zeroed.includes(name) ? { name, type, shape } : { name, file: 0, from: name }))
+        tensors: tensors.map(({ name, type, shape }) => (zeroed.includes(name) ? { name, type, shape } : { name, from: [{ file: 0, name }] }))
     });
     return output;
 }
 
 export async function writeGguf(plan: Pick<GgufPlan, 'output' | 'sources' | 'tensors'> & Partial<GgufPlan>): Promise<void> {
-    await (await loadAddon()).writeGguf({ remove: [], rename: [], set: [], ...plan }, {});
+    await (await loadAddon()).writeGguf({ remove: [], rename: [], select: [], set: [], ...plan }, {});
 }
 
 /** Loads a model on the CPU with two short calibration sequences, for as long as `use` runs. */

@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { formatBlock } from '../blocks.js';
+import { formatBlock, formatMove } from '../blocks.js';
 import { inspect } from '../prune.js';
 import { interruptSignal, jsonOption, mib, millions, modelArgument, Progress } from './shared.js';
 
@@ -16,14 +16,14 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         const result = await inspect(argv.model, { signal: interruptSignal(), onProgress: progress.update });
         progress.stop();
         if (argv.json) {
-            const { architecture, host, reason, layers, blocks } = result;
-            console.log(JSON.stringify({ architecture, host, reason, layers, blocks }));
+            console.log(JSON.stringify(result));
             return;
         }
         console.log([
             `architecture  ${result.architecture}`,
             `host          ${result.host ?? 'none'}: ${result.reason}`,
             `layers        ${result.layers}, ${result.blocks.length} blocks`,
+            ...(result.moves.some(({ length }) => length > 1) ? [`together      ${result.moves.map(formatMove).join(', ')}`] : []),
             ...result.blocks.map((block) => `  ${formatBlock(block).padEnd(9)} ${millions(block.parameters).padStart(9)} parameters  ${mib(block.bytes).padStart(10)}`)
         ].join('\n'));
     } finally {

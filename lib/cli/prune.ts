@@ -1,9 +1,10 @@
 import fs from 'node:fs';
 import readline from 'node:readline/promises';
 import type { Argv } from 'yargs';
-import { formatBlock } from '../blocks.js';
+import { formatBlock, formatMove } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
 import { journalOf, prune, type PruneResult } from '../prune.js';
+import { DEFAULT_CONFIDENCE } from '../search/race.js';
 import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
 
 export const command = 'prune <model>';
@@ -17,7 +18,7 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         'max-increase': { type: 'number', describe: 'Remove while the perplexity rises by at most this share (0.1 is 10 %)' },
         blocks: { choices: ['all', 'attn', 'ffn'] as const, default: 'all' as const, describe: 'Which blocks may go' },
         search: { choices: ['race', 'exact'] as const, default: 'race' as const, describe: "exact: the paper's choice for certain; race: the same with a stated probability, several times faster" },
-        confidence: { type: 'number', default: 0.999, describe: 'race: the probability that a removal is the one that exact makes' },
+        confidence: { type: 'number', default: DEFAULT_CONFIDENCE, describe: 'race: the probability that a removal is the one that exact makes' },
         memory: { type: 'number', describe: 'MiB on each device for what evaluations start from', defaultDescription: '2048' },
         resume: { type: 'boolean', describe: 'Go on with the search for this output that was stopped; --no-resume begins anew', defaultDescription: 'asks' },
         order: { type: 'string', describe: "Write the order there, after each removal, in the format of the paper's repository" },
@@ -65,7 +66,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             onStart: ({ dense, candidates, kept, resumed }) => progress.line(
                 `dense perplexity ${dense.toFixed(4)}, ${candidates} candidates; the residual stream is kept at up to ${kept.boundaries} boundaries a sequence (${mib(kept.bytes)} now)${resumed > 0 ? `; ${resumed} evaluations resumed` : ''}`),
             onStep: ({ removed, perplexity, evaluations, seconds }, number, dense) => progress.line(
-                `${String(number).padStart(3)}. ${formatBlock(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} sequences, ${seconds.toFixed(1)} s`)
+                `${String(number).padStart(3)}. ${formatMove(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} sequences, ${seconds.toFixed(1)} s`)
         });
         progress.stop();
         printResult(result, argv.json, argv.verify);

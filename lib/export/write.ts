@@ -2,10 +2,10 @@ import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { loadAddon, runNative, type GgufValue } from '../addon.js';
-import { formatBlock, sameBlock, type Block } from '../blocks.js';
+import { formatBlock, without, type Block } from '../blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
 import { hashGguf, type Gguf } from '../gguf.js';
-import type { Host } from './hosts.js';
+import { architectureOf, type Host } from './host.js';
 
 /** What the file remembers of how it was made, as `blockpruner.*` keys. */
 export interface Provenance {
@@ -67,14 +67,14 @@ export async function checkOutput(output: string, gguf: Gguf, force = false, wha
  */
 export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block[], provenance: Provenance, output: string, options: WriteOptions = {}): Promise<void> {
     const { force, verify, onProgress, signal } = options;
-    const plan = host.plan(blocks.filter((block) => !provenance.removed.some((gone) => sameBlock(gone, block))));
+    const plan = host.plan(without(blocks, provenance.removed));
     const addon = await loadAddon();
     await checkOutput(output, gguf, force);
 
     const sizes = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor.bytes]));
     // the header is at most the source's: what isn't tensors, and what we add
     const tensorBytes = gguf.tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
-    const needed = plan.tensors.reduce((sum, tensor) => sum + ('from' in tensor ? sizes.get(tensor.from)! : 4 * tensor.shape.reduce((a, b) => a * b, 1)), 0)
+    const needed = plan.tensors.reduce((sum, tensor) => sum + ('from' in tensor ? tensor.from.reduce((bytes, { name }) => bytes + sizes.get(name)!, 0) : 4 * tensor.shape.reduce((a, b) => a * b, 1)), 0)
         + (gguf.bytes - tensorBytes) + 2 ** 20;
     const folder = path.dirname(path.resolve(output));
     const { blocks: size, bavail, bsize } = await fs.statfs(folder);
@@ -88,9 +88,8 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
             output: partial,
             sources: gguf.files,
             remove: ['split.no', 'split.count', 'split.tensors.count'],
-            rename: plan.rename,
-            set: [...plan.set, ...provenanceKeys(gguf, provenance, await hashGguf(gguf, signal))],
-            tensors: plan.tensors
+            ...plan,
+            set: [...plan.set, ...provenanceKeys(gguf, provenance, await hashGguf(gguf, signal))]
         }, { cancel, ...(onProgress && { onProgress }) }));
         const handle = await fs.open(partial, 'r+');
         await handle.sync().finally(() => handle.close());
@@ -124,7 +123,7 @@ function provenanceKeys(gguf: Gguf, { removed, calibration, perplexity }: Proven
         { key: 'blockpruner.version', type: 'string', value: version },
         { key: 'blockpruner.source.name', type: 'string', value: path.basename(gguf.files[0]!) },
         { key: 'blockpruner.source.sha256', type: 'string', value: hash },
-        { key: 'blockpruner.source.architecture', type: 'string', value: String(gguf.metadata['general.architecture']) },
+        { key: 'blockpruner.source.architecture', type: 'string', value: architectureOf(gguf) },
         { key: 'blockpruner.removed', type: 'string[]', value: removed.map(formatBlock) },
         { key: 'blockpruner.calibration.name', type: 'string', value: calibration.name },
         { key: 'blockpruner.calibration.sequences', type: 'u32', value: calibration.sequences },

@@ -1,7 +1,7 @@
-import type { Block } from '../blocks.js';
+import type { Block, Move } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
 import { ExactSearch } from './exact.js';
-import { Race } from './race.js';
+import { DEFAULT_CONFIDENCE, Race } from './race.js';
 
 /**
  * How the next block is chosen. `full`: every candidate on every sequence, as the paper's code does. `exact`: the same
@@ -11,7 +11,7 @@ import { Race } from './race.js';
 export type SearchMode = 'full' | 'exact' | 'race';
 
 export interface Step {
-    removed: Block;
+    removed: Move;
     /** of the model without all blocks removed so far */
     perplexity: number;
     /** sequences evaluated for this removal, over all candidates */
@@ -35,14 +35,12 @@ export interface Evaluator {
 }
 
 export interface SearchOptions {
-    /** The blocks that may be removed. */
-    candidates: readonly Block[];
+    /** What may be removed next. None ends the search. */
+    moves(removed: readonly Block[]): readonly Move[];
     /** Default: `race`. */
     mode?: SearchMode | undefined;
     /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
     confidence?: number | undefined;
-    /** Asked before each removal. */
-    done(removed: readonly Block[]): boolean;
     /** The highest perplexity that a removal may lead to. Default: no limit. */
     limit?: (dense: number) => number;
     onStart?: (dense: number) => void;
@@ -62,10 +60,10 @@ export interface SearchResult {
 /** One removal to decide. */
 export interface Contest {
     /** In the order in which the paper's code tries them: of equal ones the earlier is removed. */
-    candidates: readonly Block[];
+    candidates: readonly Move[];
     /** NLL of each token of each sequence, of the current model. */
     current: readonly Float32Array[];
-    evaluate: (candidate: Block, sequences: readonly number[], mayWin?: boolean) => Promise<Float32Array[]>;
+    evaluate: (candidate: Move, sequences: readonly number[], mayWin?: boolean) => Promise<Float32Array[]>;
     /** How many evaluations should be asked for at once. */
     atOnce: number;
     /** Tells how many candidates are decided; parts count. */
@@ -74,7 +72,7 @@ export interface Contest {
 
 /** A candidate that was evaluated on every sequence. */
 export interface Winner {
-    block: Block;
+    move: Move;
     nll: Float32Array[];
 }
 
@@ -85,9 +83,8 @@ export interface Winner {
  * @throws BlockprunerError if the perplexity is not finite, of the model or whichever block goes next
  */
 export async function searchOrder(evaluator: Evaluator, options: SearchOptions): Promise<SearchResult> {
-    const { mode = 'race', confidence = 0.999 } = options;
-    const byPaper = (a: Block, b: Block) => (a.kind === b.kind ? a.layer - b.layer : a.kind === 'attn' ? -1 : 1);
-    let remaining = [...options.candidates].sort(byPaper);
+    const { mode = 'race', confidence = DEFAULT_CONFIDENCE } = options;
+    const byPaper = ([a]: Move, [b]: Move) => (a!.kind === b!.kind ? a!.layer - b!.layer : a!.kind === 'attn' ? -1 : 1);
     const removed: Block[] = [];
     const steps: Step[] = [];
     const all = Array.from({ length: evaluator.sequences }, (_, sequence) => sequence);
@@ -101,19 +98,23 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
     options.onStart?.(dense);
     const limit = options.limit?.(dense) ?? Infinity;
 
-    while (remaining.length > 0 && !options.done(removed)) {
+    for (;;) {
+        const candidates = [...options.moves(removed)].sort(byPaper);
+        if (candidates.length === 0) {
+            break;
+        }
         const started = performance.now();
         let evaluations = 0;
         const contest: Contest = {
-            current, candidates: remaining, atOnce: evaluator.devices,
+            current, candidates, atOnce: evaluator.devices,
             evaluate: async (candidate, sequences, mayWin) => {
-                const nll = await evaluator.evaluate([...removed, candidate], sequences, mayWin);
+                const nll = await evaluator.evaluate([...removed, ...candidate], sequences, mayWin);
                 evaluations += sequences.length;
                 return nll;
             },
-            onProgress: (decided) => options.onEvaluation?.(steps.length + 1, decided, remaining.length)
+            onProgress: (decided) => options.onEvaluation?.(steps.length + 1, decided, candidates.length)
         };
-        const { block, nll } = await search.choose(contest);
+        const { move, nll } = await search.choose(contest);
         const perplexity = perplexityOfAll(nll);
         if (!Number.isFinite(perplexity)) {
             throw new BlockprunerError(`after ${removed.length} removals, the perplexity is not finite whichever block goes next`);
@@ -121,11 +122,10 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
         if (perplexity > limit) {
             break;
         }
-        removed.push(block);
+        removed.push(...move);
         evaluator.remove([...removed]);
         current = nll;
-        remaining = remaining.filter((other) => other !== block);
-        const step = { removed: { kind: block.kind, layer: block.layer }, perplexity, evaluations, seconds: (performance.now() - started) / 1000 };
+        const step = { removed: move.map(({ kind, layer }) => ({ kind, layer })), perplexity, evaluations, seconds: (performance.now() - started) / 1000 };
         steps.push(step);
         options.onStep?.(step, steps.length);
     }

@@ -1,4 +1,4 @@
-import { formatBlock } from '../blocks.js';
+import { formatMove, type Move } from '../blocks.js';
 import { meanOf, type Contest, type Winner } from './blockpruner.js';
 
 /**
@@ -17,7 +17,7 @@ export class ExactSearch {
     constructor(private readonly full: boolean) {}
 
     async choose({ current, candidates, evaluate, onProgress, atOnce }: Contest): Promise<Winner> {
-        const cost = (block: (typeof candidates)[number]) => this.#lastCost.get(formatBlock(block)) ?? 0;
+        const cost = (move: Move) => this.#lastCost.get(formatMove(move)) ?? 0;
         const order = this.full ? [...candidates] : [...candidates].sort((a, b) => cost(a) - cost(b));
         const currentMeans = current.map(meanOf);
         const sequences = [...currentMeans.keys()];
@@ -27,25 +27,25 @@ export class ExactSearch {
         const batch = this.full ? sequences.length : atOnce > 1 ? 4 * atOnce : 1; // several devices need work for each
 
         let best: (Winner & { total: number }) | undefined;
-        for (const [index, block] of order.entries()) {
+        for (const [index, move] of order.entries()) {
             const nll: Float32Array[] = [];
             let sum = 0, increase = 0, done = 0;
             // a little more than the best total, since sums in another order round otherwise
             while (done < sequences.length && !(best && sum > best.total * (1 + 1e-9))) {
                 const next = sequences.slice(done, done + batch);
-                for (const [i, values] of (await evaluate(block, next, index === 0 && !this.full)).entries()) {
+                for (const [i, values] of (await evaluate(move, next, index === 0 && !this.full)).entries()) {
                     nll[next[i]!] = values;
                     sum += meanOf(values);
                     increase += meanOf(values) - currentMeans[next[i]!]!;
                 }
                 done += next.length;
             }
-            this.#lastCost.set(formatBlock(block), increase / done);
+            this.#lastCost.set(formatMove(move), increase / done);
             if (done === sequences.length) {
                 const total = nll.reduce((before, values) => before + meanOf(values), 0);
-                const earlier = best && candidates.indexOf(block) < candidates.indexOf(best.block);
+                const earlier = best && candidates.indexOf(move) < candidates.indexOf(best.move);
                 if (!best || total < best.total || (total === best.total && earlier)) {
-                    best = { block, nll, total };
+                    best = { move, nll, total };
                 }
             }
             onProgress(index + 1);

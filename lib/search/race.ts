@@ -1,6 +1,6 @@
 import { Matrix, solve } from 'ml-matrix';
 import { probit, sampleVariance } from 'simple-statistics';
-import { formatBlock, type Block } from '../blocks.js';
+import { formatMove, type Move } from '../blocks.js';
 import { meanOf, type Contest, type Winner } from './blockpruner.js';
 
 /**
@@ -8,13 +8,26 @@ import { meanOf, type Contest, type Winner } from './blockpruner.js';
  * design effect of 1 + ρ·(tokens − 1) (Kish 1965, section 5.4). In what regression leaves of costs, SmolLM2-135M has a ρ of
  * 0 to 0.002 for blocks that may win, and up to 0.008 for others, by sequences of 256 tokens.
  */
-const INTRACLASS_CORRELATION = 0.004;
+const INTRACLASS_CORRELATION = 0.002;
+
+/**
+ * The variance of sequences' means is known badly from a few of them, and well, but under the assumption above, from their
+ * tokens. The two are averaged as a moderated variance is (Smyth 2004, section 4), the tokens' one counting as this many
+ * degrees of freedom.
+ */
+const PRIOR_FREEDOM = 4;
+
+/** The probability that a removal is the right one, where none is asked for. */
+export const DEFAULT_CONFIDENCE = 0.999;
 
 /** With fewer degrees of freedom, a variance is not known well enough for the normal approximation. */
 const LEAST_FREEDOM = 30;
 
-/** The first removal's costs are what all later ones are compared with: they are measured this much more exactly than needed. */
-const FIRST_REMOVAL_CARE = 2;
+/**
+ * The first removal's costs are what all later ones are compared with: they are measured so much more exactly than needed,
+ * the first number for the best 40 %, which will be compared soon, the second for the rest.
+ */
+const FIRST_REMOVAL_CARE = [3, 1.4] as const;
 
 /** A mean over all sequences, known from some of them. */
 interface Estimate {
@@ -27,11 +40,11 @@ interface Measured extends Estimate {
     /** Of each token, by sequence; empty where it wasn't evaluated. */
     costs: (Float32Array | undefined)[];
     /** NLL of each token of the current model then. */
-    current: readonly Float32Array[];
+    current: Covariate;
 }
 
 interface Racer extends Measured {
-    block: Block;
+    move: Move;
     /** in which the sequences are evaluated */
     order: number[];
     nll: Float32Array[];
@@ -71,26 +84,30 @@ export class Race {
         const n = current.length;
         const shuffle = shuffled(n);
         // with several devices, first looks at all of their shares; of a block always at the same, which it is compared on
-        const turn = ({ kind, layer }: Block) => (atOnce > 1 ? (2 * layer + Number(kind === 'ffn')) % n : 0);
-        const care = this.#memory.size === 0 ? FIRST_REMOVAL_CARE : 1;
-        const bound = care * probit(1 - (1 - this.confidence) / mostLooks(n));
-        const overall = meanOf(current.map(meanOf));
+        const turn = ([block]: Move) => (atOnce > 1 ? (2 * block!.layer + Number(block!.kind === 'ffn')) % n : 0);
+        const surely = probit(1 - (1 - this.confidence) / mostLooks(n));
+        const isFirst = this.#memory.size === 0;
+        const bound = ({ mean }: Racer) => {
+            const better = isFirst ? racers.filter((other) => other.mean < mean).length : 0;
+            return surely * (isFirst ? FIRST_REMOVAL_CARE[better < 0.4 * racers.length ? 0 : 1] : 1);
+        };
+        const model: Covariate = { values: current, whole: { mean: meanOf(current.map(meanOf)), variance: 0 } };
 
-        const racers: Racer[] = candidates.map((block) => ({
-            block, current, order: [...shuffle.slice(turn(block)), ...shuffle.slice(0, turn(block))], nll: [], costs: [], done: 0, mean: this.#lastMean(block), variance: Infinity
+        const racers: Racer[] = candidates.map((move) => ({
+            move, current: model, order: [...shuffle.slice(turn(move)), ...shuffle.slice(0, turn(move))], nll: [], costs: [], done: 0, mean: this.#lastMean(move), variance: Infinity
         }));
         let best: Racer | undefined;
         let decided = 0;
         const measure = async (racer: Racer, size: number, mayWin = false) => {
             const sequences = racer.order.slice(racer.done, size);
-            const nll = await evaluate(racer.block, sequences, mayWin);
+            const nll = await evaluate(racer.move, sequences, mayWin);
             sequences.forEach((sequence, i) => {
                 racer.nll[sequence] = nll[i]!;
                 racer.costs[sequence] = nll[i]!.map((value, token) => value - current[sequence]![token]!);
             });
             racer.done = size;
             if (size === n) {
-                racer.mean = meanOf(racer.nll.map(meanOf)) - overall;
+                racer.mean = meanOf(racer.nll.map(meanOf)) - model.whole.mean;
                 racer.variance = 0;
                 if (!best || racer.mean < best.mean || (racer.mean === best.mean && racers.indexOf(racer) < racers.indexOf(best))) {
                     best = racer;
@@ -101,7 +118,7 @@ export class Race {
         // after all measurements of a round, so that the order in which devices finish changes nothing
         const estimate = (measured: readonly Racer[]) => {
             for (const racer of measured.filter(({ done }) => done < n)) {
-                Object.assign(racer, this.#estimate(racer, current, best));
+                Object.assign(racer, this.#estimate(racer, n, best));
             }
         };
         // having been looked at is a part of being decided
@@ -121,7 +138,7 @@ export class Race {
         }
 
         for (;;) {
-            const left = racers.filter((racer) => racer.done < n && !(racer.mean - best!.mean > bound * Math.sqrt(racer.variance)));
+            const left = racers.filter((racer) => racer.done < n && !(racer.mean - best!.mean > bound(racer) * Math.sqrt(racer.variance)));
             decided = racers.length - left.length;
             report();
             if (left.length === 0) {
@@ -129,33 +146,32 @@ export class Race {
             }
             // the most promising first: if it wins, it drops others
             const next = left.sort((a, b) => a.mean - b.mean).slice(0, atOnce);
-            await Promise.all(next.map((racer) => measure(racer, nextLook(racer, n, (racer.mean - best!.mean) / bound))));
+            await Promise.all(next.map((racer) => measure(racer, nextLook(racer, n, (racer.mean - best!.mean) / bound(racer)))));
             estimate(next);
         }
         racers.forEach((racer) => this.#remember(racer));
-        return { block: best!.block, nll: best!.nll };
+        return { move: best!.move, nll: best!.nll };
     }
 
     /** The mean cost over all sequences, as exactly as those evaluated so far tell. */
-    #estimate(racer: Racer, current: readonly Float32Array[], best: Racer | undefined): Estimate {
+    #estimate(racer: Racer, n: number, best: Racer | undefined): Estimate {
         const sequences = racer.order.slice(0, racer.done);
-        const known = (values: readonly Float32Array[]) => ({ values, whole: { mean: meanOf(values.map(meanOf)), variance: 0 } });
-        const common = [known(current), ...(best ? [{ values: best.costs, whole: best }] : [])];
-        const estimates = [estimateMean(racer.costs, sequences, current.length, [])];
-        for (const before of this.#memory.get(formatBlock(racer.block)) ?? []) {
+        const common: Covariate[] = [racer.current, ...(best ? [{ values: best.costs, whole: best }] : [])];
+        const estimates = [estimateMean(racer.costs, sequences, n, [])];
+        for (const before of this.#memory.get(formatMove(racer.move)) ?? []) {
             const both = sequences.filter((sequence) => before.costs[sequence]);
-            estimates.push(estimateMean(racer.costs, both, current.length, [{ values: before.costs, whole: before }, known(before.current), ...common]));
+            estimates.push(estimateMean(racer.costs, both, n, [{ values: before.costs, whole: before }, before.current, ...common]));
         }
         return estimates.reduce((a, b) => (b.variance < a.variance ? b : a));
     }
 
-    #remember({ block, costs, current, mean, variance }: Racer): void {
-        const older = this.#memory.get(formatBlock(block)) ?? [];
-        this.#memory.set(formatBlock(block), [{ costs, current, mean, variance }, ...older.filter((measured) => measured.variance < variance)]);
+    #remember({ move, costs, current, mean, variance }: Racer): void {
+        const older = this.#memory.get(formatMove(move)) ?? [];
+        this.#memory.set(formatMove(move), [{ costs, current, mean, variance }, ...older.filter((measured) => measured.variance < variance)]);
     }
 
-    #lastMean(block: Block): number {
-        return this.#memory.get(formatBlock(block))?.[0]!.mean ?? Infinity;
+    #lastMean(move: Move): number {
+        return this.#memory.get(formatMove(move))?.[0]!.mean ?? Infinity;
     }
 }
 
@@ -207,7 +223,8 @@ function estimateMean(costs: readonly (Float32Array | undefined)[], sequences: r
     const ofTokens = designEffect * within / freedom / (tokens / m);
     const ofSequences = m > 1 ? sampleVariance(residuals) : 0;
     const fromWhole = whole.reduce((sum, covariate, i) => sum + slopes[i + 1]! ** 2 * covariate.variance, 0);
-    return { mean, variance: Math.max(ofTokens, ofSequences) / m * (1 - m / n) + fromWhole };
+    const ofOne = (PRIOR_FREEDOM * ofTokens + (m - 1) * ofSequences) / (PRIOR_FREEDOM + m - 1);
+    return { mean, variance: ofOne / m * (1 - m / n) + fromWhole };
 }
 
 /** How many sequences will tell whether a candidate is worse, if its cost is as it seems: the variance then is needed². */
@@ -218,13 +235,13 @@ function nextLook({ done, variance }: Racer, n: number, needed: number): number 
     return Math.min(n, Math.max(Math.ceil(1.25 * done), done + 1, Math.min(enough, 2 * done)));
 }
 
-/** How often a candidate is looked at, at most. */
+/** How often a candidate can be dropped, at most. */
 function mostLooks(n: number): number {
-    let looks = 1;
+    let looks = 0;
     for (let done = 1; done < n; done = Math.max(Math.ceil(1.25 * done), done + 1)) {
         looks++;
     }
-    return looks;
+    return Math.max(looks, 1);
 }
 
 function lowest(racers: readonly Racer[]): Racer {

@@ -35,7 +35,7 @@ describe('sequences', () => {
         await writeGguf({
             output: file, sources: [tiny],
             set: [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }, { key: 'tokenizer.ggml.bos_token_id', type: 'u32', value: 7 }],
-            tensors: tensors.map(({ name }) => ({ name, file: 0, from: name }))
+            tensors: tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] }))
         });
         const withBos = await Model.load(file, { device: 'cpu', threads: 1 });
         const { tokens } = await loadCalibration(withBos, { file: write('story.txt', story), context: 50 });

@@ -158,7 +158,7 @@ describe('a model whose metadata has', () => {
     ])('%s', async (name, set) => {
         const model = input(`${name.replace(/\W+/g, '-')}.gguf`);
         const { tensors } = await readGguf(tiny);
-        await writeGguf({ output: model, sources: [tiny], set, tensors: tensors.map((tensor) => ({ name: tensor.name, file: 0, from: tensor.name })) });
+        await writeGguf({ output: model, sources: [tiny], set, tensors: tensors.map((tensor) => ({ name: tensor.name, from: [{ file: 0, name: tensor.name }] })) });
         const says = new RegExp(`${path.basename(model)}|models of the architecture '`);
         await expectRefused(outputs, prune(model, ...shortSearch), says);
         await expectRefused(outputs, ['perplexity', model, '--text', license, '--context', '32', ...onCpu], says);

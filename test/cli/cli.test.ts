@@ -46,13 +46,13 @@ describe('prune and apply', () => {
 
     test('print one JSON object', () => {
         const block = { kind: 'attn', layer: expect.any(Number) as number };
-        const step = { removed: block, perplexity: expect.any(Number) as number, evaluations: expect.any(Number) as number, seconds: expect.any(Number) as number };
+        const step = { removed: [block], perplexity: expect.any(Number) as number, evaluations: expect.any(Number) as number, seconds: expect.any(Number) as number };
         const numbers = { dense: expect.any(Number) as number, pruned: expect.any(Number) as number };
         expect(result).toEqual({
             model: tiny, output, architecture: 'llama', host: 'deci', removed: [block, block], steps: [step, step],
             perplexity: numbers, parameters: numbers, bytes: numbers, seconds: expect.any(Number) as number
         });
-        expect(result.steps.map(({ removed, evaluations }) => [removed, evaluations])).toEqual([[result.removed[0], 12], [result.removed[1], 11]]);
+        expect(result.steps.map(({ removed, evaluations }) => [removed, evaluations])).toEqual([[[result.removed[0]], 12], [[result.removed[1]], 11]]);
         expect(result.perplexity.pruned).toBeCloseTo(result.steps[1]!.perplexity, 10);
     });
 
@@ -168,10 +168,11 @@ describe('perplexity', () => {
 });
 
 test('inspect lists the blocks', async () => {
-    const { architecture, host, reason, layers, blocks, ...rest } = await runJson<Inspection>('inspect', tiny);
+    const { architecture, host, reason, moves, layers, blocks, ...rest } = await runJson<Inspection>('inspect', tiny);
     expect({ architecture, host, layers, rest }).toEqual({ architecture: 'llama', host: 'deci', layers: 12, rest: {} });
     expect(reason).toMatch('deci');
     expect(blocks).toHaveLength(24);
+    expect(moves).toEqual(blocks.map(({ kind, layer }) => [{ kind, layer }]));
     expect(blocks.slice(0, 2)).toEqual([
         { kind: 'attn', layer: 0, parameters: 196864, bytes: 209920 },
         { kind: 'ffn', layer: 0, parameters: 393472, bytes: 418816 }

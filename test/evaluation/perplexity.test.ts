@@ -69,7 +69,7 @@ describe("llama.cpp's: the second half of each chunk", () => {
         await writeGguf({
             output, sources: [tiny],
             set: [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }],
-            tensors: (await readGguf(tiny)).tensors.map(({ name }) => ({ name, file: 0, from: name }))
+            tensors: (await readGguf(tiny)).tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] }))
         });
         const withBos = await Model.load(output, { device: 'cpu', threads: 1 });
         expect(withBos.bos).toBe(0);

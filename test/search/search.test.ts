@@ -1,14 +1,17 @@
 // The searches on made-up NLLs, the journal, and the order files.
 import fs from 'node:fs';
 import path from 'node:path';
-import { formatBlock, formatOrder, parseBlocks, readOrder, searchOrder, type Block, type Evaluator, type SearchMode, type SearchOptions } from '../../lib/index.js';
+import { formatBlock, formatMove, formatOrder, parseBlocks, readOrder, searchOrder, without, type Block, type Evaluator, type SearchMode, type SearchOptions } from '../../lib/index.js';
 import { Journal } from '../../lib/search/journal.js';
 import { randomNumbers, temporaryFolder } from '../models';
 
 const names = (blocks: readonly Block[]) => blocks.map(formatBlock).join('+');
+/** Single blocks go, until so many are gone. */
+const singly = (candidates: readonly Block[], most = Infinity) => (removed: readonly Block[]) =>
+    (removed.length < most ? without(candidates, removed).map((block) => [block]) : []);
 
 /** A search with one sequence of one token, in which a block's removal adds its cost to the NLL; the dense model has 2. */
-async function search(costs: Record<string, number>, options: Partial<SearchOptions> = {}) {
+async function search(costs: Record<string, number>, { most, ...options }: Partial<SearchOptions> & { most?: number } = {}) {
     const calls: string[] = [];
     const result = await searchOrder({
         sequences: 1,
@@ -18,13 +21,13 @@ async function search(costs: Record<string, number>, options: Partial<SearchOpti
             return Promise.resolve([Float32Array.of(skip.reduce((sum, block) => sum + costs[formatBlock(block)]!, 2))]);
         },
         remove: (removed) => void calls.push(`(${names(removed)})`)
-    }, { candidates: parseBlocks(Object.keys(costs).join()), mode: 'full', done: () => false, ...options });
-    return { ...result, calls, order: names(result.steps.map(({ removed }) => removed)) };
+    }, { moves: singly(parseBlocks(Object.keys(costs).join()), most), mode: 'full', ...options });
+    return { ...result, calls, order: names(result.steps.flatMap(({ removed }) => removed)) };
 }
 
 describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => {
     test('starts each step from what is left', async () => {
-        const { calls, dense, steps, order } = await search({ 'attn.0': 4, 'ffn.0': 2, 'attn.1': 3, 'ffn.1': 5 }, { mode, done: (removed) => removed.length === 2 });
+        const { calls, dense, steps, order } = await search({ 'attn.0': 4, 'ffn.0': 2, 'attn.1': 3, 'ffn.1': 5 }, { mode, most: 2 });
         expect(order).toBe('ffn.0+attn.1');
         expect(dense).toBe(Math.exp(2));
         expect(steps.map(({ perplexity }) => perplexity)).toEqual([Math.exp(4), Math.exp(7)]);
@@ -44,15 +47,15 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
     });
 
     test('never removes a block without which the perplexity is no number', async () => {
-        const { order, steps } = await search({ 'attn.0': NaN, 'attn.1': 2 }, { mode, done: (removed) => removed.length === 1 });
+        const { order, steps } = await search({ 'attn.0': NaN, 'attn.1': 2 }, { mode, most: 1 });
         expect([order, steps[0]!.perplexity]).toEqual(['attn.1', Math.exp(4)]);
         await expect(search({ 'attn.0': NaN, 'attn.1': Infinity }, { mode })).rejects.toThrow('after 0 removals, the perplexity is not finite');
     });
 
     test('reports a step as a block without anything else', async () => {
-        const [step] = (await search({ 'attn.3': 2 }, { mode, candidates: [{ kind: 'attn', layer: 3, parameters: 5 } as Block] })).steps;
-        expect(step!.removed).toEqual({ kind: 'attn', layer: 3 });
-        expect((await search({}, { mode, candidates: [], done: () => true })).steps).toEqual([]);
+        const [step] = (await search({ 'attn.3': 2 }, { mode, moves: singly([{ kind: 'attn', layer: 3, parameters: 5 } as Block]) })).steps;
+        expect(step!.removed).toEqual([{ kind: 'attn', layer: 3 }]);
+        expect((await search({}, { mode, moves: () => [] })).steps).toEqual([]);
     });
 
     test('stops before the limit is passed', async () => {
@@ -72,7 +75,7 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
             mode,
             onStart: (dense) => told.push(dense),
             onEvaluation: (step, decided, candidates) => told.push(`${step}: ${decided}/${candidates}`),
-            onStep: ({ removed }, number) => told.push(`${number}. ${formatBlock(removed)}`)
+            onStep: ({ removed }, number) => told.push(`${number}. ${formatMove(removed)}`)
         });
         expect(told[0]).toBe(Math.exp(2));
         expect(told.filter((line) => /^\d\. |2\/2|1\/1/.test(String(line)))).toEqual(['1: 2/2', '1. attn.0', '2: 1/1', '2. ffn.0']);
@@ -80,7 +83,7 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
 
     test('refuses a model whose perplexity is no number', async () => {
         const evaluator: Evaluator = { sequences: 1, devices: 1, evaluate: () => Promise.resolve([Float32Array.of(NaN)]), remove: () => undefined };
-        await expect(searchOrder(evaluator, { candidates: parseBlocks('attn.0'), mode, done: () => false })).rejects.toThrow('perplexity on the calibration text is Infinity');
+        await expect(searchOrder(evaluator, { moves: singly(parseBlocks('attn.0')), mode })).rejects.toThrow('perplexity on the calibration text is Infinity');
     });
 });
 
@@ -117,8 +120,8 @@ function madeUp({ blocks, sequences = 16, tokens = 64, close = 1, alike = 0.02, 
 }
 
 async function orderOf(model: ReturnType<typeof madeUp>, mode: SearchMode, removals: number, confidence?: number) {
-    const { steps } = await searchOrder(model.evaluator, { candidates: model.candidates, mode, confidence, done: (removed) => removed.length === removals });
-    return { order: names(steps.map(({ removed }) => removed)), perplexities: steps.map(({ perplexity }) => perplexity), asked: model.asked() };
+    const { steps } = await searchOrder(model.evaluator, { moves: singly(model.candidates, removals), mode, confidence });
+    return { order: names(steps.flatMap(({ removed }) => removed)), perplexities: steps.map(({ perplexity }) => perplexity), asked: model.asked() };
 }
 
 describe('the faster searches', () => {
@@ -158,8 +161,8 @@ describe('the faster searches', () => {
                 return Promise.resolve(sequences.map((sequence) => Float32Array.of(nll[names(skip)]![sequence]!)));
             },
             remove: () => undefined
-        }, { candidates: parseBlocks('attn.1,attn.0'), mode: 'exact', done: (removed) => removed.length === 1 });
-        expect(steps[0]!.removed).toEqual({ kind: 'attn', layer: 0 });
+        }, { moves: singly(parseBlocks('attn.1,attn.0'), 1), mode: 'exact' });
+        expect(steps[0]!.removed).toEqual([{ kind: 'attn', layer: 0 }]);
         expect(asked).toEqual([': 0,1,2,3', 'attn.0: 0', 'attn.0: 1', 'attn.0: 2', 'attn.0: 3', 'attn.1: 0', 'attn.1: 1', 'attn.1: 2']);
     });
 
@@ -191,7 +194,7 @@ describe('the faster searches', () => {
                 return model.evaluator.evaluate(skip, ...rest);
             },
             remove: () => void seen.push(new Set())
-        }, { candidates: model.candidates, done: (removed) => removed.length === 4 });
+        }, { moves: singly(model.candidates, 4) });
         expect(seen.slice(0, 4).map(({ size }) => size)).toEqual([13, 11, 10, 9]);
     });
 });
@@ -217,8 +220,8 @@ describe('the journal', () => {
                 return model.evaluator.evaluate(skip, sequences);
             }
         }, file, inputs, resume);
-        const { steps, nll } = await searchOrder(journal, { candidates: model.candidates, mode, done: (removed) => removed.length === 5 }).finally(() => journal.close());
-        return { order: names(steps.map(({ removed }) => removed)), perplexities: steps.map(({ perplexity }) => perplexity), nll, fresh };
+        const { steps, nll } = await searchOrder(journal, { moves: singly(model.candidates, 5), mode }).finally(() => journal.close());
+        return { order: names(steps.flatMap(({ removed }) => removed)), perplexities: steps.map(({ perplexity }) => perplexity), nll, fresh };
     }
 
     test.each(['exact', 'race'] as const)('lets a search go on where it was stopped, to the same end (%s)', async (mode) => {

@@ -1,0 +1,202 @@
+import { formatBlock, sameBlock, without, type Block, type BlockKind, type Move } from '../blocks.js';
+import type { GgufTensor } from '../addon.js';
+import { BlockprunerError } from '../errors.js';
+import { architectureOf, globalTensors, splitName, type Export, type Host, type Source } from './host.js';
+
+/**
+ * What decides what a layer of a written file computes, of its attention or of its FFN. `follows`: its tensors and the
+ * metadata of its own, which go with it. `position`: its number, so that only a layer of the same kind can take its place.
+ */
+type Law = 'follows' | 'position';
+
+/** A layer of a pruned model: which blocks of the source it has. */
+type Layer = Block[];
+
+/** Metadata of the FFN, of those that have a value for each layer; all others belong to the attention. */
+const ffnKeys = /feed_forward|expert|swiglu|moe|xielu/;
+
+/**
+ * A model's own architecture: whole layers, and where attention and FFN of different layers can be paired, any FFN next to
+ * an attention: attention and FFN still alternate, and what is left is packed into layers. What goes with each layer is
+ * found by looking at what llama.cpp makes of such files.
+ * @returns why not, if it can't be written so
+ */
+export async function ownHost(source: Source): Promise<Host | string> {
+    const { graph } = source;
+    const layers = layersOf(graph.blocks);
+    if (layers.some((blocks, index) => blocks.some(({ layer }) => layer !== index))) {
+        return 'its blocks are not in the order of its layers';
+    }
+    const indirect = graph.blocks.find(({ direct }) => !direct);
+    if (indirect) {
+        return `its residual stream is scaled or normalized beside ${formatBlock(indirect)}, which goes with the layer and not with the block`;
+    }
+    const pairs = layers.every(([attn, ffn], index) => layers[index]!.length === 2 && attn!.kind === 'attn' && ffn!.kind === 'ffn') &&
+        graph.blocks.every(({ parallel, reads, layer }) => !parallel && !reads.some((block) => block.layer === layer));
+    const pinned = graph.blocks.flatMap(({ reads, layer }) => reads.filter((block) => block.layer !== layer));
+
+    const laws: [attn: Law, ffn: Law][] = pairs
+        ? [['follows', 'follows'], ['follows', 'position'], ['position', 'follows'], ['position', 'position']]
+        : [['follows', 'follows'], ['position', 'position']];
+    for (const [attn, ffn] of laws) {
+        const host = new OwnHost(source, pairs, pinned, { attn, ffn });
+        if (await host.isTrue()) {
+            return {
+                name: architectureOf(source.gguf),
+                reason: host.reason,
+                tolerance: 1e-4,
+                moves: (remaining) => host.moves(remaining),
+                plan: (remaining) => host.plan(remaining)
+            };
+        }
+    }
+    return 'llama.cpp computes something else of its layers in other places, or with another number of them';
+}
+
+/** Consecutive blocks of a layer. */
+function layersOf(blocks: readonly Block[]): Layer[] {
+    const layers: Layer[] = [];
+    for (const block of blocks) {
+        const last = layers.at(-1);
+        if (last && last[0]!.layer === block.layer) {
+            last.push(block);
+        } else {
+            layers.push([block]);
+        }
+    }
+    return layers;
+}
+
+class OwnHost {
+    readonly #layers: Layer[];
+    readonly #signatures: Map<string, string>;
+    /** what a layer's attention or FFN must be at a position, where that decides */
+    readonly #atPosition: Record<BlockKind, (string | undefined)[]>;
+
+    constructor(private readonly source: Source, private readonly pairs: boolean, private readonly pinned: readonly Block[], private readonly law: Record<BlockKind, Law>) {
+        const { blocks } = source.graph;
+        this.#layers = layersOf(blocks);
+        this.#signatures = new Map(blocks.map((block) => [formatBlock(block), block.signature]));
+        const at = (kind: BlockKind) => this.#layers.map((layer) => {
+            const block = layer.find((candidate) => candidate.kind === kind);
+            return block && this.#signature(block);
+        });
+        this.#atPosition = { attn: at('attn'), ffn: at('ffn') };
+    }
+
+    get reason(): string {
+        const what = this.pairs ? 'an attention and an FFN block next to it' : this.#layers.every(({ length }) => length === 1) ? 'single blocks, each a layer' : 'whole layers';
+        const bound = (Object.keys(this.law) as BlockKind[]).filter((kind) => this.law[kind] === 'position' && new Set(this.#atPosition[kind]).size > 1);
+        return `its own architecture, from which ${what} can go${bound.length > 0 ? `, as long as each ${bound.map((kind) => (kind === 'attn' ? 'attention' : 'FFN')).join(' and ')} stays at a position of its kind` : ''}`;
+    }
+
+    /** The smallest runs of blocks, beginning at each place, without which the rest can be written. */
+    moves(remaining: readonly Block[]): Move[] {
+        const moves: Move[] = [];
+        const units = this.pairs ? remaining.map((block) => [block]) : layersOf(remaining);
+        const step = this.pairs ? 2 : 1;
+        for (let start = 0; start < units.length; start++) {
+            for (let end = start + step; end <= units.length; end += step) {
+                const move = units.slice(start, end).flat();
+                if (this.#isLegal(without(remaining, move))) {
+                    moves.push(move);
+                    break;
+                }
+            }
+        }
+        return moves;
+    }
+
+    #isLegal(remaining: readonly Block[]): boolean {
+        const layers = this.#pack(remaining);
+        return layers !== undefined && layers.length > 0 && this.pinned.every((block) => remaining.some((other) => sameBlock(block, other))) &&
+            layers.every((layer, position) => (['attn', 'ffn'] as const).every((kind) => {
+                const block = layer.find((candidate) => candidate.kind === kind);
+                return this.law[kind] === 'follows' || (block && this.#signature(block)) === this.#atPosition[kind][position];
+            }));
+    }
+
+    /** The layers of what is left; undefined where it doesn't fill layers. */
+    #pack(remaining: readonly Block[]): Layer[] | undefined {
+        if (!this.pairs) {
+            const layers = layersOf(remaining);
+            return layers.every((layer) => layer.length === this.#layers[layer[0]!.layer]!.length) ? layers : undefined;
+        }
+        if (remaining.length % 2 !== 0 || remaining.some(({ kind }, index) => kind !== (index % 2 === 0 ? 'attn' : 'ffn'))) {
+            return undefined;
+        }
+        return Array.from({ length: remaining.length / 2 }, (_, index) => remaining.slice(2 * index, 2 * index + 2));
+    }
+
+    /** Does llama.cpp make of files written so what the source's blocks compute? Looked at for some that differ most. */
+    async isTrue(): Promise<boolean> {
+        const { blocks, outerSignature } = this.source.graph;
+        const moves = this.moves(blocks);
+        if (moves.length === 0) {
+            return false;
+        }
+        // the first, the last, one in the middle, and as many as can go
+        const tried = [moves[0]!, moves[Math.floor(moves.length / 2)]!, moves.at(-1)!].map((move) => without(blocks, move));
+        let least: readonly Block[] = blocks;
+        for (let next = moves; next.length > 0; next = this.moves(least)) {
+            least = without(least, next[Math.floor(next.length / 2)]!);
+        }
+        for (const remaining of [...tried, least]) {
+            const found = await this.source.probe(this.plan(remaining));
+            if (!found || found.outerSignature !== outerSignature || found.blocks.length !== remaining.length ||
+                !found.blocks.every(({ kind, signature }, i) => kind === remaining[i]!.kind && signature === this.#signature(remaining[i]!))) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    plan(remaining: readonly Block[]): Export {
+        const layers = this.#pack(remaining);
+        if (!layers || !this.#isLegal(remaining)) {
+            throw new BlockprunerError(`these blocks can't go: ${this.reason}`);
+        }
+        const { gguf, graph } = this.source;
+        const architecture = architectureOf(gguf);
+        const key = (name: string) => `${architecture}.${name}`;
+        const count = this.#layers.length;
+        const sources = (kind: BlockKind) => layers.map((layer) => (layer.find((block) => block.kind === kind) ?? layer[0]!).layer);
+        const [attn, ffn] = [sources('attn'), sources('ffn')];
+
+        // layers that are in the file and not in the graph, such as those that predict further tokens, stay behind the others
+        const extra = [...new Set(gguf.tensors.map(({ name }) => splitName(name).layer ?? 0))].filter((layer) => layer >= count).sort((a, b) => a - b);
+        const owner = new Map(graph.blocks.flatMap(({ kind, tensors }) => tensors.map((name) => [name, kind] as const)));
+        const tensors = gguf.tensors.flatMap(({ name, file }): GgufTensor[] => {
+            const { layer, rest } = splitName(name);
+            if (layer === undefined) {
+                return [];
+            }
+            const from = layer >= count ? extra : owner.get(name) === 'ffn' ? ffn : attn;
+            const to = from.indexOf(layer);
+            return to < 0 ? [] : [{ name: `blk.${layer >= count ? layers.length + to : to}.${rest}`, from: [{ file, name }] }];
+        });
+
+        const perLayer = Object.entries(gguf.metadata).filter(([name, value]) => name.startsWith(`${architecture}.`) && Array.isArray(value) &&
+            (value.length === count || value.length === count + extra.length) && !name.endsWith('rope.dimension_sections'));
+        const leading = gguf.metadata[key('leading_dense_block_count')];
+        const flags = (name: string, values: boolean[]): Export['set'] => {
+            const isMixed = new Set(values.slice(0, count)).size > 1;
+            return isMixed ? [{ key: key(name), type: 'u32[]', value: [...attn, ...extra].map((layer) => Number(values[layer] ?? false)) }] : [];
+        };
+        return {
+            rename: [],
+            select: perLayer.map(([name, value]) => [name, [...(ffnKeys.test(name) ? ffn : attn), ...((value as unknown[]).length > count ? extra : [])]]),
+            set: [
+                { key: key('block_count'), type: 'u32', value: layers.length + extra.length },
+                ...(typeof leading === 'number' ? [{ key: key('leading_dense_block_count'), type: 'u32' as const, value: ffn.filter((layer) => layer < leading).length }] : []),
+                ...flags('attention.sliding_window_pattern', graph.slidingWindow),
+                ...flags('attention.recurrent_layers', graph.recurrent)
+            ],
+            tensors: [...globalTensors(gguf), ...tensors]
+        };
+    }
+
+    #signature(block: Block): string {
+        return this.#signatures.get(formatBlock(block))!;
+    }
+}

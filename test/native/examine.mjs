@@ -1,0 +1,93 @@
+// node examine.mjs FIXTURE: what can be done with one of llama.cpp's tiny test models (fixtures.cpp), as a line of JSON. In a
+// process of its own, so that a model that makes llama.cpp abort ends only this.
+//
+// The first oracle: without a block, the model computes what the model does whose block has zero weights. The second: a
+// written file has in the stock runtime the perplexity that was seen before. The weights are random, the tokens too.
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { chooseHost, formatMove, meanNll, Model, readGguf, stockNll, without, writePruned } from 'blockpruner';
+import addon from '../../dist/addon.js';
+import packages from '../../native/packages.js';
+
+const root = path.resolve(import.meta.dirname, '..', '..');
+const [name] = process.argv.slice(2);
+const layers = { 'baichuan-dense': 32 }[name] ?? 6; // llama.cpp knows a Baichuan with rotary positions by its 32 layers
+const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-examine-'));
+const file = (what) => path.join(folder, `${what}.gguf`);
+// what llama.cpp's fixture has more than the models of this name: the scales of tensor types that aren't used, and of Qwen3's
+// small models, biases and an output that is not the embedding
+const surplus = name === 'qwen3-dense' ? /\.(scale|input_scale|bias)$|^output\.weight$/ : /\.(scale|input_scale)$/;
+const load = (source) => Model.load(source, { device: 'cpu', threads: 1 });
+
+const divides = (tensor) => /ffn_act\.scales$/.test(tensor); // by zero it would be no number
+let state = 1;
+const random = (below) => {
+    state = (state * 48271) % 0x7fffffff;
+    return Math.floor(state / 0x7fffffff * below);
+};
+const length = 48;
+const tokens = Int32Array.from({ length: 2 * length }, () => random(120));
+const perplexity = async (model, skip = []) => Math.exp(meanNll(await model.evaluate({ tokens, length }, { skip }), length));
+const differs = (a, b) => Math.abs(a / b - 1);
+
+const result = { name };
+try {
+    execFileSync(path.join(root, 'build', 'cmake', 'fixtures'), ['make', name, file('whole'), String(layers), packages.backendFolders.cpu], { stdio: 'ignore' });
+    await copy(file('whole'), file('model'), (tensor) => (surplus.test(tensor.name) ? [] : [tensor]));
+    const model = await load(file('model'));
+    const blocks = await model.graph().then((graph) => graph.blocks);
+    result.blocks = blocks.map(({ kind }) => kind[0]).join('');
+    result.dense = await perplexity(model);
+
+    // every block, or of many, some
+    const examined = blocks.filter((_, index) => index < 8 || index >= blocks.length - 4);
+    const zeroed = { worst: 0, effect: Infinity, block: '' };
+    for (const block of examined) {
+        await copy(file('model'), file('zeroed'), ({ name: tensor, from, type, shape }) => [block.tensors.includes(tensor) && !divides(tensor) ? { name: tensor, type, shape } : { name: tensor, from }]);
+        const other = await load(file('zeroed'));
+        const [skipped, expected] = [await perplexity(model, [block]), await perplexity(other)];
+        other.dispose();
+        zeroed.effect = Math.min(zeroed.effect, differs(skipped, result.dense));
+        if (!(differs(skipped, expected) <= zeroed.worst)) {
+            Object.assign(zeroed, { worst: differs(skipped, expected), block: formatMove([block]) });
+        }
+    }
+    result.zeroed = zeroed;
+
+    const host = await chooseHost(model);
+    Object.assign(result, { host: host.name, reason: host.reason, together: Math.min(...host.moves(blocks).map(({ length }) => length)) });
+    const removed = [];
+    while (removed.length < blocks.length / 3) {
+        const moves = host.moves(without(blocks, removed));
+        if (moves.length === 0) {
+            break;
+        }
+        removed.push(...moves[random(moves.length)]);
+    }
+    result.removed = formatMove(removed);
+    const searched = await perplexity(model, removed);
+    await writePruned(model.gguf, host, blocks, {
+        removed, calibration: { name: 'random', sequences: 2, context: length }, perplexity: { dense: result.dense, pruned: searched }
+    }, file('pruned'));
+    model.dispose();
+    const found = Math.exp(meanNll(await stockNll(file('pruned'), { tokens, length }, { device: 'cpu', threads: 1, flashAttention: true }), length));
+    result.verified = differs(found, searched);
+} catch (error) {
+    result.error = error instanceof Error ? error.message : String(error);
+} finally {
+    fs.rmSync(folder, { recursive: true, force: true });
+}
+console.log(JSON.stringify(result, (_, value) => (typeof value === 'number' && !Number.isFinite(value) ? String(value) : value)));
+
+/** Copies a model, with what `change` makes of each tensor. */
+async function copy(source, output, change) {
+    const { tensors } = await readGguf(source);
+    const { writeGguf } = await addon.loadAddon();
+    await writeGguf({
+        output, sources: [source], remove: [], rename: [], select: [], set: [],
+        tensors: tensors.flatMap(({ name: tensor, type, shape }) => change({ name: tensor, from: [{ file: 0, name: tensor }], type, shape }).map((changed) => (
+            changed.from ? { name: changed.name, from: changed.from } : changed)))
+    }, {});
+}
