@@ -314,7 +314,8 @@ void Evaluator::state::evaluate(
         control.check();
         const llama_token * first = tokens.data() + sequence*length;
         std::copy(first, first + length, batch.token);
-        patch.targets = first + 1;
+        patch.targets   = first + 1;
+        patch.n_outputs = length - 1;
 
         graph_patch::request request;
         request.skip = skip;
@@ -364,6 +365,13 @@ void Evaluator::state::evaluate(
                 reason.empty() ? "llama_decode returned " + std::to_string(status) : reason));
         }
         n_computed += std::count(skip.begin() + request.start, skip.end(), false);
+        size_t n_values = 0;
+        for (const ggml_tensor * part : patch.nll) {
+            n_values += ggml_nelements(part);
+        }
+        if (n_values != length - 1) {
+            throw std::runtime_error("evaluation failed: this model gives " + std::to_string(n_values) + " outputs for " + std::to_string(length - 1) + " positions");
+        }
         float * out = nll.data() + sequence*(length - 1);
         for (const ggml_tensor * part : patch.nll) {
             ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));

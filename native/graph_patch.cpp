@@ -28,6 +28,10 @@ bool is_computed(const ggml_tensor * t) {
     return t->op != GGML_OP_NONE && memory_of(t)->op != GGML_OP_NONE;
 }
 
+bool is_input(const ggml_tensor * t) {
+    return t->op == GGML_OP_NONE && (t->flags & GGML_TENSOR_FLAG_INPUT);
+}
+
 bool is_view(const ggml_tensor * t) {
     return t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
 }
@@ -35,7 +39,7 @@ bool is_view(const ggml_tensor * t) {
 // The N of a weight's name blk.N.REST, and REST; -1 for others.
 int layer_of(const ggml_tensor * t, const char ** rest = nullptr) {
     int layer, length = 0;
-    if (t->op != GGML_OP_NONE || (t->flags & GGML_TENSOR_FLAG_INPUT) || sscanf(t->name, "blk.%d.%n", &layer, &length) != 1 || length == 0) {
+    if (t->op != GGML_OP_NONE || is_input(t) || sscanf(t->name, "blk.%d.%n", &layer, &length) != 1 || length == 0) {
         return -1;
     }
     if (rest) {
@@ -130,6 +134,7 @@ struct built_graph {
     std::unordered_map<const ggml_tensor *, int>                           position;
     std::unordered_map<const ggml_tensor *, std::vector<ggml_tensor *>>    cache_writes; // by the cache's memory
     std::vector<ggml_tensor *>                                             inputs;
+    tensor_set                                                             of_inputs;    // computed of inputs alone, such as masks
 
     explicit built_graph(ggml_cgraph * gf) {
         tensor_set seen;
@@ -140,10 +145,15 @@ struct built_graph {
             if (memory_of(node)->op == GGML_OP_NONE && !is_view(node)) {
                 cache_writes[memory_of(node)].push_back(node); // copies, rows that are set, states that are cleared
             }
+            bool is_of_inputs = memory_of(node)->op != GGML_OP_NONE || is_input(memory_of(node));
             for (ggml_tensor * src : node->src) {
-                if (src && src->op == GGML_OP_NONE && (src->flags & GGML_TENSOR_FLAG_INPUT) && seen.insert(src).second) {
+                if (src && is_input(src) && seen.insert(src).second) {
                     inputs.push_back(src);
                 }
+                is_of_inputs = is_of_inputs && (!src || is_input(src) || of_inputs.count(src));
+            }
+            if (is_of_inputs) {
+                of_inputs.insert(node);
             }
         }
     }
@@ -175,6 +185,19 @@ struct built_graph {
                 }
             }
         }
+    }
+
+    // Visits what t is computed from and `boundary` is not, but for what is computed of inputs alone.
+    void visit_beyond(ggml_tensor * boundary, ggml_tensor * t, const std::function<void(ggml_tensor *)> & visit) const {
+        tensor_set seen;
+        visit_sources(boundary, -1, seen, [](ggml_tensor *) { return true; });
+        visit_sources(t, -1, seen, [&](ggml_tensor * cur) {
+            const bool is_beyond = !of_inputs.count(cur);
+            if (is_beyond) {
+                visit(cur);
+            }
+            return is_beyond;
+        });
     }
 
     bool depends(ggml_tensor * t, const ggml_tensor * on) const {
@@ -213,10 +236,9 @@ ggml_tensor * boundary_between(const built_graph & graph, ggml_tensor * stream, 
     return nullptr;
 }
 
-bool mixes_tokens(const built_graph & graph, ggml_tensor * branch, const ggml_tensor * boundary) {
+bool mixes_tokens(const built_graph & graph, ggml_tensor * branch, ggml_tensor * boundary) {
     bool mixes = false;
-    tensor_set seen;
-    graph.visit_sources(branch, graph.position_of(boundary), seen, [&](ggml_tensor * t) { mixes = mixes || mixes_tokens(t); return !mixes; });
+    graph.visit_beyond(boundary, branch, [&](const ggml_tensor * t) { mixes = mixes || mixes_tokens(t); });
     return mixes;
 }
 
@@ -274,8 +296,7 @@ void describe_branch(const built_graph & graph, found_block & found, const std::
     block.mixes_tokens = false;
     block.layer        = -1;
     std::set<std::string> weights;
-    tensor_set seen;
-    graph.visit_sources(found.branch, graph.position_of(found.boundary), seen, [&](ggml_tensor * t) {
+    graph.visit_beyond(found.boundary, found.branch, [&](ggml_tensor * t) {
         block.mixes_tokens = block.mixes_tokens || mixes_tokens(t);
         found.reads_cache  = found.reads_cache || is_cache(t);
         const int layer = layer_of(t);
@@ -289,7 +310,6 @@ void describe_branch(const built_graph & graph, found_block & found, const std::
         if (t->op != GGML_OP_NONE) {
             found.inner.insert(t);
         }
-        return true;
     });
     if (block.layer < 0) {
         not_understood("a branch of it reads no layer's weights, at '" + std::string(found.branch->name) + "'", above);
@@ -314,7 +334,7 @@ std::string signature_of(const built_graph & graph, const tensor_set & inner, st
             return names[t];
         }
         if (t->op == GGML_OP_NONE) {
-            if (t->flags & GGML_TENSOR_FLAG_INPUT) {
+            if (is_input(t)) {
                 return t->name;
             }
             if (is_cache(t)) {
@@ -330,7 +350,7 @@ std::string signature_of(const built_graph & graph, const tensor_set & inner, st
         tensor_set seen;
         std::set<std::string> inputs;
         graph.visit_sources(const_cast<ggml_tensor *>(t), -1, seen, [&](ggml_tensor * s) {
-            if (s->flags & GGML_TENSOR_FLAG_INPUT) {
+            if (is_input(s)) {
                 inputs.insert(s->name);
             }
             return true;
@@ -345,7 +365,7 @@ std::string signature_of(const built_graph & graph, const tensor_set & inner, st
     std::string text;
     int number = 0;
     for (const ggml_tensor * t : nodes) {
-        const bool selection = t->op == GGML_OP_GET_ROWS && (t->src[1]->flags & GGML_TENSOR_FLAG_INPUT);
+        const bool selection = t->op == GGML_OP_GET_ROWS && is_input(t->src[1]);
         if (is_view(t) || t->op == GGML_OP_CONT || selection) {
             names[t] = name_of(t->src[0]);
             continue;
@@ -500,6 +520,35 @@ void describe(const built_graph & graph, std::vector<found_block> & found) {
     }
 }
 
+// A graph like one that was understood before: its blocks are where they were. Empty if it isn't like it.
+std::vector<found_block> find_again(const built_graph & graph, const graph_layout & layout) {
+    std::vector<found_block> found;
+    if (graph.nodes.size() != layout.n_nodes) {
+        return found;
+    }
+    for (const auto & at : layout.blocks) {
+        found_block block = { {}, graph.nodes[at.branch], graph.nodes[at.boundary], graph.nodes[at.stream], graph.nodes[at.add], graph.nodes[at.instead] };
+        block.both           = at.both < 0 ? nullptr : graph.nodes[at.both];
+        block.block.parallel = at.parallel;
+        const ggml_tensor * sum = block.add;
+        const bool is_there = is_sum(sum) && ((sum->src[0] == block.instead && sum->src[1] == block.branch) || (sum->src[1] == block.instead && sum->src[0] == block.branch));
+        if (!is_there) {
+            return {};
+        }
+        found.push_back(std::move(block));
+    }
+    return found;
+}
+
+graph_layout layout_of(const built_graph & graph, const std::vector<found_block> & found) {
+    graph_layout layout = { graph.nodes.size(), {} };
+    for (const auto & f : found) {
+        layout.blocks.push_back({ graph.position_of(f.branch), graph.position_of(f.boundary), graph.position_of(f.stream), graph.position_of(f.add),
+            graph.position_of(f.instead), f.both ? graph.position_of(f.both) : -1, f.block.parallel });
+    }
+    return layout;
+}
+
 // Tensors and what their readers shall read instead.
 class substitution {
 public:
@@ -626,7 +675,11 @@ void graph_patch::apply(llm_graph_result & res) {
         ggml_context * ctx = res.get_ctx();
         const built_graph graph(gf);
 
-        std::vector<found_block> found = find_blocks(graph, res.t_embd);
+        std::vector<found_block> found = find_again(graph, layout);
+        if (found.empty()) {
+            found  = find_blocks(graph, res.t_embd);
+            layout = layout_of(graph, found);
+        }
         if (blocks.empty()) {
             describe(graph, found);
             tensor_set inner, outer, seen;
@@ -674,7 +727,7 @@ void graph_patch::apply(llm_graph_result & res) {
         }
         change.apply(graph);
 
-        const int64_t n_outputs = res.t_logits->ne[1];
+        const int64_t n_outputs = (int64_t) std::min((size_t) res.t_logits->ne[1], this->n_outputs);
         ggml_tensor * targets_in = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_outputs);
         ggml_set_input(targets_in);
         ggml_set_name(targets_in, "targets");
@@ -684,7 +737,8 @@ void graph_patch::apply(llm_graph_result & res) {
         const int64_t rows = std::max<int64_t>(32, logits_bytes/ggml_row_size(res.t_logits->type, res.t_logits->ne[0]));
         const auto head = rows < n_outputs ? find_head(graph, res.t_embd, res.t_logits) : std::vector<ggml_tensor *>();
         if (head.empty()) {
-            nll.push_back(build_nll(ctx, res.t_logits, targets_in));
+            ggml_tensor * logits = ggml_view_2d(ctx, res.t_logits, res.t_logits->ne[0], n_outputs, res.t_logits->nb[1], 0);
+            nll.push_back(build_nll(ctx, n_outputs < res.t_logits->ne[1] ? logits : res.t_logits, targets_in));
         } else {
             for (int64_t first = 0; first < n_outputs; first += rows) {
                 const int64_t count = std::min(rows, n_outputs - first);

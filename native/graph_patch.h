@@ -23,6 +23,16 @@ struct residual_block {
     int                      rope;         // which values it rotates together, GGML_ROPE_TYPE_*; -1: none
 };
 
+// Where a graph has its blocks: positions of nodes. As graphs of one model are alike, they are found once.
+struct graph_layout {
+    struct block_nodes {
+        int  branch, boundary, stream, add, instead, both; // both: -1 where there is none
+        bool parallel;
+    };
+    size_t                   n_nodes = 0;
+    std::vector<block_nodes> blocks;
+};
+
 class graph_patch {
 public:
     // llama_context_params::graph_hook; data is a graph_patch
@@ -53,8 +63,10 @@ public:
     // Logits are computed for as many positions at a time as fit here, so that memory doesn't grow with context x vocabulary.
     size_t logits_bytes = 256*1024*1024;
 
-    // The token that each output position should predict; must outlive the graph's computation.
-    const int32_t * targets = nullptr;
+    // The token that each output position should predict; must outlive the graph's computation. The outputs are the first
+    // positions of the batch: some models compute logits for all of it, whatever was asked for.
+    const int32_t * targets   = nullptr;
+    size_t          n_outputs = SIZE_MAX;
 
     // F32 [n_embd, n_tokens] by block; of the last graph.
     std::map<size_t, ggml_tensor *> captured;
@@ -70,7 +82,8 @@ public:
     uint64_t version = 0;
 
 private:
-    request req;
+    request      req;
+    graph_layout layout;
 
     void apply(llm_graph_result & res);
 };

@@ -19,12 +19,12 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
         return rest !== undefined && !attnTensors.test(rest) && !ffnTensors.test(rest);
     });
     if (unknown) {
-        return `single blocks need the host deci, which has no ${unknown.name}`;
+        return `not deci, which has no ${unknown.name}`;
     }
     const ropes = new Set(graph.blocks.filter(({ kind }) => kind === 'attn').map(({ rope }) => rope));
     const [rope] = ropes;
     if (ropes.size !== 1 || (rope !== 'norm' && rope !== 'neox')) {
-        return 'single blocks need the host deci, which has rotary positions in each layer';
+        return 'not deci, which has rotary positions in each layer';
     }
     let whole: Export;
     try {
@@ -33,18 +33,18 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
         if (!(error instanceof BlockprunerError)) {
             throw error;
         }
-        return `single blocks need the host deci, but ${error.message}`;
+        return `not deci: ${error.message}`;
     }
     const hosted = await probe(whole);
     const sequential = graph.blocks.every(({ direct, parallel, reads }) => direct && !parallel && reads.length === 0);
     const same = sequential && hosted !== undefined && hosted.outerSignature === graph.outerSignature &&
         hosted.blocks.map(({ signature }) => signature).join() === graph.blocks.map(({ signature }) => signature).join();
     if (!same) {
-        return 'single blocks need the host deci, which computes something else of these tensors';
+        return 'not deci, which computes something else of these tensors';
     }
     return {
         name: 'deci',
-        reason: "single blocks: deci computes the same, and its layers have head counts and FFN sizes of their own, down to none",
+        reason: 'single blocks can go: deci computes the same, and its layers have head counts and FFN sizes of their own, down to none',
         tolerance: rope === 'neox' && gguf.tensors.some(({ name, type }) => name.startsWith('blk.') && !/^(f32|f16|bf16)$/.test(type)) ? 1e-2 : 1e-4,
         moves: singleMoves,
         plan: (remaining) => planDeci(gguf, rope, remaining)

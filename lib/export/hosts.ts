@@ -20,12 +20,12 @@ export async function chooseHost(model: Model, signal?: AbortSignal): Promise<Ho
         for (const find of [deciHost, openelmHost, ownHost]) {
             const host = await find(source);
             if (typeof host !== 'string') {
-                return { ...host, reason: [host.reason, ...reasons].join('; ') };
+                return { ...host, reason: host.reason + (reasons.length > 0 ? ` (${reasons.join('; ')})` : '') };
             }
             reasons.push(host);
         }
     } finally {
         prober.close();
     }
-    throw new BlockprunerError(`models like ${gguf.files[0]} (architecture '${architectureOf(gguf)}') can be evaluated, but not written: ${reasons.join('; ')}`);
+    throw new BlockprunerError(`${gguf.files[0]} (architecture '${architectureOf(gguf)}') can be evaluated, but can't be written without blocks: ${reasons.join('; ')}`);
 }

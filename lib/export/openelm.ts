@@ -14,7 +14,7 @@ const ffnTensors = ['ffn_norm.weight', 'ffn_gate.weight', 'ffn_up.weight', 'ffn_
 export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host | string> {
     const { metadata, tensors } = gguf;
     const architecture = architectureOf(gguf);
-    const none = (why: string) => `the host openelm ${why}`;
+    const none = (why: string) => `not openelm, which ${why}`;
     const number = (name: string): number | undefined => {
         const value = metadata[`${architecture}.${name}`];
         return typeof value === 'number' ? value : undefined;
@@ -96,7 +96,7 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
     }
     return {
         name: 'openelm',
-        reason: 'single blocks: openelm computes the same, with Q, K and V joined, and its layers have head counts and FFN sizes of their own',
+        reason: 'single blocks can go: openelm computes the same, with Q, K and V joined, and its layers have head counts and FFN sizes of their own',
         tolerance: tensors.some(({ name, type }) => name.startsWith('blk.') && !/^(f32|f16|bf16)$/.test(type)) ? 1e-2 : 1e-4,
         moves: singleMoves,
         plan

@@ -13,7 +13,7 @@ type Law = 'follows' | 'position';
 type Layer = Block[];
 
 /** Metadata of the FFN, of those that have a value for each layer; all others belong to the attention. */
-const ffnKeys = /feed_forward|expert|swiglu|moe|xielu/;
+const ffnKeys = /^[^.]+\.(feed_forward|expert|swiglu|moe|xielu|router)/;
 
 /**
  * A model's own architecture: whole layers, and where attention and FFN of different layers can be paired, any FFN next to
@@ -25,11 +25,11 @@ export async function ownHost(source: Source): Promise<Host | string> {
     const { graph } = source;
     const layers = layersOf(graph.blocks);
     if (layers.some((blocks, index) => blocks.some(({ layer }) => layer !== index))) {
-        return 'its blocks are not in the order of its layers';
+        return 'not its own architecture, since its blocks are not in the order of its layers';
     }
     const indirect = graph.blocks.find(({ direct }) => !direct);
     if (indirect) {
-        return `its residual stream is scaled or normalized beside ${formatBlock(indirect)}, which goes with the layer and not with the block`;
+        return `not its own architecture, since its residual stream is scaled or normalized beside ${formatBlock(indirect)}`;
     }
     const pairs = layers.every(([attn, ffn], index) => layers[index]!.length === 2 && attn!.kind === 'attn' && ffn!.kind === 'ffn') &&
         graph.blocks.every(({ parallel, reads, layer }) => !parallel && !reads.some((block) => block.layer === layer));
@@ -50,7 +50,7 @@ export async function ownHost(source: Source): Promise<Host | string> {
             };
         }
     }
-    return 'llama.cpp computes something else of its layers in other places, or with another number of them';
+    return 'not its own architecture, since llama.cpp computes something else of its layers in other places, or with another number of them';
 }
 
 /** Consecutive blocks of a layer. */
@@ -85,9 +85,9 @@ class OwnHost {
     }
 
     get reason(): string {
-        const what = this.pairs ? 'an attention and an FFN block next to it' : this.#layers.every(({ length }) => length === 1) ? 'single blocks, each a layer' : 'whole layers';
+        const what = this.pairs ? 'an attention and an FFN block that are neighbours' : this.#layers.every(({ length }) => length === 1) ? 'single blocks, each a layer,' : 'whole layers';
         const bound = (Object.keys(this.law) as BlockKind[]).filter((kind) => this.law[kind] === 'position' && new Set(this.#atPosition[kind]).size > 1);
-        return `its own architecture, from which ${what} can go${bound.length > 0 ? `, as long as each ${bound.map((kind) => (kind === 'attn' ? 'attention' : 'FFN')).join(' and ')} stays at a position of its kind` : ''}`;
+        return `${what} can go${bound.length > 0 ? `, as long as each ${bound.map((kind) => (kind === 'attn' ? 'attention' : 'FFN')).join(' and ')} stays at a position of its kind` : ''}`;
     }
 
     /** The smallest runs of blocks, beginning at each place, without which the rest can be written. */
@@ -109,7 +109,9 @@ class OwnHost {
 
     #isLegal(remaining: readonly Block[]): boolean {
         const layers = this.#pack(remaining);
-        return layers !== undefined && layers.length > 0 && this.pinned.every((block) => remaining.some((other) => sameBlock(block, other))) &&
+        // llama.cpp expects some kinds of layers, such as those with a sliding window, to be there: one of each stays
+        const kinds = (blocks: readonly Block[]) => new Set(blocks.map((block) => this.#signature(block))).size;
+        return layers !== undefined && kinds(remaining) === kinds(this.source.graph.blocks) && this.pinned.every((block) => remaining.some((other) => sameBlock(block, other))) &&
             layers.every((layer, position) => (['attn', 'ffn'] as const).every((kind) => {
                 const block = layer.find((candidate) => candidate.kind === kind);
                 return this.law[kind] === 'follows' || (block && this.#signature(block)) === this.#atPosition[kind][position];

@@ -17,11 +17,12 @@ const layers = { 'baichuan-dense': 32 }[name] ?? 6; // llama.cpp knows a Baichua
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-examine-'));
 const file = (what) => path.join(folder, `${what}.gguf`);
 // what llama.cpp's fixture has more than the models of this name: the scales of tensor types that aren't used, and of Qwen3's
-// small models, biases and an output that is not the embedding
-const surplus = name === 'qwen3-dense' ? /\.(scale|input_scale|bias)$|^output\.weight$/ : /\.(scale|input_scale)$/;
+// small models, biases, an output that is not the embedding, and one that ranks
+const surplus = name === 'qwen3-dense' ? /\.(scale|input_scale|bias)$|^(cls\.)?output\.weight$/ : /\.(scale|input_scale)$/;
 const load = (source) => Model.load(source, { device: 'cpu', threads: 1 });
 
-const divides = (tensor) => /ffn_act\.scales$/.test(tensor); // by zero it would be no number
+// without its matrices and biases a block adds nothing; without its norms and scales it may be no number
+const adds = (tensor, shape) => shape.length > 1 || tensor.endsWith('.bias');
 let state = 1;
 const random = (below) => {
     state = (state * 48271) % 0x7fffffff;
@@ -45,7 +46,7 @@ try {
     const examined = blocks.filter((_, index) => index < 8 || index >= blocks.length - 4);
     const zeroed = { worst: 0, effect: Infinity, block: '' };
     for (const block of examined) {
-        await copy(file('model'), file('zeroed'), ({ name: tensor, from, type, shape }) => [block.tensors.includes(tensor) && !divides(tensor) ? { name: tensor, type, shape } : { name: tensor, from }]);
+        await copy(file('model'), file('zeroed'), ({ name: tensor, from, type, shape }) => [block.tensors.includes(tensor) && adds(tensor, shape) ? { name: tensor, type, shape } : { name: tensor, from }]);
         const other = await load(file('zeroed'));
         const [skipped, expected] = [await perplexity(model, [block]), await perplexity(other)];
         other.dispose();
