@@ -128,7 +128,7 @@ const root = path.resolve(__dirname, '..');
 
 /* eslint-disable @typescript-eslint/no-require-imports -- plain JavaScript, shared with the build */
 const build = require(path.join(root, 'native', 'build.js')) as typeof import('../native/build.js');
-const { backendFolders } = require(path.join(root, 'native', 'packages.js')) as { backendFolders: Record<Device, string> };
+export const { backendFolders } = require(path.join(root, 'native', 'packages.js')) as { backendFolders: Record<Device, string> };
 
 let loading: Promise<Addon> | undefined;
 

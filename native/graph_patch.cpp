@@ -104,11 +104,6 @@ bool is_sum(const ggml_tensor * t) {
     return t->op == GGML_OP_ADD && is_computed(t->src[0]) && is_computed(t->src[1]);
 }
 
-// Memory of what went before: keys and values, or a recurrent state.
-bool is_cache(const ggml_tensor * t) {
-    return t->op == GGML_OP_NONE && strncmp(t->name, "cache_", 6) == 0;
-}
-
 // Does the operation carry information from one token to another?
 bool mixes_tokens(const ggml_tensor * t) {
     switch (t->op) {
@@ -156,6 +151,11 @@ struct built_graph {
                 of_inputs.insert(node);
             }
         }
+    }
+
+    // Memory of what went before: keys and values, or a recurrent state.
+    bool is_cache(const ggml_tensor * t) const {
+        return cache_writes.count(t) > 0;
     }
 
     int position_of(const ggml_tensor * t) const {
@@ -298,7 +298,7 @@ void describe_branch(const built_graph & graph, found_block & found, const std::
     std::set<std::string> weights;
     graph.visit_beyond(found.boundary, found.branch, [&](ggml_tensor * t) {
         block.mixes_tokens = block.mixes_tokens || mixes_tokens(t);
-        found.reads_cache  = found.reads_cache || is_cache(t);
+        found.reads_cache  = found.reads_cache || graph.is_cache(t);
         const int layer = layer_of(t);
         if (layer >= 0) {
             if (block.layer >= 0 && block.layer != layer) {
@@ -337,10 +337,11 @@ std::string signature_of(const built_graph & graph, const tensor_set & inner, st
             if (is_input(t)) {
                 return t->name;
             }
-            if (is_cache(t)) {
+            if (graph.is_cache(t)) {
                 return "cache";
             }
-            std::string name = layer_of(t, &rest) >= 0 ? rest : t->name;
+            // a leaf without a name of its own gets a number
+            std::string name = layer_of(t, &rest) >= 0 ? rest : strncmp(t->name, "leaf_", 5) == 0 ? "leaf" : t->name;
             for (const int64_t n : t->ne) {
                 name += "," + std::to_string(n);
             }

@@ -1,8 +1,9 @@
 // Models for the tests: the embedded one in other types, tiny random ones of other architectures, changed copies.
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { loadAddon, type GgufPlan, type GgufTensor } from '../lib/addon.js';
+import { backendFolders, loadAddon, type GgufPlan, type GgufTensor } from '../lib/addon.js';
 import { loadCalibration, Model, readGguf, type Calibration } from '../lib/index.js';
 
 export const tiny = path.resolve(__dirname, '..', 'models', 'blockpruner-tiny.gguf');
@@ -97,6 +98,21 @@ export async function randomModel(name: keyof typeof architectures, output: stri
             ...Array.from({ length: layers }).flatMap((_, layer) => Object.entries(tensors).map(([rest, shape]) => tensor(`blk.${layer}.${rest}`, shape)))
         ]
     });
+    return output;
+}
+
+const cmakeFolder = path.resolve(__dirname, '..', 'build', 'cmake');
+
+/** Compiles fixtures.cpp, unless it is there: llama.cpp's tiny random models. Their names. */
+export function buildFixtures(): string[] {
+    execFileSync('cmake', ['--build', cmakeFolder, '--target', 'fixtures'], { stdio: 'ignore' });
+    return execFileSync(path.join(cmakeFolder, 'fixtures'), ['list'], { encoding: 'utf8' }).trim().split('\n');
+}
+
+/** Writes one of llama.cpp's tiny random models, six layers or more. */
+export function fixture(name: string, output: string): string {
+    buildFixtures();
+    execFileSync(path.join(cmakeFolder, 'fixtures'), ['make', name, output, '6', backendFolders.cpu], { stdio: 'ignore' });
     return output;
 }
 

@@ -21,8 +21,6 @@ const file = (what) => path.join(folder, `${what}.gguf`);
 const surplus = name === 'qwen3-dense' ? /\.(scale|input_scale|bias)$|^(cls\.)?output\.weight$/ : /\.(scale|input_scale)$/;
 const load = (source) => Model.load(source, { device: 'cpu', threads: 1 });
 
-// without its matrices and biases a block adds nothing; without its norms and scales it may be no number
-const adds = (tensor, shape) => shape.length > 1 || tensor.endsWith('.bias');
 let state = 1;
 const random = (below) => {
     state = (state * 48271) % 0x7fffffff;
@@ -46,16 +44,29 @@ try {
     const examined = blocks.filter((_, index) => index < 8 || index >= blocks.length - 4);
     const zeroed = { worst: 0, effect: Infinity, block: '' };
     for (const block of examined) {
-        await copy(file('model'), file('zeroed'), ({ name: tensor, from, type, shape }) => [block.tensors.includes(tensor) && adds(tensor, shape) ? { name: tensor, type, shape } : { name: tensor, from }]);
-        const other = await load(file('zeroed'));
-        const [skipped, expected] = [await perplexity(model, [block]), await perplexity(other)];
-        other.dispose();
+        let expected = await perplexityOfZeroed(block.tensors);
+        if (Number.isNaN(expected)) { // of norms and divisors
+            const shapes = new Map(model.gguf.tensors.map(({ name: tensor, shape }) => [tensor, shape]));
+            expected = await perplexityOfZeroed(block.tensors.filter((tensor) => shapes.get(tensor).length > 1 || tensor.endsWith('.bias')));
+        }
+        const skipped = await perplexity(model, [block]);
         zeroed.effect = Math.min(zeroed.effect, differs(skipped, result.dense));
         if (!(differs(skipped, expected) <= zeroed.worst)) {
             Object.assign(zeroed, { worst: differs(skipped, expected), block: formatMove([block]) });
         }
     }
     result.zeroed = zeroed;
+    const fromStart = [];
+    for (const block of examined) {
+        fromStart.push(await perplexity(model, [block]));
+    }
+    await model.evaluate({ tokens, length }, { keep: blocks.length });
+    const fromBoundary = [];
+    for (const block of examined) {
+        fromBoundary.push(await perplexity(model, [block]));
+    }
+    result.prefix = Math.max(...fromStart.map((value, i) => differs(value, fromBoundary[i])));
+    model.forget(blocks);
 
     const host = await chooseHost(model);
     Object.assign(result, { host: host.name, reason: host.reason, together: Math.min(...host.moves(blocks).map(({ length }) => length)) });
@@ -81,6 +92,16 @@ try {
     fs.rmSync(folder, { recursive: true, force: true });
 }
 console.log(JSON.stringify(result, (_, value) => (typeof value === 'number' && !Number.isFinite(value) ? String(value) : value)));
+
+async function perplexityOfZeroed(names) {
+    await copy(file('model'), file('zeroed'), ({ name: tensor, from, type, shape }) => [names.includes(tensor) ? { name: tensor, type, shape } : { name: tensor, from }]);
+    const model = await load(file('zeroed'));
+    try {
+        return await perplexity(model);
+    } finally {
+        model.dispose();
+    }
+}
 
 /** Copies a model, with what `change` makes of each tensor. */
 async function copy(source, output, change) {
