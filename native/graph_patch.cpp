@@ -496,6 +496,8 @@ std::vector<found_block> find_blocks(const built_graph & graph, ggml_tensor * en
         }
         for (const ggml_tensor * weight : on_stream) {
             f.block.direct = f.block.direct && layer_of(weight) != f.block.layer;
+            auto & weights = f.block.weights;
+            weights.erase(std::remove(weights.begin(), weights.end(), weight->name), weights.end());
         }
     }
     return found;
