@@ -32,6 +32,8 @@ export interface NativeModel {
         slidingWindow: boolean[];
         /** by layer: it is recurrent, as far as the architecture has such layers beside attention */
         recurrent: boolean[];
+        /** it has recurrent layers: a state, which sequences can't share */
+        hasState: boolean;
     };
     dispose(): void;
 }
@@ -68,6 +70,11 @@ export interface NativeEvaluator {
      * for later evaluations to start from, at so many boundaries of each sequence in all.
      */
     evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask & { keep?: number }): Promise<Float32Array>;
+    /**
+     * The NLL of each of several endings after a context, for many questions. `tokens`: of each question the context's, then
+     * each ending's. `lengths`: of each question the context's, the number of endings, each ending's.
+     */
+    score(tokens: Int32Array, lengths: Uint32Array, skip: number[], task: NativeTask): Promise<Float64Array>;
     /** Frees what no evaluation that leaves out these blocks, and more behind them, can start from. */
     forget(skip: number[]): void;
     dispose(): void;
@@ -120,7 +127,7 @@ interface Addon {
     quantize(input: string, output: string, ftype: number): Promise<void>;
     Model: { load(path: string, options: NativeTask & { gpus: string[]; gpuLayers?: number; headerOnly?: boolean }): Promise<NativeModel> };
     Evaluator: {
-        create(model: NativeModel, options: NativeTask & { context: number; threads: number; flashAttention: boolean; cacheType: 'f16' | 'f32'; logitsBytes?: number }): Promise<NativeEvaluator>;
+        create(model: NativeModel, options: NativeTask & { context: number; threads: number; flashAttention: boolean; cacheType: 'f16' | 'f32'; sequences?: number; logitsBytes?: number }): Promise<NativeEvaluator>;
     };
 }
 

@@ -7,13 +7,15 @@ export { formatBlock, formatMove, parseBlock, parseBlocks, without, type Block, 
 export { defaultCalibration, loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 export { BlockprunerError } from './errors.js';
 export { PrefixEvaluator, type PrefixOptions } from './evaluation/prefix.js';
+export { scoreTask, type Score, type TaskOptions, type TaskScores } from './evaluation/scores.js';
+export { loadTask, taskNames, type Question, type Task, type TaskSource } from './evaluation/tasks.js';
 export { meanNll, perplexityOf, textPerplexity, type Perplexity, type PerplexityDefinition, type TextPerplexityOptions } from './evaluation/perplexity.js';
 export { type Export, type Host } from './export/host.js';
 export { chooseHost } from './export/hosts.js';
 export { stockGenerate, stockNll, stockSpeed, type Speed, type StockOptions } from './export/stock-runtime.js';
 export { writePruned, type Provenance, type WriteOptions } from './export/write.js';
 export { readGguf, type Gguf, type GgufTensorInfo } from './gguf.js';
-export { Model, resolveModel, type BlockInfo, type EvaluateOptions, type LoadOptions, type ModelGraph, type Sequences } from './model.js';
+export { Model, resolveModel, type BlockInfo, type Choice, type EvaluateOptions, type LoadOptions, type ModelGraph, type Sequences } from './model.js';
 export { apply, inspect, journalOf, prune, type ApplyOptions, type Inspection, type Phase, type PruneOptions, type PruneResult, type SearchStart } from './prune.js';
 export { searchOrder, type Evaluator, type SearchMode, type SearchOptions, type SearchResult, type Step } from './search/blockpruner.js';
 export { formatOrder, readOrder } from './search/order.js';

@@ -45,6 +45,14 @@ export interface Sequences {
     length: number;
 }
 
+/** An ending, and what it is to follow. */
+export interface Choice {
+    /** at least one token */
+    context: Int32Array;
+    /** at least one token */
+    ending: Int32Array;
+}
+
 export interface EvaluateOptions {
     /** Blocks to leave out. Default: none. */
     skip?: readonly Block[] | undefined;
@@ -83,6 +91,9 @@ export async function resolveModel(model: string, options: { signal?: AbortSigna
 /** What a copy of a model needs on a GPU beside its weights: the residual stream that is kept, and its computation. */
 const COPY_HEADROOM = 4 * 2 ** 30;
 
+/** How many endings are computed at once, at most. */
+const SEQUENCES = 64;
+
 /** A loaded model whose blocks can be left out of any evaluation. Frees its memory when disposed or collected. */
 export class Model {
     readonly path: string;
@@ -96,6 +107,8 @@ export class Model {
     readonly #native: NativeModel;
     readonly #cacheType: 'f16' | 'f32';
     #evaluator: { context: number; native: NativeEvaluator; blocks: ModelGraph['blocks'] } | undefined;
+
+    #scorer: { context: number; native: NativeEvaluator; blocks: ModelGraph['blocks'] } | undefined;
 
     private constructor(native: NativeModel, path: string, gguf: Gguf, device: Device, options: LoadOptions) {
         this.#native = native;
@@ -233,6 +246,33 @@ export class Model {
         }));
     }
 
+    /**
+     * The negative log-likelihood (natural logarithm) of endings, each the sum over its tokens given its context. Consecutive
+     * choices with the same context share its computation, and as many as fit are computed at once.
+     */
+    async score(choices: readonly Choice[], options: Omit<EvaluateOptions, 'keep'> = {}): Promise<Float64Array> {
+        const shares = !this.#native.describe().hasState;
+        const questions: Choice[][] = [];
+        for (const choice of choices) {
+            const last = questions.at(-1);
+            if (shares && last && last.length < SEQUENCES && sameTokens(last[0]!.context, choice.context)) {
+                last.push(choice);
+            } else {
+                questions.push([choice]);
+            }
+        }
+        const lengths = questions.map((question) => [question[0]!.context.length, question.length, ...question.map(({ ending }) => ending.length)]);
+        const sizes = lengths.map(([context, , ...endings]) => context! - 1 + endings.reduce((sum, length) => sum + length, 0));
+        const needed = sizes.reduce((most, size) => Math.max(most, size), this.device === 'cpu' ? 512 : 2048);
+        const scorer = await this.#scorerFor(needed, shares ? SEQUENCES : 1, options.signal);
+        const tokens = Int32Array.from(questions.flatMap((question) => [...question[0]!.context, ...question.flatMap(({ ending }) => [...ending])]));
+        const skip = this.#indexes(scorer.blocks, options.skip ?? []);
+        return runNative(options.signal, (cancel) => scorer.native.score(tokens, Uint32Array.from(lengths.flat()), skip, {
+            cancel,
+            ...(options.onProgress && { onProgress: options.onProgress })
+        }));
+    }
+
     /** Frees the kept boundaries at which no evaluation can start that leaves out these blocks, and more behind them. */
     forget(skip: readonly Block[]): void {
         this.#evaluator?.native.forget(this.#indexes(this.#evaluator.blocks, skip));
@@ -258,19 +298,35 @@ export class Model {
     dispose(): void {
         this.#evaluator?.native.dispose();
         this.#evaluator = undefined;
+        this.#scorer?.native.dispose();
+        this.#scorer = undefined;
         this.#native.dispose();
     }
 
     /** One evaluator is kept, for the longest sequences seen. */
     async #evaluatorFor(context: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: ModelGraph['blocks'] }> {
-        if (this.#evaluator && this.#evaluator.context >= context) {
-            return this.#evaluator;
+        if (!this.#evaluator || this.#evaluator.context < context) {
+            this.#evaluator?.native.dispose();
+            this.#evaluator = undefined;
+            this.#evaluator = { context, ...await this.#createEvaluator(context, 1, signal) };
         }
-        this.#evaluator?.native.dispose();
-        this.#evaluator = undefined;
+        return this.#evaluator;
+    }
+
+    /** One evaluator of many sequences at once is kept, for the longest questions seen. */
+    async #scorerFor(context: number, sequences: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: ModelGraph['blocks'] }> {
+        if (!this.#scorer || this.#scorer.context < context) {
+            this.#scorer?.native.dispose();
+            this.#scorer = undefined;
+            this.#scorer = { context, ...await this.#createEvaluator(context, sequences, signal) };
+        }
+        return this.#scorer;
+    }
+
+    async #createEvaluator(context: number, sequences: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: ModelGraph['blocks'] }> {
         const addon = await loadAddon();
         const native = await runNative(signal, (cancel) => addon.Evaluator.create(this.#native, {
-            context, cancel, threads: this.threads, flashAttention: this.flashAttention, cacheType: this.#cacheType
+            context, sequences, cancel, threads: this.threads, flashAttention: this.flashAttention, cacheType: this.#cacheType
         })).catch((error: unknown) => {
             signal?.throwIfAborted();
             throw new BlockprunerError(`can't evaluate ${this.path} (architecture ${this.architecture}): ${lastLine(messageOf(error))}`, { cause: error });
@@ -286,9 +342,12 @@ export class Model {
                 bytes: own.reduce((sum, tensor) => sum + tensor.bytes, 0)
             };
         });
-        this.#evaluator = { context, native, blocks };
-        return this.#evaluator;
+        return { native, blocks };
     }
+}
+
+function sameTokens(a: Int32Array, b: Int32Array): boolean {
+    return a.length === b.length && a.every((token, i) => token === b[i]);
 }
 
 /** llama.cpp's logs end in what it gave up for, or begin with it; one line, without the places in its source, is enough. */

@@ -8,6 +8,7 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <numeric>
 #include <cmath>
 #include <vector>
 
@@ -17,6 +18,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
         InstanceMethod<&Evaluator::blocks>("blocks"),
         InstanceMethod<&Evaluator::graph>("graph"),
         InstanceMethod<&Evaluator::evaluate>("evaluate"),
+        InstanceMethod<&Evaluator::score>("score"),
         InstanceMethod<&Evaluator::forget>("forget"),
         InstanceMethod<&Evaluator::dispose>("dispose"),
     });
@@ -70,7 +72,12 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
     }
 
     llama_context_params params = llama_context_default_params();
+    if (options.Get("sequences").IsNumber()) {
+        s.n_sequences = options.Get("sequences").As<Napi::Number>().Uint32Value();
+    }
     params.n_ctx           = s.context_size;
+    params.n_seq_max       = s.n_sequences;
+    params.kv_unified      = s.n_sequences > 1; // sequences share what they have in common
     params.n_batch         = s.context_size;
     params.n_ubatch        = s.context_size; // a sequence is one graph run
     params.n_threads       = options.Get("threads").As<Napi::Number>().Int32Value();
@@ -189,33 +196,91 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     if (length < 2 || length > self->context_size || array.ElementLength() == 0 || array.ElementLength() % length != 0) {
         throw Napi::RangeError::New(env, "the tokens must be whole sequences of 2 to " + std::to_string(self->context_size) + " tokens");
     }
-    const llama_token n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(self->model.get()));
     auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
-    for (const llama_token token : *tokens) {
-        if (token < 0 || token >= n_vocab) {
-            throw Napi::RangeError::New(env, "token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(n_vocab));
-        }
-    }
+    check_tokens(env, *tokens);
     const std::vector<bool> skipped = read_skip_set(skip, self->patch.blocks.size());
-    if (self->busy.exchange(true)) {
-        throw Napi::Error::New(env, "the evaluator is at work: one evaluation at a time");
-    }
-
     auto nll = std::make_shared<std::vector<float>>();
-    const auto work = [s = self, tokens, length, skipped, nll, keep](const task_control & control) {
-        struct guard {
-            state & s;
-            ~guard() { s.control = nullptr; s.busy = false; }
-        } release { *s };
-        s->control = &control;
-        s->evaluate(*tokens, length, skipped, keep, control, *nll);
-    };
-    try {
-        return run_async(env, options, work, [nll](Napi::Env env) -> Napi::Value {
+    return launch(env, options,
+        [s = self, tokens, length, skipped, nll, keep](const task_control & control) { s->evaluate(*tokens, length, skipped, keep, control, *nll); },
+        [nll](Napi::Env env) -> Napi::Value {
             auto array = Napi::Float32Array::New(env, nll->size());
             std::copy(nll->begin(), nll->end(), array.Data());
             return array;
         });
+}
+
+// score(tokens: Int32Array, lengths: Uint32Array, skip: number[], { onProgress?(questions), cancel? }): Promise<Float64Array>
+// How likely several endings are after one context, for many questions. tokens: of each question the context's, then those of
+// each ending. lengths: of each question the context's (at least 1), the number of endings, and each one's length (at least 1).
+// Result: of each ending the sum of its tokens' NLL, given the context.
+Napi::Value Evaluator::score(const Napi::CallbackInfo & info) {
+    Napi::Env env = info.Env();
+    if (!self) {
+        throw Napi::Error::New(env, "the evaluator is disposed");
+    }
+    const auto array   = info[0].As<Napi::Int32Array>();
+    const auto numbers = info[1].As<Napi::Uint32Array>();
+    auto tokens  = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
+    auto lengths = std::make_shared<std::vector<uint32_t>>(numbers.Data(), numbers.Data() + numbers.ElementLength());
+    check_tokens(env, *tokens);
+
+    size_t used = 0;
+    for (size_t i = 0; i < lengths->size();) {
+        const size_t n_context = (*lengths)[i], n_endings = i + 1 < lengths->size() ? (*lengths)[i + 1] : 0;
+        if (n_context == 0 || n_endings == 0 || n_endings > self->n_sequences || i + 2 + n_endings > lengths->size()) {
+            throw Napi::RangeError::New(env, "a question needs a context and 1 to " + std::to_string(self->n_sequences) + " endings");
+        }
+        size_t size = n_context - 1;
+        used += n_context;
+        for (size_t k = 0; k < n_endings; k++) {
+            size += (*lengths)[i + 2 + k];
+            used += (*lengths)[i + 2 + k];
+            if ((*lengths)[i + 2 + k] == 0) {
+                throw Napi::RangeError::New(env, "an ending has no tokens");
+            }
+        }
+        if (size > self->context_size) {
+            throw Napi::RangeError::New(env, "a question has " + std::to_string(size) + " tokens, more than the context of " + std::to_string(self->context_size));
+        }
+        i += 2 + n_endings;
+    }
+    if (used != tokens->size()) {
+        throw Napi::RangeError::New(env, "the lengths don't add up to the tokens");
+    }
+    const std::vector<bool> skipped = read_skip_set(info[2].As<Napi::Array>(), self->patch.blocks.size());
+    auto sums = std::make_shared<std::vector<double>>();
+    return launch(env, info[3],
+        [s = self, tokens, lengths, skipped, sums](const task_control & control) { s->score(*tokens, *lengths, skipped, control, *sums); },
+        [sums](Napi::Env env) -> Napi::Value {
+            auto array = Napi::Float64Array::New(env, sums->size());
+            std::copy(sums->begin(), sums->end(), array.Data());
+            return array;
+        });
+}
+
+void Evaluator::check_tokens(Napi::Env env, const std::vector<llama_token> & tokens) const {
+    const llama_token n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(self->model.get()));
+    for (const llama_token token : tokens) {
+        if (token < 0 || token >= n_vocab) {
+            throw Napi::RangeError::New(env, "token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(n_vocab));
+        }
+    }
+}
+
+// Runs work on the state, one at a time.
+Napi::Value Evaluator::launch(Napi::Env env, const Napi::Value & options, std::function<void(const task_control &)> work, std::function<Napi::Value(Napi::Env)> result) {
+    if (self->busy.exchange(true)) {
+        throw Napi::Error::New(env, "the evaluator is at work: one evaluation at a time");
+    }
+    try {
+        return run_async(env, options, [s = self, work](const task_control & control) {
+            struct guard {
+                state & s;
+                ~guard() { s.control = nullptr; s.busy = false; }
+            } release { *s };
+            s->control = &control;
+            work(control);
+        }, std::move(result));
     } catch (...) {
         self->busy = false; // the work never began
         throw;
@@ -289,6 +354,23 @@ static std::vector<size_t> spread(const std::vector<residual_block> & blocks, co
     return chosen;
 }
 
+// Computes the patched graph of a batch, from an empty cache.
+void Evaluator::state::run(const llama_batch & batch) {
+    llama_memory_clear(llama_get_memory(context.get()), false);
+    int status;
+    {
+        const computing no_exceptions;
+        status = llama_decode(context.get(), batch);
+        llama_synchronize(context.get());
+    }
+    if (status != 0) {
+        control->check();
+        const std::string reason = take_logged_errors();
+        throw std::runtime_error("evaluation failed: " + (!patch.error.empty() ? patch.error :
+            reason.empty() ? "llama_decode returned " + std::to_string(status) : reason));
+    }
+}
+
 void Evaluator::state::evaluate(
         const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip, size_t keep,
         const task_control & control, std::vector<float> & nll) {
@@ -351,19 +433,7 @@ void Evaluator::state::evaluate(
         }
         patch.set_request(request);
 
-        llama_memory_clear(llama_get_memory(context.get()), false);
-        int status;
-        {
-            const computing no_exceptions;
-            status = llama_decode(context.get(), batch);
-            llama_synchronize(context.get());
-        }
-        if (status != 0) {
-            control.check();
-            const std::string reason = take_logged_errors();
-            throw std::runtime_error("evaluation failed: " + (!patch.error.empty() ? patch.error :
-                reason.empty() ? "llama_decode returned " + std::to_string(status) : reason));
-        }
+        run(batch);
         n_computed += std::count(skip.begin() + request.start, skip.end(), false);
         size_t n_values = 0;
         for (const ggml_tensor * part : patch.nll) {
@@ -388,4 +458,89 @@ void Evaluator::state::evaluate(
         }
         control.progress((double) sequence + 1, (double) n_sequences);
     }
+}
+
+// Packs questions into batches. The endings of a question are sequences that share its context but for its last token,
+// which each has for itself: it predicts the first token of each ending.
+void Evaluator::state::score(
+        const std::vector<llama_token> & tokens, const std::vector<uint32_t> & lengths, const std::vector<bool> & skip,
+        const task_control & control, std::vector<double> & sums) {
+    graph_patch::request request;
+    request.skip = skip;
+    patch.set_request(request);
+
+    llama_batch batch = llama_batch_init((int) context_size, 0, (int) n_sequences);
+    std::unique_ptr<llama_batch, void (*)(llama_batch *)> free_batch(&batch, [](llama_batch * b) { llama_batch_free(*b); });
+    batch.n_tokens = 0;
+    std::vector<int32_t> targets;
+    std::vector<size_t>  ending_of; // index into sums, of each target
+    uint32_t n_used = 0;            // sequences of this batch
+
+    const auto add = [&](llama_token token, llama_pos pos, uint32_t first, uint32_t count, bool output) {
+        const int i = batch.n_tokens++;
+        batch.token[i]    = token;
+        batch.pos[i]      = pos;
+        batch.n_seq_id[i] = (int32_t) count;
+        batch.logits[i]   = output;
+        for (uint32_t k = 0; k < count; k++) {
+            batch.seq_id[i][k] = (llama_seq_id) (first + k);
+        }
+    };
+    const auto flush = [&] {
+        if (batch.n_tokens == 0) {
+            return;
+        }
+        patch.targets       = targets.data();
+        patch.n_outputs     = targets.size();
+        patch.outputs_first = false;
+        patch.version++; // the targets' number changes
+        run(batch);
+        std::vector<float> nll(targets.size());
+        float * out = nll.data();
+        for (const ggml_tensor * part : patch.nll) {
+            ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));
+            out += ggml_nelements(part);
+        }
+        for (size_t i = 0; i < nll.size(); i++) {
+            sums[ending_of[i]] += nll[i];
+        }
+        batch.n_tokens = 0;
+        n_used         = 0;
+        targets.clear();
+        ending_of.clear();
+    };
+
+    size_t at = 0, n_questions = 0, question = 0;
+    for (size_t i = 0; i < lengths.size(); i += 2 + lengths[i + 1]) {
+        n_questions++;
+    }
+    for (size_t i = 0; i < lengths.size(); i += 2 + lengths[i + 1]) {
+        control.check();
+        const uint32_t n_context = lengths[i], n_endings = lengths[i + 1];
+        const uint32_t size = n_context - 1 + std::accumulate(&lengths[i + 2], &lengths[i + 2] + n_endings, 0u);
+        if (batch.n_tokens + size > context_size || n_used + n_endings > n_sequences) {
+            flush();
+            control.progress((double) question, (double) n_questions);
+        }
+        const llama_token * context = tokens.data() + at;
+        for (uint32_t k = 0; k + 1 < n_context; k++) {
+            add(context[k], (llama_pos) k, n_used, n_endings, false);
+        }
+        at += n_context;
+        for (uint32_t ending = 0; ending < n_endings; ending++) {
+            const llama_token * first = tokens.data() + at;
+            const uint32_t length = lengths[i + 2 + ending];
+            for (uint32_t k = 0; k < length; k++) {
+                add(k == 0 ? context[n_context - 1] : first[k - 1], (llama_pos) (n_context - 1 + k), n_used + ending, 1, true);
+                targets.push_back(first[k]);
+                ending_of.push_back(sums.size());
+            }
+            sums.push_back(0);
+            at += length;
+        }
+        n_used += n_endings;
+        question++;
+    }
+    flush();
+    control.progress((double) n_questions, (double) n_questions);
 }

@@ -8,6 +8,7 @@
 #include "ggml-cpp.h"
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -44,6 +45,7 @@ private:
         std::shared_ptr<ggml_threadpool> threads;
         std::shared_ptr<llama_context> context; // after patch and threads: it is freed first
         uint32_t                       context_size = 0;
+        uint32_t                       n_sequences  = 1;
         std::map<std::vector<int32_t>, std::vector<kept_boundary>> kept; // by the tokens of the sequence
         std::vector<stream>            unused;   // memory of kept boundaries that were forgotten
         std::map<std::pair<ggml_backend_buffer_type_t, int64_t>, stream> starts; // where graphs read the boundary that they start from
@@ -54,6 +56,9 @@ private:
 
         void evaluate(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<bool> & skip, size_t keep,
             const class task_control & control, std::vector<float> & nll);
+        void   score(const std::vector<int32_t> & tokens, const std::vector<uint32_t> & lengths, const std::vector<bool> & skip,
+            const class task_control & control, std::vector<double> & sums);
+        void   run(const struct llama_batch & batch);
         void   forget(const std::vector<bool> & skip);
         stream stream_like(const ggml_tensor * tensor); // its tensor is null where there is no memory
     };
@@ -61,9 +66,13 @@ private:
 
     static Napi::Value create(const Napi::CallbackInfo & info);
 
+    void        check_tokens(Napi::Env env, const std::vector<int32_t> & tokens) const;
+    Napi::Value launch(Napi::Env env, const Napi::Value & options, std::function<void(const class task_control &)> work, std::function<Napi::Value(Napi::Env)> result);
+
     Napi::Value blocks(const Napi::CallbackInfo & info);
     Napi::Value graph(const Napi::CallbackInfo & info);
     Napi::Value evaluate(const Napi::CallbackInfo & info);
+    Napi::Value score(const Napi::CallbackInfo & info);
     void        forget(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };

@@ -731,6 +731,9 @@ void graph_patch::apply(llm_graph_result & res) {
         change.apply(graph);
 
         const int64_t n_outputs = (int64_t) std::min((size_t) res.t_logits->ne[1], this->n_outputs);
+        if (!outputs_first && n_outputs != res.t_logits->ne[1]) {
+            throw std::runtime_error("this model computes logits for all positions of a batch");
+        }
         ggml_tensor * targets_in = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_outputs);
         ggml_set_input(targets_in);
         ggml_set_name(targets_in, "targets");

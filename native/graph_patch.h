@@ -67,6 +67,7 @@ public:
     // positions of the batch: some models compute logits for all of it, whatever was asked for.
     const int32_t * targets   = nullptr;
     size_t          n_outputs = SIZE_MAX;
+    bool            outputs_first = true; // false: the outputs are spread over the batch, so that the model must select them
 
     // F32 [n_embd, n_tokens] by block; of the last graph.
     std::map<size_t, ggml_tensor *> captured;

@@ -159,6 +159,7 @@ Napi::Value Model::describe(const Napi::CallbackInfo & info) {
     }
     result.Set("slidingWindow", windows);
     result.Set("recurrent", recurrent);
+    result.Set("hasState", llama_model_is_recurrent(m) || llama_model_is_hybrid(m));
     result.Set("embedding", llama_model_n_embd(m));
     result.Set("vocabulary", llama_vocab_n_tokens(vocab));
     result.Set("context", llama_model_n_ctx_train(m));

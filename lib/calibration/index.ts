@@ -1,7 +1,7 @@
-import fs from 'node:fs/promises';
 import path from 'node:path';
-import { BlockprunerError, messageOf } from '../errors.js';
+import { BlockprunerError } from '../errors.js';
 import type { Model, Sequences } from '../model.js';
+import { jsonLines, readText, valueAt } from '../text.js';
 
 export interface CalibrationOptions {
     /** A text file, or JSON Lines (by its ending .jsonl). Default: the embedded text, {@link defaultCalibration}. */
@@ -37,7 +37,7 @@ const usualFields = ['text', 'instruction,input,output', 'instruction,instances.
  */
 export async function loadCalibration(model: Model, options: CalibrationOptions = {}, signal?: AbortSignal): Promise<Calibration> {
     const { file = defaultCalibration, samples = 16, context = 512, seed } = options;
-    const text = await readText(file, options.field);
+    const text = await readSamples(file, options.field);
     const tokens = await model.tokenize(text, signal);
     const available = Math.floor(tokens.length / context);
     if (available === 0) {
@@ -56,14 +56,8 @@ export async function loadCalibration(model: Model, options: CalibrationOptions 
  * Reads a UTF-8 text file whole, or the samples of a JSON Lines file joined by a blank line.
  * @throws BlockprunerError naming the file, and the line where one is wrong
  */
-export async function readText(file: string, field?: string): Promise<string> {
-    let text: string;
-    try {
-        text = new TextDecoder('utf-8', { fatal: true }).decode(await fs.readFile(file));
-    } catch (error) {
-        const { code } = error as NodeJS.ErrnoException;
-        throw new BlockprunerError(`can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`);
-    }
+export async function readSamples(file: string, field?: string): Promise<string> {
+    const text = await readText(file);
     const samples = file.endsWith('.jsonl') ? samplesOf(file, text, field).join('\n\n') : text;
     if (samples.trim() === '') {
         throw new BlockprunerError(`the text ${file} is empty`);
@@ -73,30 +67,17 @@ export async function readText(file: string, field?: string): Promise<string> {
 
 function samplesOf(file: string, text: string, field?: string): string[] {
     let fields = field;
-    return text.split('\n').flatMap((line, index) => {
-        if (line.trim() === '') {
-            return [];
-        }
-        let record: unknown;
-        try {
-            record = JSON.parse(line);
-        } catch {
-            throw new BlockprunerError(`${file}, line ${index + 1}: not JSON`);
-        }
+    return jsonLines(file, text).map(({ record, line }) => {
         fields ??= usualFields.find((list) => valueAt(record, list.split(',').at(-1)!) !== undefined) ?? 'text';
         const parts = fields.split(',').map((name) => {
             const value = valueAt(record, name.trim());
             if (typeof value !== 'string') {
-                throw new BlockprunerError(`${file}, line ${index + 1}: it has no text in field '${name.trim()}'; name the field with --field`);
+                throw new BlockprunerError(`${file}, line ${line}: it has no text in field '${name.trim()}'; name the field with --field`);
             }
             return value;
         });
-        return [parts.filter((part) => part !== '').join('\n')];
+        return parts.filter((part) => part !== '').join('\n');
     });
-}
-
-function valueAt(record: unknown, dotted: string): unknown {
-    return dotted.split('.').reduce<unknown>((value, key) => (typeof value === 'object' && value !== null ? (value as Record<string, unknown>)[key] : undefined), record);
 }
 
 /** `count` of the numbers 0 … available−1: the first, or with a seed a random choice, in ascending order. */

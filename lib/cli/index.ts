@@ -3,6 +3,7 @@ import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import { BlockprunerError, messageOf } from '../errors.js';
 import * as apply from './apply.js';
+import * as evaluate from './eval.js';
 import * as inspect from './inspect.js';
 import * as perplexity from './perplexity.js';
 import * as prune from './prune.js';
@@ -15,8 +16,9 @@ async function main(): Promise<void> {
         .command(prune)
         .command(apply)
         .command(perplexity)
+        .command(evaluate)
         .command(inspect)
-        .demandCommand(1, 'say what to do: prune, apply, perplexity or inspect')
+        .demandCommand(1, 'say what to do: prune, apply, perplexity, eval or inspect')
         .strict()
         .recommendCommands()
         .parserConfiguration({ 'duplicate-arguments-array': false }) // the last one counts

@@ -3,7 +3,9 @@ import type { Argv } from 'yargs';
 import { devices } from '../addon.js';
 import type { CalibrationOptions } from '../calibration/index.js';
 import { BlockprunerError } from '../errors.js';
-import type { Phase } from '../prune.js';
+import type { Phase as PrunePhase } from '../prune.js';
+
+type Phase = PrunePhase | 'score';
 
 /** Options that several commands have; each has its text once. */
 export const deviceOptions = {
@@ -65,7 +67,7 @@ export function checkNumber(name: string, value: number | undefined): void {
     }
 }
 
-const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', write: 'Writing', verify: 'Verifying' };
+const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', score: 'Scoring', write: 'Writing', verify: 'Verifying' };
 
 /** Progress on stderr: a bar with the time left where that is a terminal, else only the lines. */
 export class Progress {

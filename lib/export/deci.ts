@@ -45,7 +45,7 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
     return {
         name: 'deci',
         reason: 'single blocks can go: deci computes the same, and its layers have head counts and FFN sizes of their own, down to none',
-        tolerance: rope === 'neox' && gguf.tensors.some(({ name, type }) => name.startsWith('blk.') && !/^(f32|f16|bf16)$/.test(type)) ? 1e-2 : 1e-4,
+        tolerance: rope === 'norm' ? 1e-4 : gguf.tensors.some(({ name, type }) => name.startsWith('blk.') && !/^(f32|f16|bf16)$/.test(type)) ? 1e-2 : 1e-3,
         moves: singleMoves,
         plan: (remaining) => planDeci(gguf, rope, remaining)
     };

@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { defaultCalibration, loadCalibration, Model, readGguf } from '../../lib/index.js';
-import { readText } from '../../lib/calibration/index.js';
+import { readSamples } from '../../lib/calibration/index.js';
 import { temporaryFolder, tiny, writeGguf } from '../models';
 
 const folder = temporaryFolder();
@@ -90,11 +90,11 @@ describe('JSON Lines', () => {
         ['a named field', 'body', [{ text: 'no', body: 'Yes.' }, { body: 'Also.' }], 'Yes.\n\nAlso.'],
         ['fields in objects and lists', 'a.b.1, c', [{ a: { b: ['no', 'Yes.'] }, c: 'And.' }], 'Yes.\nAnd.']
     ])('samples are joined by a blank line: %s', async (_, field, records, text) => {
-        expect(await readText(jsonl(...records), field)).toBe(text);
+        expect(await readSamples(jsonl(...records), field)).toBe(text);
     });
 
     test('blank lines are skipped, and Windows line ends are fine', async () => {
-        expect(await readText(write('windows.jsonl', '\r\n{"text": "One."}\r\n\n{"text": "Two."}\r\n'))).toBe('One.\n\nTwo.');
+        expect(await readSamples(write('windows.jsonl', '\r\n{"text": "One."}\r\n\n{"text": "Two."}\r\n'))).toBe('One.\n\nTwo.');
     });
 
     test.each([
@@ -104,16 +104,16 @@ describe('JSON Lines', () => {
         ['not the named field', '{"text": "One."}\n', 'body', "samples.jsonl, line 1: it has no text in field 'body'"],
         ['no object', '"One."\n', undefined, "samples.jsonl, line 1: it has no text in field 'text'"]
     ])('a line with %s is named', async (_, text, field, says) => {
-        await expect(readText(write('samples.jsonl', text), field)).rejects.toThrow(says);
+        await expect(readSamples(write('samples.jsonl', text), field)).rejects.toThrow(says);
     });
 
     test('without any text are refused', async () => {
-        await expect(readText(jsonl({ text: '' }, { text: ' ' }))).rejects.toThrow('samples.jsonl is empty');
+        await expect(readSamples(jsonl({ text: '' }, { text: ' ' }))).rejects.toThrow('samples.jsonl is empty');
     });
 
     const seedTasks = path.resolve(__dirname, '../../../shared/data/alpaca-seed-tasks.jsonl');
     (fs.existsSync(seedTasks) ? test : test.skip)("Alpaca's 175 seed tasks load", async () => {
-        const text = await readText(seedTasks);
+        const text = await readSamples(seedTasks);
         expect(text.startsWith("Is there anything I can eat for a breakfast that doesn't include eggs")).toBe(true);
         const { tokens } = await loadCalibration(model, { file: seedTasks, samples: 4, context: 128 });
         expect(tokens).toEqual((await model.tokenize(text)).slice(0, 512));
@@ -127,6 +127,6 @@ test.each([
     ['not UTF-8', Buffer.from([0x61, 0xff, 0xfe, 0x62]), 'it is not UTF-8']
 ])('a text that is %s is refused', async (name, content, says) => {
     const file = content === undefined ? path.join(folder, name) : write(`${name}.txt`, content);
-    await expect(readText(file)).rejects.toThrow(says);
-    await expect(readText(file)).rejects.toThrow(file);
+    await expect(readSamples(file)).rejects.toThrow(says);
+    await expect(readSamples(file)).rejects.toThrow(file);
 });

@@ -57,11 +57,11 @@ describe('a pruned file has the perplexity of its skip set in the stock runtime'
         await expectSameInStockRuntime(type === 'F32' ? f32 : await quantize(f32, file('qwen2.gguf'), type), 7);
     });
 
-    test('to 1e-4, except for quantized models whose rows are reordered', async () => {
+    test('to 1e-4, except for models whose rows are reordered', async () => {
         const toleranceOf = (source: string) => withModel(source, async (model) => (await chooseHost(model)).tolerance);
         expect(await toleranceOf(tiny)).toBe(1e-4);
         const qwen = await randomModel('qwen2', file('tolerance.gguf'));
-        expect(await toleranceOf(qwen)).toBe(1e-4);
+        expect(await toleranceOf(qwen)).toBe(1e-3);
         expect(await toleranceOf(await quantize(qwen, file('tolerance-q8.gguf'), 'Q8_0'))).toBe(1e-2);
     });
 

@@ -19,7 +19,8 @@ interface Examined {
     reason?: string;
     /** how many blocks go at a time, at least */
     together?: number;
-    /** stock runtime against search */
+    /** stock runtime against search, and how far they may differ */
+    tolerance?: number;
     verified?: number;
     removed?: string;
     error?: string;
@@ -65,7 +66,8 @@ describe('each architecture', () => {
         }
         if (found.verified !== undefined) {
             expect(found.removed).not.toBe('');
-            expect(found.verified).toBeLessThan(1e-4);
+            expect(found.verified).toBeLessThan(found.tolerance!);
+            expect(found.tolerance).toBeLessThanOrEqual(1e-3);
         }
         if (!update) {
             expect(documented).toContain(row(found));
@@ -95,7 +97,7 @@ more. Written by \`npm run architectures\`; \`npm test\` compares it.
 - **goes**: what the search removes at a time, at least. How a file is written decides that: [how it works](how-it-works.md#the-file).
 - **written as**: the architecture of the pruned file.
 - **verified**: a file without about a third of the blocks, chosen at random among what can go, has in stock llama.cpp the
-  perplexity that was found before it was written, to 1e-4.
+  perplexity that was found before it was written, to 1e-4 (1e-3 where rows of Q and K are reordered, as Qwen2's).
 
 Of ${examined.length} models, the blocks of ${count(({ zeroed }) => zeroed !== undefined)} are found, and ${count(({ verified }) => verified !== undefined)} are written and verified.
 

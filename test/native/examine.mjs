@@ -16,9 +16,9 @@ const [name] = process.argv.slice(2);
 const layers = { 'baichuan-dense': 32 }[name] ?? 6; // llama.cpp knows a Baichuan with rotary positions by its 32 layers
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-examine-'));
 const file = (what) => path.join(folder, `${what}.gguf`);
-// what llama.cpp's fixture has more than the models of this name: the scales of tensor types that aren't used, and of Qwen3's
-// small models, biases, an output that is not the embedding, and one that ranks
-const surplus = name === 'qwen3-dense' ? /\.(scale|input_scale|bias)$|^(cls\.)?output\.weight$/ : /\.(scale|input_scale)$/;
+// What llama.cpp's fixture has more than the models of this name: of all, the scales of tensor types that they don't have; of
+// Qwen2 a bias of the output; of Qwen3's small models also other biases, an output of their own, and one that ranks.
+const surplus = { 'qwen2-dense': /^output\.bias$/, 'qwen3-dense': /\.bias$|^(cls\.)?output\.weight$/ }[name];
 const load = (source) => Model.load(source, { device: 'cpu', threads: 1 });
 
 let state = 1;
@@ -34,7 +34,7 @@ const differs = (a, b) => Math.abs(a / b - 1);
 const result = { name };
 try {
     execFileSync(path.join(root, 'build', 'cmake', 'fixtures'), ['make', name, file('whole'), String(layers), packages.backendFolders.cpu], { stdio: 'ignore' });
-    await copy(file('whole'), file('model'), (tensor) => (surplus.test(tensor.name) ? [] : [tensor]));
+    await copy(file('whole'), file('model'), (tensor) => (/\.(input_)?scale$/.test(tensor.name) || surplus?.test(tensor.name) ? [] : [tensor]));
     const model = await load(file('model'));
     const blocks = await model.graph().then((graph) => graph.blocks);
     result.blocks = blocks.map(({ kind }) => kind[0]).join('');
@@ -69,7 +69,7 @@ try {
     model.forget(blocks);
 
     const host = await chooseHost(model);
-    Object.assign(result, { host: host.name, reason: host.reason, together: Math.min(...host.moves(blocks).map(({ length }) => length)) });
+    Object.assign(result, { host: host.name, reason: host.reason, tolerance: host.tolerance, together: Math.min(...host.moves(blocks).map(({ length }) => length)) });
     const removed = [];
     while (removed.length < blocks.length / 3) {
         const moves = host.moves(without(blocks, removed));

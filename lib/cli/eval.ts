@@ -1,0 +1,73 @@
+import fs from 'node:fs';
+import type { Argv } from 'yargs';
+import { parseBlocks } from '../blocks.js';
+import { BlockprunerError } from '../errors.js';
+import { scoreTask, type Score, type TaskScores } from '../evaluation/scores.js';
+import { loadTask, taskNames, type TaskSource } from '../evaluation/tasks.js';
+import { Model, resolveModel } from '../model.js';
+import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, modelArgument, Progress } from './shared.js';
+
+export const command = 'eval <model>';
+export const describe = 'Score a model on multiple-choice benchmarks, with any blocks left out';
+
+export const builder = (yargs: Argv) => modelArgument(yargs)
+    .parserConfiguration({ 'duplicate-arguments-array': true }) // several tasks
+    .options({
+        task: { type: 'string', array: true, demandOption: true, nargs: 1, describe: `BENCHMARK=FILE, as often as wanted: ${taskNames.join(', ')}` },
+        limit: { type: 'number', describe: 'Score the first so many questions of each', defaultDescription: 'all' },
+        skip: { type: 'string', default: '', describe: 'Blocks to leave out, such as attn.3,ffn.7', defaultDescription: 'none' },
+        ...deviceOptions,
+        json: jsonOption
+    })
+    .example('$0 eval model.gguf --task hellaswag=hellaswag.txt --limit 400', "llama.cpp's text form, or JSON Lines")
+    .example('$0 eval model.gguf --task piqa=valid.jsonl,valid-labels.lst', 'with the labels in a file of their own')
+    .example('$0 eval model.gguf --task multiple-choice=mine.jsonl,context:question,choices:options,answer:label', 'any JSON Lines, by its fields');
+
+export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
+    checkDevice(argv);
+    checkInteger('limit', argv.limit, 1);
+    const skip = parseBlocks(argv.skip);
+    const tasks = await Promise.all(argv.task.map((text) => loadTask(parseTask(text))));
+    const progress = new Progress();
+    const signal = interruptSignal();
+    try {
+        const model = await Model.load(await resolveModel(argv.model, { signal, onProgress: (done, total) => progress.update('download', done, total) }), {
+            device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads, signal,
+            onProgress: (done, total) => progress.update('load', done, total)
+        });
+        const scores: TaskScores[] = [];
+        for (const task of tasks) {
+            scores.push(await scoreTask(model, task, { skip, limit: argv.limit, signal, onProgress: (done, total) => progress.update('score', done, total) }));
+        }
+        model.dispose();
+        progress.stop();
+        console.log(argv.json ? JSON.stringify({ tasks: scores }) : scores.map(({ task, questions, acc, acc_norm }) =>
+            `${task.padEnd(14)} ${String(questions).padStart(6)} questions  acc ${percent(acc)}${acc_norm ? `  acc_norm ${percent(acc_norm)}` : ''}`).join('\n'));
+    } finally {
+        progress.stop();
+    }
+}
+
+function percent({ value, stderr }: Score): string {
+    return `${(100 * value).toFixed(2)} ± ${(100 * stderr).toFixed(2)} %`;
+}
+
+/** `piqa=FILE,LABELS`, `multiple-choice=FILE,context:a,choices:b,answer:c`; a file may have commas in its name. */
+export function parseTask(text: string): TaskSource {
+    const [, name, rest] = /^([\w-]+)=(.+)$/.exec(text) ?? [];
+    if (name === undefined || rest === undefined) {
+        throw new BlockprunerError(`--task '${text}': write BENCHMARK=FILE, such as hellaswag=hellaswag.jsonl`);
+    }
+    if (fs.existsSync(rest)) {
+        return { name, file: rest };
+    }
+    if (name === 'multiple-choice') {
+        const [, file, context, choices, answer] = /^(.+),context:([^,]+),choices:([^,]+),answer:([^,]+)$/.exec(rest) ?? [];
+        if (!file || !context || !choices || !answer) {
+            throw new BlockprunerError(`--task '${text}': write multiple-choice=FILE,context:FIELD,choices:FIELD,answer:FIELD`);
+        }
+        return { name, file, fields: { context, choices, answer } };
+    }
+    const comma = rest.lastIndexOf(',');
+    return name === 'piqa' && comma > 0 ? { name, file: rest.slice(0, comma), labels: rest.slice(comma + 1) } : { name, file: rest };
+}

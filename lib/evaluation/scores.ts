@@ -1,0 +1,73 @@
+import { sampleStandardDeviation } from 'simple-statistics';
+import { BlockprunerError } from '../errors.js';
+import type { Block } from '../blocks.js';
+import type { Model } from '../model.js';
+import type { Task } from './tasks.js';
+
+export interface Score {
+    /** share of right answers */
+    value: number;
+    /** standard error: the sample's standard deviation over √n */
+    stderr: number;
+}
+
+/** How well a model does at a task, as the LM Evaluation Harness scores it. */
+export interface TaskScores {
+    task: string;
+    questions: number;
+    /** The likeliest ending is right. */
+    acc: Score;
+    /** The ending that is likeliest for its length, in characters, is right; null where the task's endings are all the same. */
+    acc_norm: Score | null;
+}
+
+export interface TaskOptions {
+    /** Blocks to leave out. Default: none. */
+    skip?: readonly Block[] | undefined;
+    /** The first so many questions. Default: all. */
+    limit?: number | undefined;
+    signal?: AbortSignal | undefined;
+    onProgress?: ((questions: number, total: number) => void) | undefined;
+}
+
+/**
+ * Zero-shot scores of a multiple-choice task. Context and ending are tokenised together, as the LM Evaluation Harness does: the
+ * ending's tokens are those after the context's number of tokens.
+ * @throws BlockprunerError if an ending has no tokens of its own
+ */
+export async function scoreTask(model: Model, task: Task, options: TaskOptions = {}): Promise<TaskScores> {
+    const { skip, limit = Infinity, signal, onProgress } = options;
+    const questions = task.questions.slice(0, limit);
+    const contexts = new Map<string, number>();
+    const choices = [];
+    for (const { choices: ofQuestion } of questions) {
+        for (const { context, ending } of ofQuestion) {
+            const whole = await model.tokenize(context + ending, signal);
+            const start = contexts.get(context) ?? (await model.tokenize(context, signal)).length;
+            contexts.set(context, start);
+            if (start === 0 || whole.length <= start) {
+                throw new BlockprunerError(`${task.name}: ${start === 0 ? `the context '${context}'` : `the ending '${ending}'`} has no tokens`);
+            }
+            choices.push({ context: whole.subarray(0, start), ending: whole.subarray(start) });
+        }
+    }
+    const nll = await model.score(choices, { skip, signal, onProgress: onProgress && ((done, total) => onProgress(Math.round(done / total * questions.length), questions.length)) });
+
+    let next = 0;
+    const right = { acc: [] as number[], norm: [] as number[] };
+    for (const { choices: ofQuestion, answer } of questions) {
+        const values = ofQuestion.map(() => nll[next++]!);
+        right.acc.push(Number(lowest(values) === answer));
+        right.norm.push(Number(lowest(values.map((value, i) => value / [...ofQuestion[i]!.ending.slice(1)].length)) === answer));
+    }
+    return { task: task.name, questions: questions.length, acc: scoreOf(right.acc), acc_norm: task.normalized ? scoreOf(right.norm) : null };
+}
+
+function lowest(values: readonly number[]): number {
+    return values.reduce((best, value, i) => (value < values[best]! ? i : best), 0);
+}
+
+function scoreOf(right: readonly number[]): Score {
+    const value = right.reduce((sum, one) => sum + one, 0) / right.length;
+    return { value, stderr: right.length > 1 ? sampleStandardDeviation([...right]) / Math.sqrt(right.length) : NaN };
+}

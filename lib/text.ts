@@ -1,0 +1,43 @@
+import fs from 'node:fs/promises';
+import { BlockprunerError, messageOf } from './errors.js';
+
+/**
+ * Reads a UTF-8 text file whole.
+ * @throws BlockprunerError naming the file
+ */
+export async function readText(file: string): Promise<string> {
+    let text: string;
+    try {
+        text = new TextDecoder('utf-8', { fatal: true }).decode(await fs.readFile(file));
+    } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        throw new BlockprunerError(`can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`);
+    }
+    if (text.trim() === '') {
+        throw new BlockprunerError(`the text ${file} is empty`);
+    }
+    return text;
+}
+
+/**
+ * The records of JSON Lines, with their lines' numbers from 1; empty lines are passed over.
+ * @param file for messages
+ * @throws BlockprunerError naming the file and the line
+ */
+export function jsonLines(file: string, text: string): { record: unknown; line: number }[] {
+    return text.split('\n').flatMap((content, index) => {
+        if (content.trim() === '') {
+            return [];
+        }
+        try {
+            return [{ record: JSON.parse(content) as unknown, line: index + 1 }];
+        } catch {
+            throw new BlockprunerError(`${file}, line ${index + 1}: not JSON`);
+        }
+    });
+}
+
+/** What a record has at `a.0.b`, through objects and lists. */
+export function valueAt(record: unknown, dotted: string): unknown {
+    return dotted.split('.').reduce<unknown>((value, key) => (typeof value === 'object' && value !== null ? (value as Record<string, unknown>)[key] : undefined), record);
+}
