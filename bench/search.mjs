@@ -48,7 +48,7 @@ async function searchOneWay(name) {
     const model = await Model.load(argv.model, { device: argv.device, threads: argv.threads });
     const calibration = await loadCalibration(model, { file: argv.calibration, samples: argv.samples, context: argv.context });
     const blocks = await model.blocks();
-    const host = await chooseHost(model);
+    const host = await chooseHost(model.gguf);
     const passes = () => model.work.blocks / blocks.length / argv.samples;
     const timed = async (work) => {
         const [started, computed] = [performance.now(), passes()];

@@ -75,6 +75,11 @@ export interface NativeEvaluator {
      * each ending's. `lengths`: of each question the context's, the number of endings, each ending's.
      */
     score(tokens: Int32Array, lengths: Uint32Array, skip: number[], task: NativeTask): Promise<Float64Array>;
+    /**
+     * The means over all positions of cos(a, b) and of |b − a|/|b|, of pairs of boundaries: two numbers of blocks, the
+     * boundaries before them; the number of blocks is the stream's end.
+     */
+    compare(tokens: Int32Array, length: number, pairs: Uint32Array, task: NativeTask): Promise<Float64Array>;
     /** Frees what no evaluation that leaves out these blocks, and more behind them, can start from. */
     forget(skip: number[]): void;
     dispose(): void;

@@ -32,6 +32,20 @@ export function without<T extends Block>(blocks: readonly T[], gone: readonly Bl
     return blocks.filter((block) => !gone.some((other) => sameBlock(block, other)));
 }
 
+/** Consecutive blocks of a layer. */
+export function layersOf(blocks: readonly Block[]): Block[][] {
+    const layers: Block[][] = [];
+    for (const block of blocks) {
+        const last = layers.at(-1);
+        if (last && last[0]!.layer === block.layer) {
+            last.push(block);
+        } else {
+            layers.push([block]);
+        }
+    }
+    return layers;
+}
+
 /**
  * Reads `attn.12` or `ffn.7`; the paper's `mha.12` and `mlp.7` mean the same.
  * @throws BlockprunerError for anything else

@@ -273,6 +273,29 @@ export class Model {
         }));
     }
 
+    /**
+     * What neighbouring blocks do to the residual stream, of each of several runs of them: `cosine`, the mean over all tokens
+     * of the cosine between the stream before and after, and `change`, that of |after − before| / |after|.
+     */
+    async compare(sequences: Sequences, runs: readonly (readonly Block[])[], options: Omit<EvaluateOptions, 'keep' | 'skip'> = {}): Promise<{ cosine: number; change: number }[]> {
+        const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
+        const { blocks } = evaluator;
+        const pairs = runs.flatMap((run) => {
+            const indexes = this.#indexes(blocks, run);
+            // the sum of parallel blocks is where both have been added
+            let end = Math.max(...indexes) + 1;
+            while (blocks[end]?.parallel) {
+                end++;
+            }
+            return [Math.min(...indexes), end];
+        });
+        const means = await runNative(options.signal, (cancel) => evaluator.native.compare(sequences.tokens, sequences.length, Uint32Array.from(pairs), {
+            cancel,
+            ...(options.onProgress && { onProgress: options.onProgress })
+        }));
+        return runs.map((_, i) => ({ cosine: means[2 * i]!, change: means[2 * i + 1]! }));
+    }
+
     /** Frees the kept boundaries at which no evaluation can start that leaves out these blocks, and more behind them. */
     forget(skip: readonly Block[]): void {
         this.#evaluator?.native.forget(this.#indexes(this.#evaluator.blocks, skip));

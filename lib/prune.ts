@@ -15,6 +15,7 @@ import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
 import { Model, resolveModel, type BlockInfo, type LoadOptions } from './model.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal } from './search/journal.js';
+import { methods, movesOf, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
 import { DEFAULT_CONFIDENCE } from './search/race.js';
 
@@ -52,6 +53,10 @@ export interface PruneOptions extends CommonOptions {
      * that of the paper's repository.
      */
     orderFile?: string | undefined;
+    /** How it is decided what goes; see {@link Method}. Default: `blockpruner`. */
+    method?: Method | undefined;
+    /** Of the method `random`. Default: 0. */
+    methodSeed?: number | undefined;
     /** How candidates are compared: `race` (the default) or `exact`; `full` is for measuring these two. */
     search?: SearchMode | undefined;
     /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
@@ -112,7 +117,7 @@ export function journalOf(output: string): string {
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const { remove, ratio, maxIncrease, blocks: selection = 'all', orderFile, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
+    const { remove, ratio, maxIncrease, method = 'blockpruner', methodSeed, blocks: selection = 'all', orderFile, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
         throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
     }
@@ -121,6 +126,10 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     if (ratio === 0) {
         throw new BlockprunerError('ratio must be above 0: nothing would be removed');
     }
+    if (!methods.includes(method)) {
+        throw new BlockprunerError(`there is no method '${String(method)}': there are ${methods.join(', ')}`);
+    }
+    checkRange('methodSeed', methodSeed, 0, 2 ** 32 - 1, true);
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
     checkRange('confidence', confidence, 0.5, 1);
     if (confidence === 1) {
@@ -146,8 +155,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             await checkOutput(orderFile, loaded.gguf, options.force === true || (resume === true && fs.existsSync(journalFile)), 'order file');
         }
         await checkOutput(journalFile, loaded.gguf, true, 'journal');
-        const chosen = (move: Move) => move.every(({ kind }) => selection === 'all' || kind === selection);
-        const movesFrom = (removed: readonly Block[]) => host.moves(without(blocks, removed)).filter(chosen);
+        const movesFrom = await movesOf(method, { model: loaded, host, blocks, calibration, selection, seed: methodSeed, signal });
         const first = movesFrom([]);
         const which = `${selection === 'all' ? '' : `${selection} `}blocks`;
         if (first.length === 0) {
@@ -177,6 +185,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             model: `SHA-256 ${await hashGguf(loaded.gguf, signal)}`,
             calibration: `${prefix.sequences} × ${calibration.length} tokens, SHA-256 ${crypto.createHash('sha256').update(calibration.tokens).digest('hex')}`,
             blocks: selection,
+            method: method === 'random' ? `random ${methodSeed ?? 0}` : method,
             search: search === 'race' ? `race, confidence ${confidence}` : search,
             device: `${loaded.device}, ${loaded.gpuLayers ?? 'all'} layers`,
             version
@@ -244,14 +253,14 @@ async function withModel(
     const file = await resolveModel(uri, { signal, onProgress: (done, total) => onProgress?.('download', done, total) });
     const gguf = await readGguf(file, signal);
     await checkOutput(output, gguf, force);
+    const host = await chooseHost(gguf, signal);
     const models = await load(file, { ...options, onProgress: (done, total) => onProgress?.('load', done, total) });
     const model = models[0]!;
     const { device, gpuLayers, threads, flashAttention, parameters } = model;
-    let calibration: Calibration, blocks: BlockInfo[], host: Host, decision: Decision, stride: number;
+    let calibration: Calibration, blocks: BlockInfo[], decision: Decision, stride: number;
     try {
         onProgress?.('calibrate', 0, 1);
         blocks = await model.blocks(signal);
-        host = await chooseHost(model, signal);
         calibration = await loadCalibration(model, options.calibration, signal);
         decision = await decide(models, blocks, host, calibration);
         stride = Math.ceil(decision.nll.length * model.vocabulary / VERIFIED_LOGITS);
@@ -309,12 +318,13 @@ export interface Inspection {
 /** What a model consists of and how it can be pruned. */
 export async function inspect(model: string, options: Pick<CommonOptions, 'signal' | 'onProgress'> = {}): Promise<Inspection> {
     const { signal, onProgress } = options;
-    const loaded = await Model.load(await resolveModel(model, { signal, onProgress: (done, total) => onProgress?.('download', done, total) }), { device: 'cpu', signal, onProgress: (done, total) => onProgress?.('load', done, total) });
+    const file = await resolveModel(model, { signal, onProgress: (done, total) => onProgress?.('download', done, total) });
+    const loaded = await Model.load(file, { device: 'cpu', headerOnly: true, signal, onProgress: (done, total) => onProgress?.('load', done, total) });
     try {
         const blocks = await loaded.blocks(signal);
         let host: Host | undefined, reason: string;
         try {
-            host = await chooseHost(loaded, signal);
+            host = await chooseHost(loaded.gguf, signal);
             ({ reason } = host);
         } catch (error) {
             if (!(error instanceof BlockprunerError)) {

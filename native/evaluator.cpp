@@ -8,6 +8,7 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <cmath>
 #include <vector>
@@ -19,6 +20,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
         InstanceMethod<&Evaluator::graph>("graph"),
         InstanceMethod<&Evaluator::evaluate>("evaluate"),
         InstanceMethod<&Evaluator::score>("score"),
+        InstanceMethod<&Evaluator::compare>("compare"),
         InstanceMethod<&Evaluator::forget>("forget"),
         InstanceMethod<&Evaluator::dispose>("dispose"),
     });
@@ -193,11 +195,8 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     const auto     skip    = info[2].As<Napi::Array>();
     const auto     options = info[3].As<Napi::Object>();
     const auto     keep    = (size_t) (options.Get("keep").IsNumber() ? options.Get("keep").As<Napi::Number>().Uint32Value() : 0);
-    if (length < 2 || length > self->context_size || array.ElementLength() == 0 || array.ElementLength() % length != 0) {
-        throw Napi::RangeError::New(env, "the tokens must be whole sequences of 2 to " + std::to_string(self->context_size) + " tokens");
-    }
     auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
-    check_tokens(env, *tokens);
+    check_sequences(env, *tokens, length);
     const std::vector<bool> skipped = read_skip_set(skip, self->patch.blocks.size());
     auto nll = std::make_shared<std::vector<float>>();
     return launch(env, options,
@@ -256,6 +255,43 @@ Napi::Value Evaluator::score(const Napi::CallbackInfo & info) {
             std::copy(sums->begin(), sums->end(), array.Data());
             return array;
         });
+}
+
+// compare(tokens: Int32Array, length, pairs: Uint32Array, { onProgress?(sequences), cancel? }): Promise<Float64Array>
+// pairs: boundaries a, b by the number of the block behind them, two of each pair; the number of blocks is the stream's end.
+// Result: of each pair, the means over all positions of cos(a, b) and of |b - a|/|b|.
+Napi::Value Evaluator::compare(const Napi::CallbackInfo & info) {
+    Napi::Env env = info.Env();
+    if (!self) {
+        throw Napi::Error::New(env, "the evaluator is disposed");
+    }
+    const auto     array   = info[0].As<Napi::Int32Array>();
+    const uint32_t length  = info[1].As<Napi::Number>().Uint32Value();
+    const auto     numbers = info[2].As<Napi::Uint32Array>();
+    auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
+    check_sequences(env, *tokens, length);
+    auto pairs = std::make_shared<std::vector<std::pair<size_t, size_t>>>();
+    for (size_t i = 0; i + 1 < numbers.ElementLength(); i += 2) {
+        pairs->emplace_back(numbers[i], numbers[i + 1]);
+        if (numbers[i] > self->patch.blocks.size() || numbers[i + 1] > self->patch.blocks.size()) {
+            throw Napi::RangeError::New(env, "there is no such boundary");
+        }
+    }
+    auto means = std::make_shared<std::vector<double>>();
+    return launch(env, info[3],
+        [s = self, tokens, length, pairs, means](const task_control & control) { s->compare(*tokens, length, *pairs, control, *means); },
+        [means](Napi::Env env) -> Napi::Value {
+            auto array = Napi::Float64Array::New(env, means->size());
+            std::copy(means->begin(), means->end(), array.Data());
+            return array;
+        });
+}
+
+void Evaluator::check_sequences(Napi::Env env, const std::vector<llama_token> & tokens, uint32_t length) const {
+    if (length < 2 || length > self->context_size || tokens.empty() || tokens.size() % length != 0) {
+        throw Napi::RangeError::New(env, "the tokens must be whole sequences of 2 to " + std::to_string(self->context_size) + " tokens");
+    }
+    check_tokens(env, tokens);
 }
 
 void Evaluator::check_tokens(Napi::Env env, const std::vector<llama_token> & tokens) const {
@@ -354,6 +390,36 @@ static std::vector<size_t> spread(const std::vector<residual_block> & blocks, co
     return chosen;
 }
 
+namespace {
+
+// A batch of one sequence, in which each token predicts the next.
+struct sequence_batch {
+    const uint32_t length;
+    llama_batch    batch;
+
+    explicit sequence_batch(uint32_t length) : length(length), batch(llama_batch_init((int) length, 0, 1)) {
+        batch.n_tokens = (int) length;
+        for (uint32_t i = 0; i < length; i++) {
+            batch.pos[i]       = (llama_pos) i;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = 0;
+            batch.logits[i]    = i + 1 < length; // the last token predicts nothing that is known
+        }
+    }
+    ~sequence_batch() { llama_batch_free(batch); }
+    sequence_batch(const sequence_batch &) = delete;
+    sequence_batch & operator=(const sequence_batch &) = delete;
+
+    void set(const llama_token * tokens, graph_patch & patch) {
+        std::copy(tokens, tokens + length, batch.token);
+        patch.targets       = tokens + 1;
+        patch.n_outputs     = length - 1;
+        patch.outputs_first = true;
+    }
+};
+
+} // namespace
+
 // Computes the patched graph of a batch, from an empty cache.
 void Evaluator::state::run(const llama_batch & batch) {
     llama_memory_clear(llama_get_memory(context.get()), false);
@@ -383,21 +449,11 @@ void Evaluator::state::evaluate(
     // while the graph runs, all boundaries that it shall keep take memory beside those that are kept: 256 MiB at most
     const size_t n_captured_max = std::max<size_t>(1, 256*1024*1024/(sizeof(float)*llama_model_n_embd(model.get())*length));
 
-    llama_batch batch = llama_batch_init((int) length, 0, 1);
-    std::unique_ptr<llama_batch, void (*)(llama_batch *)> free_batch(&batch, [](llama_batch * b) { llama_batch_free(*b); });
-    batch.n_tokens = (int) length;
-    for (uint32_t i = 0; i < length; i++) {
-        batch.pos[i]       = (llama_pos) i;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = 0;
-        batch.logits[i]    = i + 1 < length; // the last token predicts nothing that is known
-    }
+    sequence_batch batch(length);
     for (size_t sequence = 0; sequence < n_sequences; sequence++) {
         control.check();
         const llama_token * first = tokens.data() + sequence*length;
-        std::copy(first, first + length, batch.token);
-        patch.targets   = first + 1;
-        patch.n_outputs = length - 1;
+        batch.set(first, patch);
 
         graph_patch::request request;
         request.skip = skip;
@@ -433,7 +489,7 @@ void Evaluator::state::evaluate(
         }
         patch.set_request(request);
 
-        run(batch);
+        run(batch.batch);
         n_computed += std::count(skip.begin() + request.start, skip.end(), false);
         size_t n_values = 0;
         for (const ggml_tensor * part : patch.nll) {
@@ -543,4 +599,41 @@ void Evaluator::state::score(
     }
     flush();
     control.progress((double) n_questions, (double) n_questions);
+}
+
+void Evaluator::state::compare(
+        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<std::pair<size_t, size_t>> & pairs,
+        const task_control & control, std::vector<double> & means) {
+    graph_patch::request request;
+    request.skip.assign(patch.blocks.size(), false);
+    request.compare = pairs;
+    patch.set_request(request);
+
+    sequence_batch batch(length);
+    const size_t n_sequences = tokens.size()/length;
+    means.assign(2*pairs.size(), 0);
+    std::vector<size_t> counts(pairs.size());
+    for (size_t sequence = 0; sequence < n_sequences; sequence++) {
+        control.check();
+        batch.set(tokens.data() + sequence*length, patch);
+        run(batch.batch);
+        for (size_t i = 0; i < pairs.size(); i++) {
+            const auto read = [](const ggml_tensor * t) {
+                std::vector<float> values(ggml_nelements(t));
+                ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));
+                return values;
+            };
+            const auto & c = patch.comparisons[i];
+            const auto dot = read(c.dot), a = read(c.a), b = read(c.b), difference = read(c.difference);
+            for (size_t k = 0; k < dot.size(); k++) {
+                means[2*i]     += dot[k]/std::sqrt((double) a[k]*b[k]);
+                means[2*i + 1] += std::sqrt((double) difference[k]/b[k]);
+            }
+            counts[i] += dot.size();
+        }
+        control.progress((double) sequence + 1, (double) n_sequences);
+    }
+    for (size_t i = 0; i < means.size(); i++) {
+        means[i] /= (double) counts[i/2];
+    }
 }

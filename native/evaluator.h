@@ -58,6 +58,8 @@ private:
             const class task_control & control, std::vector<float> & nll);
         void   score(const std::vector<int32_t> & tokens, const std::vector<uint32_t> & lengths, const std::vector<bool> & skip,
             const class task_control & control, std::vector<double> & sums);
+        void   compare(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<std::pair<size_t, size_t>> & pairs,
+            const class task_control & control, std::vector<double> & means);
         void   run(const struct llama_batch & batch);
         void   forget(const std::vector<bool> & skip);
         stream stream_like(const ggml_tensor * tensor); // its tensor is null where there is no memory
@@ -66,6 +68,7 @@ private:
 
     static Napi::Value create(const Napi::CallbackInfo & info);
 
+    void        check_sequences(Napi::Env env, const std::vector<int32_t> & tokens, uint32_t length) const;
     void        check_tokens(Napi::Env env, const std::vector<int32_t> & tokens) const;
     Napi::Value launch(Napi::Env env, const Napi::Value & options, std::function<void(const class task_control &)> work, std::function<Napi::Value(Napi::Env)> result);
 
@@ -73,6 +76,7 @@ private:
     Napi::Value graph(const Napi::CallbackInfo & info);
     Napi::Value evaluate(const Napi::CallbackInfo & info);
     Napi::Value score(const Napi::CallbackInfo & info);
+    Napi::Value compare(const Napi::CallbackInfo & info);
     void        forget(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };

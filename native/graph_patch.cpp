@@ -730,6 +730,21 @@ void graph_patch::apply(llm_graph_result & res) {
         }
         change.apply(graph);
 
+        comparisons.clear();
+        std::vector<ggml_tensor *> results;
+        for (const auto & [first, second] : req.compare) {
+            const auto at = [&](size_t i) { return i < found.size() ? found[i].boundary : found.back().both ? found.back().both : found.back().add; };
+            ggml_tensor * a = change.resolve(at(first)), * b = change.resolve(at(second));
+            // the last layer may have selected the output positions, which are the first
+            const int64_t n = std::min(a->ne[1], b->ne[1]);
+            a = ggml_view_2d(ctx, a, a->ne[0], n, a->nb[1], 0);
+            b = ggml_view_2d(ctx, b, b->ne[0], n, b->nb[1], 0);
+            comparisons.push_back({ ggml_sum_rows(ctx, ggml_mul(ctx, a, b)), ggml_sum_rows(ctx, ggml_sqr(ctx, a)), ggml_sum_rows(ctx, ggml_sqr(ctx, b)),
+                ggml_sum_rows(ctx, ggml_sqr(ctx, ggml_sub(ctx, b, a))) });
+            const auto & c = comparisons.back();
+            results.insert(results.end(), { c.dot, c.a, c.b, c.difference });
+        }
+
         const int64_t n_outputs = (int64_t) std::min((size_t) res.t_logits->ne[1], this->n_outputs);
         if (!outputs_first && n_outputs != res.t_logits->ne[1]) {
             throw std::runtime_error("this model computes logits for all positions of a batch");
@@ -753,14 +768,15 @@ void graph_patch::apply(llm_graph_result & res) {
                     ggml_view_1d(ctx, targets_in, count, first*sizeof(int32_t))));
             }
         }
-        for (ggml_tensor * t : nll) {
+        results.insert(results.end(), nll.begin(), nll.end());
+        for (ggml_tensor * t : results) {
             ggml_set_output(t);
         }
         res.t_logits = nullptr; // nothing of them goes to the host
 
         // What is still needed, cache writes included. The inputs all stay: llama.cpp sets every one of them.
         tensor_set needed;
-        for (ggml_tensor * t : nll) {
+        for (ggml_tensor * t : results) {
             graph.visit_sources(t, -1, needed, [](ggml_tensor *) { return true; });
         }
         ggml_graph_clear(gf);
@@ -775,7 +791,7 @@ void graph_patch::apply(llm_graph_result & res) {
                 n_cache_writes += node->op == GGML_OP_SET_ROWS && memory_of(node)->op == GGML_OP_NONE;
             }
         }
-        for (ggml_tensor * t : nll) {
+        for (ggml_tensor * t : results) {
             ggml_build_forward_expand(gf, t);
         }
         n_nodes = ggml_graph_n_nodes(gf);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct ggml_tensor;
@@ -53,9 +54,10 @@ public:
         size_t            start = 0;    // compute from this block's boundary on; 0: from the tokens
         ggml_tensor     * boundary = nullptr; // the residual stream there, F32 [n_embd, n_tokens]; graphs read it when they run
         std::vector<size_t> capture;    // the blocks whose boundaries shall be readable
+        std::vector<std::pair<size_t, size_t>> compare; // boundaries to compare; one past the last block: the stream's end
 
         bool operator==(const request & o) const {
-            return skip == o.skip && start == o.start && boundary == o.boundary && capture == o.capture;
+            return skip == o.skip && start == o.start && boundary == o.boundary && capture == o.capture && compare == o.compare;
         }
     };
     void set_request(request r);
@@ -71,6 +73,10 @@ public:
 
     // F32 [n_embd, n_tokens] by block; of the last graph.
     std::map<size_t, ggml_tensor *> captured;
+
+    // Of each pair (a, b) to compare: a·b, |a|², |b|², |b - a|², F32 [1, n_tokens]; of the last graph.
+    struct comparison { ggml_tensor * dot, * a, * b, * difference; };
+    std::vector<comparison> comparisons;
 
     // F32, one value for each output position, over the tensors in order; of the last graph.
     std::vector<ggml_tensor *> nll;

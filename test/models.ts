@@ -101,18 +101,16 @@ export async function randomModel(name: keyof typeof architectures, output: stri
     return output;
 }
 
-const cmakeFolder = path.resolve(__dirname, '..', 'build', 'cmake');
+const fixtures = path.resolve(__dirname, '..', 'build', 'cmake', 'fixtures');
 
-/** Compiles fixtures.cpp, unless it is there: llama.cpp's tiny random models. Their names. */
-export function buildFixtures(): string[] {
-    execFileSync('cmake', ['--build', cmakeFolder, '--target', 'fixtures'], { stdio: 'ignore' });
-    return execFileSync(path.join(cmakeFolder, 'fixtures'), ['list'], { encoding: 'utf8' }).trim().split('\n');
+/** The names of llama.cpp's tiny random models; see native/fixtures.cpp. */
+export function fixtureNames(): string[] {
+    return execFileSync(fixtures, ['list'], { encoding: 'utf8' }).trim().split('\n');
 }
 
-/** Writes one of llama.cpp's tiny random models, six layers or more. */
+/** Writes one of them, six layers or more. */
 export function fixture(name: string, output: string): string {
-    buildFixtures();
-    execFileSync(path.join(cmakeFolder, 'fixtures'), ['make', name, output, '6', backendFolders.cpu], { stdio: 'ignore' });
+    execFileSync(fixtures, ['make', name, output, '6', backendFolders.cpu], { stdio: 'ignore' });
     return output;
 }
 

@@ -4,6 +4,7 @@ import type { Argv } from 'yargs';
 import { formatBlock, formatMove } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
 import { journalOf, prune, type PruneResult } from '../prune.js';
+import { methods } from '../search/methods.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
 import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
 
@@ -17,6 +18,8 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         ratio: { type: 'number', describe: 'Remove this share of the parameters (0.2 is 20 %)' },
         'max-increase': { type: 'number', describe: 'Remove while the perplexity rises by at most this share (0.1 is 10 %)' },
         blocks: { choices: ['all', 'attn', 'ffn'] as const, default: 'all' as const, describe: 'Which blocks may go' },
+        method: { choices: methods, default: 'blockpruner' as const, describe: 'How it is decided what goes: greedily by perplexity on blocks (blockpruner) or layers (sleb), or by ranks measured once' },
+        'method-seed': { type: 'number', describe: 'Of the method random: another number gives another order', defaultDescription: '0' },
         search: { choices: ['race', 'exact'] as const, default: 'race' as const, describe: "exact: the paper's choice for certain; race: the same with a stated probability, several times faster" },
         confidence: { type: 'number', default: DEFAULT_CONFIDENCE, describe: 'race: the probability that a removal is the one that exact makes' },
         memory: { type: 'number', describe: 'MiB on each device for what evaluations start from', defaultDescription: '2048' },
@@ -41,6 +44,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     }
     checkNumber('confidence', argv.confidence);
     checkInteger('memory', argv.memory, 0);
+    checkInteger('method-seed', argv['method-seed'], 0);
     const resume = argv.resume ?? await askToResume(journalOf(argv.output));
     const progress = new Progress();
     try {
@@ -52,6 +56,8 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             ratio: argv.ratio,
             maxIncrease: argv['max-increase'],
             blocks: argv.blocks,
+            method: argv.method,
+            methodSeed: argv['method-seed'],
             orderFile: argv.order,
             search: argv.search,
             confidence: argv.confidence,

@@ -1,5 +1,5 @@
 import { BlockprunerError } from '../errors.js';
-import type { Model } from '../model.js';
+import type { Gguf } from '../gguf.js';
 import { deciHost } from './deci.js';
 import { architectureOf, type Host, type Source } from './host.js';
 import { openelmHost } from './openelm.js';
@@ -7,16 +7,15 @@ import { ownHost } from './own.js';
 import { Prober } from './probe.js';
 
 /**
- * Finds the architecture that a model's pruned version is written as: one in which single blocks can go, else its own.
- * @throws BlockprunerError saying why there is none
+ * Finds the architecture that a model's pruned version is written as: one in which single blocks can go, else its own. The
+ * weights need not be loaded for that.
+ * @throws BlockprunerError if it is no causal language model or its blocks aren't found, or saying why there is no host
  */
-export async function chooseHost(model: Model, signal?: AbortSignal): Promise<Host> {
-    const { gguf } = model;
-    const graph = await model.graph(signal);
+export async function chooseHost(gguf: Gguf, signal?: AbortSignal): Promise<Host> {
     const prober = new Prober(gguf, signal);
-    const source: Source = { gguf, graph, probe: (plan) => prober.probe(plan) };
     const reasons: string[] = [];
     try {
+        const source: Source = { gguf, graph: await prober.source(), probe: (plan) => prober.probe(plan) };
         for (const find of [deciHost, openelmHost, ownHost]) {
             const host = await find(source);
             if (typeof host !== 'string') {

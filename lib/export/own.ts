@@ -1,4 +1,4 @@
-import { formatBlock, sameBlock, without, type Block, type BlockKind, type Move } from '../blocks.js';
+import { formatBlock, layersOf, sameBlock, without, type Block, type BlockKind, type Move } from '../blocks.js';
 import type { GgufTensor } from '../addon.js';
 import { BlockprunerError } from '../errors.js';
 import { architectureOf, globalTensors, splitName, type Export, type Host, type Source } from './host.js';
@@ -51,20 +51,6 @@ export async function ownHost(source: Source): Promise<Host | string> {
         }
     }
     return 'not its own architecture, since llama.cpp computes something else of its layers in other places, or with another number of them';
-}
-
-/** Consecutive blocks of a layer. */
-function layersOf(blocks: readonly Block[]): Layer[] {
-    const layers: Layer[] = [];
-    for (const block of blocks) {
-        const last = layers.at(-1);
-        if (last && last[0]!.layer === block.layer) {
-            last.push(block);
-        } else {
-            layers.push([block]);
-        }
-    }
-    return layers;
 }
 
 class OwnHost {

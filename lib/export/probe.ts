@@ -3,6 +3,7 @@ import fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { loadAddon, runNative } from '../addon.js';
+import { BlockprunerError } from '../errors.js';
 import type { Gguf } from '../gguf.js';
 import type { ModelGraph } from '../model.js';
 import type { Export } from './host.js';
@@ -17,6 +18,18 @@ export class Prober {
 
     constructor(private readonly gguf: Gguf, private readonly signal?: AbortSignal) {}
 
+    /**
+     * What the model itself computes.
+     * @throws BlockprunerError as Model.load and Model.graph, or if llama.cpp aborts
+     */
+    async source(): Promise<ModelGraph> {
+        const reply = await this.#ask(this.gguf.files[0]!);
+        if ('error' in reply) {
+            throw new BlockprunerError(reply.error);
+        }
+        return reply.graph;
+    }
+
     /** @returns undefined if llama.cpp can't load such a file */
     async probe(plan: Export): Promise<ModelGraph | undefined> {
         const folder = await fs.mkdtemp(path.join(os.tmpdir(), 'blockpruner-'));
@@ -30,7 +43,8 @@ export class Prober {
                 headerOnly: true,
                 ...plan
             }, { cancel }));
-            return await this.#ask(file);
+            const reply = await this.#ask(file);
+            return 'graph' in reply ? reply.graph : undefined;
         } finally {
             await fs.rm(folder, { recursive: true, force: true });
         }
@@ -40,27 +54,28 @@ export class Prober {
         this.#child?.kill();
     }
 
-    #ask(file: string): Promise<ModelGraph | undefined> {
+    #ask(file: string): Promise<ProbeReply> {
         this.signal?.throwIfAborted();
         this.#child ??= fork(path.join(__dirname, 'probe-process.js'), { stdio: ['ignore', 'ignore', 'ignore', 'ipc'], execArgv: [], serialization: 'advanced' });
         const child = this.#child;
         return new Promise((resolve, reject) => {
+            const settle = (end: () => void) => {
+                this.signal?.removeEventListener('abort', stop);
+                child.off('exit', exited).off('message', replied);
+                end();
+            };
             const stop = () => {
                 child.kill();
-                reject(this.signal!.reason as Error);
-            };
-            const exited = () => {
                 this.#child = undefined;
-                resolve(undefined);
+                settle(() => reject(this.signal!.reason as Error));
             };
+            const exited = (code: number | null, signal: string | null) => {
+                this.#child = undefined;
+                settle(() => resolve({ error: `llama.cpp ended on ${file} with ${signal ?? `code ${code}`}` }));
+            };
+            const replied = (reply: unknown) => settle(() => resolve(reply as ProbeReply));
             this.signal?.addEventListener('abort', stop, { once: true });
-            child.once('exit', exited);
-            child.once('message', (reply) => {
-                child.off('exit', exited);
-                this.signal?.removeEventListener('abort', stop);
-                const answer = reply as ProbeReply;
-                resolve('graph' in answer ? answer.graph : undefined);
-            });
+            child.once('exit', exited).once('message', replied);
             child.send(file);
         });
     }

@@ -3,7 +3,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { loadTask, Model, scoreTask, type Choice, type Question, type TaskSource } from '../../lib/index.js';
 import { parseTask } from '../../lib/cli/eval.js';
-import { fixture, randomNumbers, temporaryFolder, tiny } from '../models';
+import { fixture, quantize, randomNumbers, temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
 const write = (name: string, text: string) => {
@@ -91,7 +91,7 @@ describe('endings are as likely as one at a time', () => {
 
     // attention with and without sliding windows, and recurrent layers, whose state can't be shared
     test.each([['the embedded model', ''], ['gemma3', 'gemma3-dense'], ['jamba', 'jamba-dense']])('%s', async (_, name) => {
-        const model = await Model.load(name === '' ? tiny : fixture(name, path.join(folder, `${name}.gguf`)), { device: 'cpu', threads: 2, cacheType: 'f32' });
+        const model = await Model.load(name === '' ? await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32') : fixture(name, path.join(folder, `${name}.gguf`)), { device: 'cpu', threads: 2, cacheType: 'f32' });
         const vocabulary = Math.min(model.vocabulary, 2000);
         const choices: Choice[] = Array.from({ length: 40 }).flatMap((_value, i) => {
             const context = some(1 + (i * 7) % 50, vocabulary);

@@ -10,7 +10,7 @@ const stock = { device: 'cpu', threads: 2, flashAttention: true } as const;
 const file = (name: string) => path.join(folder, name);
 
 async function write(model: Model, removed: Block[], calibration: Calibration, output: string): Promise<void> {
-    await writePruned(model.gguf, await chooseHost(model), await model.blocks(), {
+    await writePruned(model.gguf, await chooseHost(model.gguf), await model.blocks(), {
         removed,
         calibration: { name: calibration.name, sequences: 2, context: calibration.length },
         perplexity: { dense: 2, pruned: 3 }
@@ -35,7 +35,7 @@ function skipSets(blocks: readonly Block[], seed: number): Record<string, Block[
 
 async function expectSameInStockRuntime(source: string, seed: number): Promise<void> {
     await withModel(source, async (model, calibration) => {
-        const { tolerance } = await chooseHost(model);
+        const { tolerance } = await chooseHost(model.gguf);
         for (const [name, skip] of Object.entries(skipSets(await model.blocks(), seed))) {
             const output = file('pruned.gguf');
             await write(model, skip, calibration, output);
@@ -58,7 +58,7 @@ describe('a pruned file has the perplexity of its skip set in the stock runtime'
     });
 
     test('to 1e-4, except for models whose rows are reordered', async () => {
-        const toleranceOf = (source: string) => withModel(source, async (model) => (await chooseHost(model)).tolerance);
+        const toleranceOf = (source: string) => withModel(source, async (model) => (await chooseHost(model.gguf)).tolerance);
         expect(await toleranceOf(tiny)).toBe(1e-4);
         const qwen = await randomModel('qwen2', file('tolerance.gguf'));
         expect(await toleranceOf(qwen)).toBe(1e-3);
@@ -176,7 +176,7 @@ test('blocks are packed into as few layers as keep their order', () => {
 test('what fails leaves nothing behind', async () => {
     const gguf = await readGguf(tiny);
     await withModel(tiny, async (model, calibration) => {
-        const [blocks, host] = [await model.blocks(), await chooseHost(model)];
+        const [blocks, host] = [await model.blocks(), await chooseHost(model.gguf)];
         const provenance = { removed: [], calibration: { name: calibration.name, sequences: 1, context: 64 }, perplexity: { dense: 1, pruned: 1 } };
         const output = path.join(fs.mkdtempSync(file('empty-')), 'out.gguf');
         const attempt = (options: Parameters<typeof writePruned>[5]) => writePruned(gguf, host, blocks, provenance, output, options);

@@ -4,7 +4,7 @@ import { execFile } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import { buildFixtures } from '../models';
+import { fixtureNames } from '../models';
 
 interface Examined {
     name: string;
@@ -30,7 +30,7 @@ const root = path.resolve(__dirname, '../..');
 const page = path.join(root, 'docs', 'architectures.md');
 const run = promisify(execFile);
 
-const names = buildFixtures();
+const names = fixtureNames();
 
 async function examine(name: string): Promise<Examined> {
     try {

@@ -68,7 +68,7 @@ try {
     result.prefix = Math.max(...fromStart.map((value, i) => differs(value, fromBoundary[i])));
     model.forget(blocks);
 
-    const host = await chooseHost(model);
+    const host = await chooseHost(model.gguf);
     Object.assign(result, { host: host.name, reason: host.reason, tolerance: host.tolerance, together: Math.min(...host.moves(blocks).map(({ length }) => length)) });
     const removed = [];
     while (removed.length < blocks.length / 3) {

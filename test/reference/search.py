@@ -8,10 +8,12 @@ To make order.json again, from the root of the repository (pip install torch ggu
     python search.py $M tokens.json --blocks all --remove 10 > all.json
     python search.py $M tokens.json --blocks attn --remove 4 > attn.json
     python search.py $M tokens.json --blocks ffn --remove 4 > ffn.json
+    python search.py $M tokens.json --influence > influence.json
     jq -n --slurpfile all all.json --slurpfile attn attn.json --slurpfile ffn ffn.json \\
         '{all: $all[0], attn: $attn[0], ffn: $ffn[0]}' > order.json
 
 One perplexity, with some blocks left out: python search.py $M tokens.json --skip attn.3,ffn.7
+The NLL of endings after contexts, [{"context": [token, …], "ending": [token, …]}, …]: python search.py $M choices.json --score
 
 It reads any GGUF of architecture `llama` without experts, dequantizes the weights and computes in F32 (F64 with
 --double). Nothing here comes from llama.cpp. llama.cpp itself rounds activations to 8 bits before it multiplies them
@@ -94,19 +96,42 @@ class Llama:
         gate, up = self.linear(h, f"blk.{i}.ffn_gate"), self.linear(h, f"blk.{i}.ffn_up")
         return self.linear(F.silu(gate) * up, f"blk.{i}.ffn_down")
 
-    @torch.no_grad()
-    def perplexity(self, tokens, skip=frozenset()):
-        """exp of the mean over sequences of a sequence's mean NLL over positions 1 … n-1."""
+    def streams(self, tokens, skip=frozenset()):
+        """The residual stream before the first block, and after each block."""
         x = self.weights["token_embd.weight"][tokens]
+        yield x
         for i in range(self.layers):
-            if f"attn.{i}" not in skip:
-                x = x + self.attention(x, i)
-            if f"ffn.{i}" not in skip:
-                x = x + self.feed_forward(x, i)
+            x = x if f"attn.{i}" in skip else x + self.attention(x, i)
+            yield x
+            x = x if f"ffn.{i}" in skip else x + self.feed_forward(x, i)
+            yield x
+
+    @torch.no_grad()
+    def nll(self, tokens, skip=frozenset()):
+        """Of the tokens 1 … n-1 of each sequence."""
+        *_, x = self.streams(tokens, skip)
         output = self.weights.get("output.weight", self.weights["token_embd.weight"])
         logits = F.linear(self.norm(x[:, :-1], "output_norm"), output)
-        nll = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
-        return nll.double().mean(1).mean().exp().item()
+        return -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
+
+    def perplexity(self, tokens, skip=frozenset()):
+        """exp of the mean over sequences of a sequence's mean NLL over positions 1 … n-1."""
+        return self.nll(tokens, skip).double().mean(1).mean().exp().item()
+
+    @torch.no_grad()
+    def influence(self, tokens):
+        """Of each block and of each layer: the mean cosine of the stream before and after, and mean |after - before|/|after|.
+        As in llama.cpp, whose last FFN computes no position that predicts nothing, the last position doesn't count behind it."""
+        streams = list(self.streams(tokens))
+        streams[-1] = streams[-1][:, :-1]
+
+        def compare(a, b):
+            a = a[:, : b.shape[1]]
+            return {"cosine": digits(F.cosine_similarity(a, b, dim=-1).double().mean().item()),
+                    "change": digits(((b - a).norm(dim=-1) / b.norm(dim=-1)).double().mean().item())}
+
+        blocks = {f"{('attn', 'ffn')[i % 2]}.{i // 2}": compare(a, b) for i, (a, b) in enumerate(zip(streams, streams[1:]))}
+        return {"blocks": blocks, "layers": [compare(streams[2 * i], streams[2 * i + 2]) for i in range(self.layers)]}
 
 
 def search(model, tokens, kinds, remove):
@@ -140,6 +165,8 @@ def main():
     parser.add_argument("--remove", type=int, default=10, help="blocks to remove (10)")
     parser.add_argument("--blocks", choices=["all", "attn", "ffn"], default="all", help="which blocks may go (all)")
     parser.add_argument("--skip", help="print just the perplexity without these blocks; '' for the dense model")
+    parser.add_argument("--influence", action="store_true", help="print what each block and layer does to the residual stream")
+    parser.add_argument("--score", action="store_true", help="print the NLL of endings: the tokens are contexts and endings")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--double", action="store_true", help="compute in F64, to see what F32 rounding does")
     args = parser.parse_args()
@@ -147,7 +174,15 @@ def main():
 
     model = Llama(args.model, torch.float64 if args.double else torch.float32)
     with open(args.tokens) as file:
-        tokens = torch.tensor(json.load(file)["sequences"])
+        given = json.load(file)
+    if args.score:
+        print(json.dumps([digits(model.nll(torch.tensor([one["context"] + one["ending"]]))[0, len(one["context"]) - 1:].double().sum().item())
+                          for one in given]))
+        return
+    tokens = torch.tensor(given["sequences"])
+    if args.influence:
+        print(json.dumps(model.influence(tokens), indent=1))
+        return
     every = {f"{kind}.{i}" for kind in ("attn", "ffn") for i in range(model.layers)}
     if args.skip is not None:
         skip = set(filter(None, args.skip.split(",")))

@@ -1,0 +1,113 @@
+// The methods that BlockPruner is compared with; ../reference/search.py says how the numbers of influence.json came about.
+import fs from 'node:fs';
+import path from 'node:path';
+import { apply, chooseHost, formatBlock, formatMove, methods, Model, movesOf, perplexityOf, prune, without, type Block, type Host, type Method, type MethodOptions } from '../../lib/index.js';
+import { fixture, quantize, temporaryFolder, tiny } from '../models';
+
+type Influence = Record<'cosine' | 'change', number>;
+const read = <T>(name: string) => JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
+const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
+const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
+const reference = read<{ blocks: Record<string, Influence>; layers: Influence[] }>('influence.json');
+const folder = temporaryFolder();
+let model: Model, host: Host, blocks: Block[];
+
+beforeAll(async () => {
+    // F32 throughout, as PyTorch computes
+    model = await Model.load(await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32'), { device: 'cpu', threads: 2, cacheType: 'f32' });
+    [host, blocks] = [await chooseHost(model.gguf), await model.blocks()];
+});
+afterAll(() => model.dispose());
+
+/** The order in which a method that ranks once removes everything that it can. */
+async function orderOf(method: Method, options: Partial<MethodOptions> = {}): Promise<string[]> {
+    const moves = await movesOf(method, { model, host, blocks, calibration, ...options });
+    const removed: Block[] = [], order: string[] = [];
+    for (let next; (next = moves(removed)).length > 0;) {
+        expect(next).toHaveLength(1);
+        removed.push(...next[0]!);
+        order.push(formatMove(next[0]!));
+    }
+    return order;
+}
+
+const layerName = (layer: number) => `attn.${layer} ffn.${layer}`;
+const ascending = (values: number[]) => values.map((value, i) => ({ value, i })).sort((a, b) => a.value - b.value).map(({ i }) => i);
+
+test('what blocks and layers do to the residual stream is what PyTorch finds', async () => {
+    const layers = reference.layers.map((_, layer) => blocks.filter((block) => block.layer === layer));
+    const found = await model.compare(calibration, [...blocks.map((block) => [block]), ...layers]);
+    [...blocks.map((block) => reference.blocks[formatBlock(block)]!), ...reference.layers].forEach((expected, i) => {
+        expect(found[i]!.cosine).toBeCloseTo(expected.cosine, 4);
+        expect(found[i]!.change / expected.change).toBeCloseTo(1, 3);
+    });
+});
+
+// one layer, or block, always stays
+test('shortgpt removes the layers with the lowest Block Influence first', async () => {
+    expect(await orderOf('shortgpt')).toEqual(ascending(reference.layers.map(({ cosine }) => -cosine)).map(layerName).slice(0, -1));
+});
+
+test('relative-magnitude removes the layers that change the stream least first', async () => {
+    expect(await orderOf('relative-magnitude')).toEqual(ascending(reference.layers.map(({ change }) => change)).map(layerName).slice(0, -1));
+});
+
+test('block-influence ranks single blocks, of one kind if asked', async () => {
+    const ranked = (kind = '') => {
+        const names = Object.keys(reference.blocks).filter((name) => name.startsWith(kind));
+        return ascending(names.map((name) => -reference.blocks[name]!.cosine)).map((i) => names[i]!);
+    };
+    expect(await orderOf('block-influence')).toEqual(ranked().slice(0, -1));
+    expect(await orderOf('block-influence', { selection: 'attn' })).toEqual(ranked('attn'));
+});
+
+test('random is another order with another seed, and the same with the same', async () => {
+    const [first, again, other] = [await orderOf('random', { seed: 1 }), await orderOf('random', { seed: 1 }), await orderOf('random', { seed: 2 })];
+    expect(again).toEqual(first);
+    expect(other).not.toEqual(first);
+    expect([...first].sort()).not.toEqual(first);
+    expect(new Set(first).size).toBe(blocks.length - 1);
+});
+
+test('sleb offers all layers that are left', async () => {
+    const moves = await movesOf('sleb', { model, host, blocks, calibration });
+    expect(moves([]).map(formatMove)).toEqual(reference.layers.map((_, layer) => layerName(layer)));
+    expect(moves(blocks.filter(({ layer }) => layer === 3)).map(formatMove)).toEqual(reference.layers.map((_, layer) => layerName(layer)).filter((_name, layer) => layer !== 3));
+});
+
+test('sleb removes the layer without which the perplexity is lowest', async () => {
+    const found = await Promise.resolve(prune(tiny, { output: path.join(folder, 'sleb.gguf'), method: 'sleb', remove: 4, search: 'exact', device: 'cpu', calibration: { samples: 2, context: 64 } }));
+    const check = await Model.load(tiny, { device: 'cpu' });
+    const { loadCalibration } = await import('../../lib/index.js');
+    const small = await loadCalibration(check, { samples: 2, context: 64 });
+    const gone: Block[] = [];
+    for (const { removed, perplexity } of found.steps) {
+        const perplexities: number[] = [];
+        for (const layer of without(blocks, gone).filter(({ kind }) => kind === 'attn').map((block) => block.layer)) {
+            perplexities.push(await perplexityOf(check, small, { skip: [...gone, { kind: 'attn', layer }, { kind: 'ffn', layer }] }));
+        }
+        expect(perplexity).toBe(Math.min(...perplexities));
+        expect(removed).toHaveLength(2);
+        gone.push(...removed);
+    }
+    check.dispose();
+});
+
+test.each(methods.filter((method) => method !== 'sleb'))('%s writes a verified file, also of a model whose blocks go in pairs', async (method) => {
+    const options = { method, remove: 2, device: 'cpu', calibration: { samples: 2, context: 32 }, force: true } as const;
+    const single = await prune(tiny, { ...options, output: path.join(folder, 'single.gguf') });
+    expect(single.removed).toHaveLength(2);
+    const paired = await prune(fixture('gemma3-dense', path.join(folder, 'gemma3.gguf')), { ...options, output: path.join(folder, 'paired.gguf') });
+    expect(paired.removed.map(({ kind }) => kind).sort()).toEqual(['attn', 'ffn']);
+    expect(paired.host).toBe('gemma3');
+});
+
+test('what does not go from a model is refused before the work', async () => {
+    const gemma = fixture('gemma3-dense', path.join(folder, 'gemma3.gguf'));
+    const options = { output: path.join(folder, 'no.gguf'), device: 'cpu', calibration: { samples: 2, context: 32 } } as const;
+    await expect(prune(gemma, { ...options, remove: 3 })).rejects.toThrow("can't remove 3 blocks: from this model they go 2 at a time");
+    await expect(prune(gemma, { ...options, remove: 2, blocks: 'attn' })).rejects.toThrow('no attn blocks of this model can go');
+    await expect(prune(gemma, { ...options, remove: 12 })).rejects.toThrow("can't remove 12 blocks: at most 8 of this model's 12 blocks can go");
+    await expect(apply(gemma, { ...options, order: [{ kind: 'attn', layer: 1 }] })).rejects.toThrow("these blocks can't go: ");
+    expect(fs.existsSync(options.output)).toBe(false);
+});
