@@ -49,7 +49,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
 }
 
 function percent({ value, stderr }: Score): string {
-    return `${(100 * value).toFixed(2)} ± ${(100 * stderr).toFixed(2)} %`;
+    return `${(100 * value).toFixed(2)}${stderr === null ? '' : ` ± ${(100 * stderr).toFixed(2)}`} %`;
 }
 
 /** `piqa=FILE,LABELS`, `multiple-choice=FILE,context:a,choices:b,answer:c`; a file may have commas in its name. */

@@ -7,8 +7,8 @@ import type { Task } from './tasks.js';
 export interface Score {
     /** share of right answers */
     value: number;
-    /** standard error: the sample's standard deviation over √n */
-    stderr: number;
+    /** standard error: the sample's standard deviation over √n; null of a single question */
+    stderr: number | null;
 }
 
 /** How well a model does at a task, as the LM Evaluation Harness scores it. */
@@ -69,5 +69,5 @@ function lowest(values: readonly number[]): number {
 
 function scoreOf(right: readonly number[]): Score {
     const value = right.reduce((sum, one) => sum + one, 0) / right.length;
-    return { value, stderr: right.length > 1 ? sampleStandardDeviation([...right]) / Math.sqrt(right.length) : NaN };
+    return { value, stderr: right.length > 1 ? sampleStandardDeviation([...right]) / Math.sqrt(right.length) : null };
 }

@@ -210,8 +210,14 @@ describe('options:', () => {
         expectRefused(outputs, prune(tiny, '--device', 'cuda', '--remove', '1'), 'no cuda device was found'));
 
     test.each<[string, string[], string]>([
-        ['no command', [], 'prune, apply, perplexity or inspect'],
+        ['no command', [], 'prune, apply, perplexity, eval or inspect'],
         ['an unknown command', ['nonsense'], 'nonsense'],
+        ['eval without a task', ['eval', tiny], 'task'],
+        ['eval of an unknown task', ['eval', tiny, '--task', `boolq=${license}`], "there is no task 'boolq'"],
+        ['eval of a task without a file', ['eval', tiny, '--task', 'piqa'], "--task 'piqa': write BENCHMARK=FILE"],
+        ['eval of fields that are missing', ['eval', tiny, '--task', 'multiple-choice=x.jsonl,context:a'], 'write multiple-choice=FILE,context:FIELD'],
+        ['eval of no question', ['eval', tiny, '--task', `hellaswag=${license}`, '--limit', '0'], '--limit'],
+        ['an unknown method', ['prune', tiny, '-o', output, '--remove', '1', '--method', 'nonsense'], 'nonsense'],
         ['a misspelt command', ['pruen', tiny], 'Did you mean prune?'],
         ['no model', ['prune', '-o', output, '--remove', '1'], 'argument'],
         ['two models', ['inspect', tiny, 'second.gguf'], 'second.gguf'],

@@ -27,7 +27,7 @@ describe('--help', () => {
     test('lists the commands', async () => {
         const { code, stdout } = await run('--help');
         expect(code).toBe(0);
-        expect([...stdout.matchAll(/blockpruner (\w+) <model>/g)].map(([, name]) => name)).toEqual(['prune', 'apply', 'perplexity', 'inspect']);
+        expect([...stdout.matchAll(/blockpruner (\w+) <model>/g)].map(([, name]) => name)).toEqual(['prune', 'apply', 'perplexity', 'eval', 'inspect']);
     });
 });
 
@@ -165,6 +165,27 @@ describe('perplexity', () => {
         const { perplexity } = await runJson<Perplexity>('perplexity', output, '--text', text, '--context', '64', ...onCpu);
         expect(perplexity / (await measure('--skip', `attn.${block!.layer}`)).perplexity).toBeCloseTo(1, 6);
     });
+});
+
+test('eval scores tasks, as a table and as JSON', async () => {
+    const lines = (records: unknown[]) => records.map((record) => JSON.stringify(record)).join('\n');
+    fs.writeFileSync(file('piqa, all.jsonl'), lines([{ goal: 'Sail', sol1: 'With the wind.', sol2: 'With zqx vkw.' }, { goal: 'Rest', sol1: 'Qwz pxk.', sol2: 'Sleep at night.' }]));
+    fs.writeFileSync(file('labels.lst'), '0\n1\n');
+    fs.writeFileSync(file('winogrande.jsonl'), lines([{ sentence: 'The ship passed the rock because the _ sailed away.', option1: 'ship', option2: 'rock', answer: '1' }]));
+    const args = ['eval', tiny, '--task', `piqa=${file('piqa, all.jsonl')},${file('labels.lst')}`, '--task', `winogrande=${file('winogrande.jsonl')}`, ...onCpu];
+    const score = { value: expect.any(Number) as number, stderr: expect.any(Number) as number };
+    expect(await runJson('eval', ...args.slice(1), '--limit', '2', '--skip', 'attn.3')).toEqual({
+        tasks: [{ task: 'piqa', questions: 2, acc: score, acc_norm: score }, { task: 'winogrande', questions: 1, acc: { ...score, stderr: null }, acc_norm: null }]
+    });
+    const { code, stdout } = await run(...args);
+    expect([code, stdout.trimEnd().split('\n')]).toEqual([0, [
+        expect.stringMatching(/^piqa +2 questions +acc [\d.]+ ± [\d.]+ % +acc_norm [\d.]+ ± [\d.]+ %$/), expect.stringMatching(/^winogrande +1 questions +acc [\d.]+ %$/)
+    ]]);
+});
+
+test('prune by another method', async () => {
+    const result = await runJson<PruneResult>('prune', tiny, '-o', file('layers.gguf'), '--method', 'shortgpt', '--remove', '4', ...short);
+    expect(result.steps.map(({ removed }) => removed.map(({ kind }) => kind))).toEqual([['attn', 'ffn'], ['attn', 'ffn']]);
 });
 
 test('inspect lists the blocks', async () => {
