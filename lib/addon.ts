@@ -80,7 +80,7 @@ export interface NativeEvaluator {
      * boundaries before them; the number of blocks is the stream's end.
      */
     compare(tokens: Int32Array, length: number, pairs: Uint32Array, task: NativeTask): Promise<Float64Array>;
-    /** Frees what no evaluation that leaves out these blocks, and more behind them, can start from. */
+    /** Gives back, for others to use, what no evaluation that leaves out these blocks, and more behind them, can start from. */
     forget(skip: number[]): void;
     dispose(): void;
 }
@@ -97,7 +97,7 @@ export type GgufValue =
     | { key: string; type: 'string'; value: string }
     | { key: string; type: 'u16' | 'i32' | 'u32' | 'f32' | 'f64'; value: number }
     | { key: string; type: 'bool'; value: boolean }
-    | { key: string; type: 'u32[]' | 'f32[]'; value: number[] }
+    | { key: string; type: 'u32[]' | 'bool[]'; value: number[] }
     | { key: string; type: 'string[]'; value: string[] };
 
 /**

@@ -5,6 +5,7 @@
 export { devices, type Device } from './addon.js';
 export { formatBlock, formatMove, parseBlock, parseBlocks, without, type Block, type BlockKind, type BlockSelection, type Move } from './blocks.js';
 export { defaultCalibration, loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
+export { compare, comparisonCsv, comparisonTable, writeComparison, type ComparedModel, type CompareOptions, type Comparison, type Quality } from './compare.js';
 export { BlockprunerError } from './errors.js';
 export { PrefixEvaluator, type PrefixOptions } from './evaluation/prefix.js';
 export { scoreTask, type Score, type TaskOptions, type TaskScores } from './evaluation/scores.js';

@@ -296,7 +296,10 @@ export class Model {
         return runs.map((_, i) => ({ cosine: means[2 * i]!, change: means[2 * i + 1]! }));
     }
 
-    /** Frees the kept boundaries at which no evaluation can start that leaves out these blocks, and more behind them. */
+    /**
+     * Gives back, for others to use, the memory of the kept boundaries at which no evaluation can start that leaves out these
+     * blocks, and more behind them.
+     */
     forget(skip: readonly Block[]): void {
         this.#evaluator?.native.forget(this.#indexes(this.#evaluator.blocks, skip));
     }

@@ -15,7 +15,7 @@ import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
 import { Model, resolveModel, type BlockInfo, type LoadOptions } from './model.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal } from './search/journal.js';
-import { methods, movesOf, type Method } from './search/methods.js';
+import { methods, movesOf, removesLayers, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
 import { DEFAULT_CONFIDENCE } from './search/race.js';
 
@@ -169,16 +169,15 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         }
         const atOnce = first[0]!.length;
         if (remove !== undefined && remove % atOnce !== 0 && first.every(({ length }) => length === atOnce)) {
-            throw new BlockprunerError(`can't remove ${remove} blocks: from this model they go ${atOnce} at a time (${host.reason})`);
+            throw new BlockprunerError(`can't remove ${remove} blocks: from this model they go ${atOnce} at a time (${removesLayers(method) ? `${method} removes whole layers` : host.reason})`);
         }
         const largest = candidates.map(({ parameters }) => parameters).sort((a, b) => b - a).slice(0, candidates.length - most);
         const reachable = (sum(candidates) - largest.reduce((total, parameters) => total + parameters, 0)) / loaded.parameters;
         if (ratio !== undefined && ratio > reachable) {
             throw new BlockprunerError(`can't remove ${percent(ratio)} of the parameters: without its ${which} the model still has ${percent(1 - reachable)}`);
         }
-        const expected = Math.min(most, remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most)) / atOnce;
-        const progressOf = (step: number, index: number) => (step - 1) * first.length - atOnce * (step - 1) * (step - 2) / 2 + index;
-        const total = progressOf(Math.ceil(expected) + 1, 0);
+        const expected = Math.min(most, remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most));
+        const total = Math.ceil(expected / atOnce);
 
         const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
         const journal = Journal.open(prefix, journalFile, {
@@ -203,7 +202,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                 options.onStart?.({ dense, candidates: first.length, resumed, kept: { boundaries: Math.min(prefix.room, blocks.length - 1), bytes: models.reduce((total, { work }) => total + work.keptBytes, 0) } });
                 onProgress?.('search', 0, total);
             },
-            onEvaluation: (step, decided) => onProgress?.('search', progressOf(step, decided), total),
+            onEvaluation: (step, decided, of) => onProgress?.('search', step - 1 + decided / of, total),
             onStep(step, number) {
                 order.push(...step.removed);
                 if (orderFile !== undefined) {

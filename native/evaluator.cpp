@@ -8,7 +8,6 @@
 #include "llama.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <cmath>
 #include <vector>
@@ -55,7 +54,8 @@ static std::shared_ptr<ggml_threadpool> make_threads(int count) {
     return { make(&params), [end](ggml_threadpool * threads) { if (threads) end(threads); } };
 }
 
-// create(model, { context, threads, flashAttention, cacheType: 'f16'|'f32', logitsBytes?, cancel? }): Promise<Evaluator>
+// create(model, { context, threads, flashAttention, cacheType: 'f16'|'f32', sequences?, logitsBytes?, cancel? }): Promise<Evaluator>
+// sequences: how many score() computes at once, at most; default 1.
 // Finds the blocks; rejects where the graph isn't understood. context: tokens a sequence at most. logitsBytes: memory for
 // logits, default 256 MiB; of longer sequences, they are computed in parts.
 Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
@@ -159,8 +159,8 @@ Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
         throw Napi::Error::New(info.Env(), "the evaluator is disposed");
     }
     auto object = Napi::Object::New(info.Env());
-    object.Set("nodes", self->patch.n_nodes);
-    object.Set("cacheWrites", self->patch.n_cache_writes);
+    object.Set("nodes", self->patch.n_nodes.load());
+    object.Set("cacheWrites", self->patch.n_cache_writes.load());
     object.Set("kept", (double) self->kept_bytes);
     object.Set("computed", (double) self->n_computed);
     object.Set("outerSignature", self->patch.outer_signature);
@@ -271,7 +271,7 @@ Napi::Value Evaluator::compare(const Napi::CallbackInfo & info) {
     auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
     check_sequences(env, *tokens, length);
     auto pairs = std::make_shared<std::vector<std::pair<size_t, size_t>>>();
-    for (size_t i = 0; i + 1 < numbers.ElementLength(); i += 2) {
+    for (size_t i = 0; i + 1 < numbers.ElementLength(); i += 2) { // whole pairs: lib/model.ts makes them
         pairs->emplace_back(numbers[i], numbers[i + 1]);
         if (numbers[i] > self->patch.blocks.size() || numbers[i + 1] > self->patch.blocks.size()) {
             throw Napi::RangeError::New(env, "there is no such boundary");
@@ -305,6 +305,9 @@ void Evaluator::check_tokens(Napi::Env env, const std::vector<llama_token> & tok
 
 // Runs work on the state, one at a time.
 Napi::Value Evaluator::launch(Napi::Env env, const Napi::Value & options, std::function<void(const task_control &)> work, std::function<Napi::Value(Napi::Env)> result) {
+    if (self->model->hparams.no_alloc) {
+        throw Napi::Error::New(env, "the model was loaded without its weights: it can't be evaluated");
+    }
     if (self->busy.exchange(true)) {
         throw Napi::Error::New(env, "the evaluator is at work: one evaluation at a time");
     }
@@ -323,7 +326,7 @@ Napi::Value Evaluator::launch(Napi::Env env, const Napi::Value & options, std::f
     }
 }
 
-// forget(skip: number[]): frees the kept boundaries at which no evaluation can start that leaves out these blocks and more
+// forget(skip: number[]): gives back, for others to use, the kept boundaries at which no evaluation can start that leaves out these blocks and more
 // behind them
 void Evaluator::forget(const Napi::CallbackInfo & info) {
     if (!self) {
@@ -414,7 +417,6 @@ struct sequence_batch {
         std::copy(tokens, tokens + length, batch.token);
         patch.targets       = tokens + 1;
         patch.n_outputs     = length - 1;
-        patch.outputs_first = true;
     }
 };
 
@@ -522,7 +524,8 @@ void Evaluator::state::score(
         const std::vector<llama_token> & tokens, const std::vector<uint32_t> & lengths, const std::vector<bool> & skip,
         const task_control & control, std::vector<double> & sums) {
     graph_patch::request request;
-    request.skip = skip;
+    request.skip          = skip;
+    request.outputs_first = false;
     patch.set_request(request);
 
     llama_batch batch = llama_batch_init((int) context_size, 0, (int) n_sequences);
@@ -548,14 +551,15 @@ void Evaluator::state::score(
         }
         patch.targets       = targets.data();
         patch.n_outputs     = targets.size();
-        patch.outputs_first = false;
-        patch.version++; // the targets' number changes
         run(batch);
         std::vector<float> nll(targets.size());
         float * out = nll.data();
         for (const ggml_tensor * part : patch.nll) {
             ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));
             out += ggml_nelements(part);
+        }
+        if (out != nll.data() + nll.size()) {
+            throw std::runtime_error("evaluation failed: this model gives other outputs than were asked for");
         }
         for (size_t i = 0; i < nll.size(); i++) {
             sums[ending_of[i]] += nll[i];
@@ -604,34 +608,38 @@ void Evaluator::state::score(
 void Evaluator::state::compare(
         const std::vector<llama_token> & tokens, uint32_t length, const std::vector<std::pair<size_t, size_t>> & pairs,
         const task_control & control, std::vector<double> & means) {
-    graph_patch::request request;
-    request.skip.assign(patch.blocks.size(), false);
-    request.compare = pairs;
-    patch.set_request(request);
-
     sequence_batch batch(length);
     const size_t n_sequences = tokens.size()/length;
+    // a graph has room for a few more operations a token, and what is compared stays in memory until its end
+    const size_t n_at_once = std::max<size_t>(1, length/16);
     means.assign(2*pairs.size(), 0);
     std::vector<size_t> counts(pairs.size());
-    for (size_t sequence = 0; sequence < n_sequences; sequence++) {
-        control.check();
-        batch.set(tokens.data() + sequence*length, patch);
-        run(batch.batch);
-        for (size_t i = 0; i < pairs.size(); i++) {
-            const auto read = [](const ggml_tensor * t) {
-                std::vector<float> values(ggml_nelements(t));
-                ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));
-                return values;
-            };
-            const auto & c = patch.comparisons[i];
-            const auto dot = read(c.dot), a = read(c.a), b = read(c.b), difference = read(c.difference);
-            for (size_t k = 0; k < dot.size(); k++) {
-                means[2*i]     += dot[k]/std::sqrt((double) a[k]*b[k]);
-                means[2*i + 1] += std::sqrt((double) difference[k]/b[k]);
+    for (size_t from = 0; from < pairs.size(); from += n_at_once) {
+        graph_patch::request request;
+        request.skip.assign(patch.blocks.size(), false);
+        request.compare.assign(pairs.begin() + from, pairs.begin() + std::min(pairs.size(), from + n_at_once));
+        patch.set_request(request);
+        for (size_t sequence = 0; sequence < n_sequences; sequence++) {
+            control.check();
+            batch.set(tokens.data() + sequence*length, patch);
+            run(batch.batch);
+            for (size_t i = 0; i < request.compare.size(); i++) {
+                const auto read = [](const ggml_tensor * t) {
+                    std::vector<float> values(ggml_nelements(t));
+                    ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));
+                    return values;
+                };
+                const auto & c = patch.comparisons[i];
+                const auto dot = read(c.dot), a = read(c.a), b = read(c.b), difference = read(c.difference);
+                for (size_t k = 0; k < dot.size(); k++) {
+                    const double norms = std::sqrt((double) a[k]*b[k]); // 0 where a token's embedding is
+                    means[2*(from + i)]     += norms > 0 ? dot[k]/norms : 0;
+                    means[2*(from + i) + 1] += b[k] > 0 ? std::sqrt((double) difference[k]/b[k]) : 0;
+                }
+                counts[from + i] += dot.size();
             }
-            counts[i] += dot.size();
+            control.progress((double) (from*n_sequences + sequence + 1), (double) (pairs.size()*n_sequences));
         }
-        control.progress((double) sequence + 1, (double) n_sequences);
     }
     for (size_t i = 0; i < means.size(); i++) {
         means[i] /= (double) counts[i/2];

@@ -12,7 +12,6 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -183,7 +182,7 @@ struct new_value {
     void set(gguf_context * file) const {
         const char * k = key.c_str();
         const std::vector<uint32_t> u32(numbers.begin(), numbers.end());
-        const std::vector<float>    f32(numbers.begin(), numbers.end());
+        const std::vector<int8_t>   bools(numbers.begin(), numbers.end());
         std::vector<const char *> pointers;
         for (const auto & text : strings) {
             pointers.push_back(text.c_str());
@@ -192,11 +191,11 @@ struct new_value {
         else if (type == "u16")      gguf_set_val_u16 (file, k, (uint16_t) numbers.at(0));
         else if (type == "i32")      gguf_set_val_i32 (file, k, (int32_t) numbers.at(0));
         else if (type == "u32")      gguf_set_val_u32 (file, k, u32.at(0));
-        else if (type == "f32")      gguf_set_val_f32 (file, k, f32.at(0));
+        else if (type == "f32")      gguf_set_val_f32 (file, k, (float) numbers.at(0));
         else if (type == "f64")      gguf_set_val_f64 (file, k, numbers.at(0));
         else if (type == "bool")     gguf_set_val_bool(file, k, numbers.at(0) != 0);
         else if (type == "u32[]")    gguf_set_arr_data(file, k, GGUF_TYPE_UINT32,  u32.data(), u32.size());
-        else if (type == "f32[]")    gguf_set_arr_data(file, k, GGUF_TYPE_FLOAT32, f32.data(), f32.size());
+        else if (type == "bool[]")   gguf_set_arr_data(file, k, GGUF_TYPE_BOOL,    bools.data(), bools.size());
         else if (type == "string[]") gguf_set_arr_str (file, k, pointers.data(), pointers.size());
         else throw std::runtime_error("unknown metadata type '" + type + "'");
     }
@@ -365,6 +364,9 @@ void job::run(const task_control & control) const {
     const size_t alignment = gguf_get_alignment(out.get());
     if (header_only) {
         stream.close();
+        if (!stream) {
+            throw std::runtime_error("can't write " + output);
+        }
         size_t size = meta.size();
         for (const auto * d : described) {
             size += GGML_PAD(ggml_nbytes(d), alignment);
@@ -486,8 +488,8 @@ Napi::Value read_gguf(const Napi::CallbackInfo & info) {
 // writeGguf({ output, sources: paths[], remove: keys[], rename: [from, to][], select: [key, indexes][], set: value[],
 //     tensors: tensor[], headerOnly? }, { onProgress?(bytes), cancel? }): Promise<void>
 // headerOnly: the tensors' bytes are left a hole, for a file that is only looked at.
-// The metadata is the first source's less `remove`, with key prefixes renamed, with some of their values
-// selected of arrays, then `set`. Memory: a few MiB.
+// The metadata is the first source's less `remove`, with key prefixes renamed, then arrays that keep some
+// values, then `set`. Memory: a few MiB.
 Napi::Value write_gguf(const Napi::CallbackInfo & info) {
     const auto plan = info[0].As<Napi::Object>();
     auto j = std::make_shared<job>();
@@ -518,7 +520,9 @@ Napi::Value write_gguf(const Napi::CallbackInfo & info) {
         for (uint32_t i = 0; i < tensors.Length(); i++) {
             j->tensors.emplace_back(Napi::Value(tensors.Get(i)).As<Napi::Object>());
         }
-    } catch (const std::runtime_error & e) {
+    } catch (const Napi::Error &) {
+        throw;
+    } catch (const std::exception & e) {
         throw Napi::Error::New(info.Env(), e.what());
     }
     return run_async(info.Env(), info[1],

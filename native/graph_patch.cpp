@@ -317,10 +317,6 @@ void describe_branch(const built_graph & graph, found_block & found, const std::
     block.weights.assign(weights.begin(), weights.end());
 }
 
-bool is_rope_mode(const ggml_tensor * t, size_t param) {
-    return t->op == GGML_OP_ROPE && param == 2;
-}
-
 // Lists operations in their order, with their parameters and what they read, and hashes that. Views and selections are
 // looked through: what they say depends on the number of tokens. Which values a rope rotates together is left out.
 // names: of what was computed before
@@ -374,7 +370,8 @@ std::string signature_of(const built_graph & graph, const tensor_set & inner, st
         text += ggml_op_desc(t);
         if (t->op != GGML_OP_SET_ROWS && t->op != GGML_OP_CPY) {
             for (size_t i = 0; i < std::size(t->op_params); i++) {
-                text += "," + (is_rope_mode(t, i) ? "" : std::to_string(t->op_params[i]));
+                const bool is_rope_mode = t->op == GGML_OP_ROPE && i == 2;
+                text += "," + (is_rope_mode ? "" : std::to_string(t->op_params[i]));
             }
         }
         for (const ggml_tensor * src : t->src) {
@@ -601,6 +598,17 @@ private:
     ggml_tensor       * tensor;
 };
 
+// The residual stream behind the last block.
+ggml_tensor * end_of(const built_graph & graph, const std::vector<found_block> & found) {
+    const auto sum_of = [](const found_block & f) { return f.both ? f.both : f.add; };
+    ggml_tensor * end = sum_of(found.back());
+    if (found.back().block.parallel) { // either of two parallel blocks may be added last
+        ggml_tensor * other = sum_of(found[found.size() - 2]);
+        end = graph.position_of(other) > graph.position_of(end) ? other : end;
+    }
+    return end;
+}
+
 // The operations from the final hidden state to the logits, if each works on every position by itself and can be
 // repeated on a part of them; empty otherwise.
 std::vector<ggml_tensor *> find_head(const built_graph & graph, const ggml_tensor * embd, ggml_tensor * logits) {
@@ -683,6 +691,9 @@ void graph_patch::apply(llm_graph_result & res) {
             found  = find_blocks(graph, res.t_embd);
             layout = layout_of(graph, found);
         }
+        if (!blocks.empty() && found.size() != blocks.size()) {
+            throw std::runtime_error("this graph has other blocks than the first");
+        }
         if (blocks.empty()) {
             describe(graph, found);
             tensor_set inner, outer, seen;
@@ -726,14 +737,19 @@ void graph_patch::apply(llm_graph_result & res) {
         captured.clear();
         for (const size_t i : req.capture) {
             captured[i] = change.resolve(found[i].boundary);
-            ggml_set_output(captured[i]);
         }
         change.apply(graph);
+        for (const auto & [block, t] : captured) {
+            ggml_set_output(t);
+            if (t->view_src) {
+                ggml_set_output(t->view_src); // the allocator looks at the memory's owner
+            }
+        }
 
         comparisons.clear();
         std::vector<ggml_tensor *> results;
         for (const auto & [first, second] : req.compare) {
-            const auto at = [&](size_t i) { return i < found.size() ? found[i].boundary : found.back().both ? found.back().both : found.back().add; };
+            const auto at = [&](size_t i) { return i < found.size() ? found[i].boundary : end_of(graph, found); };
             ggml_tensor * a = change.resolve(at(first)), * b = change.resolve(at(second));
             // the last layer may have selected the output positions, which are the first
             const int64_t n = std::min(a->ne[1], b->ne[1]);
@@ -746,7 +762,7 @@ void graph_patch::apply(llm_graph_result & res) {
         }
 
         const int64_t n_outputs = (int64_t) std::min((size_t) res.t_logits->ne[1], this->n_outputs);
-        if (!outputs_first && n_outputs != res.t_logits->ne[1]) {
+        if (!req.outputs_first && n_outputs != res.t_logits->ne[1]) {
             throw std::runtime_error("this model computes logits for all positions of a batch");
         }
         ggml_tensor * targets_in = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_outputs);

@@ -2,6 +2,7 @@
 // puts the negative log-likelihood of given tokens where the logits would leave the graph.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -55,9 +56,10 @@ public:
         ggml_tensor     * boundary = nullptr; // the residual stream there, F32 [n_embd, n_tokens]; graphs read it when they run
         std::vector<size_t> capture;    // the blocks whose boundaries shall be readable
         std::vector<std::pair<size_t, size_t>> compare; // boundaries to compare; one past the last block: the stream's end
+        bool              outputs_first = true; // false: outputs are spread over the batch, so that the model must select them
 
         bool operator==(const request & o) const {
-            return skip == o.skip && start == o.start && boundary == o.boundary && capture == o.capture && compare == o.compare;
+            return skip == o.skip && start == o.start && boundary == o.boundary && capture == o.capture && compare == o.compare && outputs_first == o.outputs_first;
         }
     };
     void set_request(request r);
@@ -69,7 +71,6 @@ public:
     // positions of the batch: some models compute logits for all of it, whatever was asked for.
     const int32_t * targets   = nullptr;
     size_t          n_outputs = SIZE_MAX;
-    bool            outputs_first = true; // false: the outputs are spread over the batch, so that the model must select them
 
     // F32 [n_embd, n_tokens] by block; of the last graph.
     std::map<size_t, ggml_tensor *> captured;
@@ -82,8 +83,8 @@ public:
     std::vector<ggml_tensor *> nll;
 
     // Of the last graph: its operations, and how many of them write to a cache.
-    int n_nodes        = 0;
-    int n_cache_writes = 0;
+    std::atomic<int> n_nodes        { 0 };
+    std::atomic<int> n_cache_writes { 0 };
 
     // changes when graphs built before can't be reused
     uint64_t version = 0;

@@ -159,7 +159,8 @@ Napi::Value Model::describe(const Napi::CallbackInfo & info) {
     }
     result.Set("slidingWindow", windows);
     result.Set("recurrent", recurrent);
-    result.Set("hasState", llama_model_is_recurrent(m) || llama_model_is_hybrid(m));
+    // sequences can't share a recurrent state; MiniMax M3 attends to all blocks where they share a cache
+    result.Set("hasState", llama_model_is_recurrent(m) || llama_model_is_hybrid(m) || m->arch == LLM_ARCH_MINIMAX_M3);
     result.Set("embedding", llama_model_n_embd(m));
     result.Set("vocabulary", llama_vocab_n_tokens(vocab));
     result.Set("context", llama_model_n_ctx_train(m));

@@ -5,16 +5,22 @@ import { BlockprunerError } from '../errors.js';
 import { scoreTask, type Score, type TaskScores } from '../evaluation/scores.js';
 import { loadTask, taskNames, type TaskSource } from '../evaluation/tasks.js';
 import { Model, resolveModel } from '../model.js';
-import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, modelArgument, Progress } from './shared.js';
+import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, lastCounts, modelArgument, Progress } from './shared.js';
 
 export const command = 'eval <model>';
 export const describe = 'Score a model on multiple-choice benchmarks, with any blocks left out';
 
+export const taskOptions = {
+    task: { type: 'string', array: true, nargs: 1, describe: `BENCHMARK=FILE, as often as wanted: ${taskNames.join(', ')}` },
+    limit: { type: 'number', describe: 'Score the first so many questions of each', defaultDescription: 'all' }
+} as const;
+
 export const builder = (yargs: Argv) => modelArgument(yargs)
     .parserConfiguration({ 'duplicate-arguments-array': true }) // several tasks
+    .middleware(lastCounts, true)
     .options({
-        task: { type: 'string', array: true, demandOption: true, nargs: 1, describe: `BENCHMARK=FILE, as often as wanted: ${taskNames.join(', ')}` },
-        limit: { type: 'number', describe: 'Score the first so many questions of each', defaultDescription: 'all' },
+        ...taskOptions,
+        task: { ...taskOptions.task, demandOption: true },
         skip: { type: 'string', default: '', describe: 'Blocks to leave out, such as attn.3,ffn.7', defaultDescription: 'none' },
         ...deviceOptions,
         json: jsonOption

@@ -3,6 +3,7 @@ import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import { BlockprunerError, messageOf } from '../errors.js';
 import * as apply from './apply.js';
+import * as compare from './compare.js';
 import * as evaluate from './eval.js';
 import * as inspect from './inspect.js';
 import * as perplexity from './perplexity.js';
@@ -17,8 +18,9 @@ async function main(): Promise<void> {
         .command(apply)
         .command(perplexity)
         .command(evaluate)
+        .command(compare)
         .command(inspect)
-        .demandCommand(1, 'say what to do: prune, apply, perplexity, eval or inspect')
+        .demandCommand(1, 'say what to do: prune, apply, perplexity, eval, compare or inspect')
         .strict()
         .recommendCommands()
         .parserConfiguration({ 'duplicate-arguments-array': false }) // the last one counts

@@ -30,6 +30,15 @@ export const outputOptions = {
 
 export const jsonOption = { type: 'boolean', default: false, describe: 'Print one JSON object on stdout' } as const;
 
+/** Where arguments may be repeated: of all but --task, the last one counts, as elsewhere. */
+export function lastCounts(argv: Record<string, unknown>): void {
+    for (const [key, value] of Object.entries(argv)) {
+        if (key !== '_' && key !== 'task' && Array.isArray(value)) {
+            argv[key] = value.at(-1);
+        }
+    }
+}
+
 /** The positional MODEL of every command. */
 export function modelArgument<T>(yargs: Argv<T>) {
     return yargs.positional('model', { type: 'string', demandOption: true, describe: 'A GGUF file, or a URI such as hf:user/repo:Q4_K_M or https://…' });

@@ -43,7 +43,8 @@ export async function scoreTask(model: Model, task: Task, options: TaskOptions =
     for (const { choices: ofQuestion } of questions) {
         for (const { context, ending } of ofQuestion) {
             const whole = await model.tokenize(context + ending, signal);
-            const start = contexts.get(context) ?? (await model.tokenize(context, signal)).length;
+            // white space at the context's end counts as the ending's
+            const start = contexts.get(context) ?? (await model.tokenize(context.trimEnd(), signal)).length;
             contexts.set(context, start);
             if (start === 0 || whole.length <= start) {
                 throw new BlockprunerError(`${task.name}: ${start === 0 ? `the context '${context}'` : `the ending '${ending}'`} has no tokens`);

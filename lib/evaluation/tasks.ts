@@ -106,6 +106,9 @@ export async function loadTask(source: TaskSource): Promise<Task> {
     if (!benchmark) {
         throw new BlockprunerError(`there is no task '${source.name}': there are ${taskNames.join(', ')}`);
     }
+    if (source.name === 'multiple-choice' && !source.fields) {
+        throw new BlockprunerError(`multiple-choice of ${source.file}: name its fields, FILE,context:FIELD,choices:FIELD,answer:FIELD`);
+    }
     const name = source.name === 'multiple-choice' ? path.basename(source.file) : source.name;
     const text = await readText(source.file);
     if (source.name === 'hellaswag' && !text.trimStart().startsWith('{')) {
@@ -134,7 +137,7 @@ export async function loadTask(source: TaskSource): Promise<Task> {
 }
 
 function hellaswagText(file: string, text: string): Question[] {
-    const lines = text.trimEnd().split('\n');
+    const lines = text.trimEnd().split(/\r?\n/);
     if (lines.length % 6 !== 0) {
         throw new BlockprunerError(`${file} has ${lines.length} lines: llama.cpp's form of HellaSwag has six for each question`);
     }

@@ -38,6 +38,9 @@ export interface Source {
     probe: (plan: Export) => Promise<ModelGraph | undefined>;
 }
 
+/** Metadata of split files, which one file doesn't have. */
+export const splitKeys = ['split.no', 'split.count', 'split.tensors.count'];
+
 export function architectureOf(gguf: Gguf): string {
     return String(gguf.metadata['general.architecture'] ?? '');
 }

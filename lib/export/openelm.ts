@@ -15,6 +15,10 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
     const { metadata, tensors } = gguf;
     const architecture = architectureOf(gguf);
     const none = (why: string) => `not openelm, which ${why}`;
+    if (architecture !== 'qwen3') {
+        // joined matrices are another graph of the same arithmetic, so attention can't be compared as FFNs are
+        return none('norms Q and K before it rotates them: that is known of Qwen3 only');
+    }
     const number = (name: string): number | undefined => {
         const value = metadata[`${architecture}.${name}`];
         return typeof value === 'number' ? value : undefined;
@@ -88,7 +92,6 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
         };
     };
 
-    // attention can't be compared so: joined matrices are another graph of the same arithmetic
     const hosted = await probe(plan(graph.blocks));
     const ffns = (blocks: typeof graph.blocks) => blocks.filter(({ kind }) => kind === 'ffn').map(({ signature }) => signature).join();
     if (!hosted || hosted.outerSignature !== graph.outerSignature || ffns(hosted.blocks) !== ffns(graph.blocks)) {

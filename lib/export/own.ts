@@ -1,6 +1,7 @@
 import { formatBlock, layersOf, sameBlock, without, type Block, type BlockKind, type Move } from '../blocks.js';
 import type { GgufTensor } from '../addon.js';
 import { BlockprunerError } from '../errors.js';
+import { fillerKey, fillerOf } from '../gguf.js';
 import { architectureOf, globalTensors, splitName, type Export, type Host, type Source } from './host.js';
 
 /**
@@ -164,12 +165,16 @@ class OwnHost {
             return to < 0 ? [] : [{ name: `blk.${layer >= count ? layers.length + to : to}.${rest}`, from: [{ file, name }] }];
         });
 
+        const filler = fillerOf(gguf).flatMap(({ kind, layer }) => {
+            const to = (kind === 'ffn' ? ffn : attn).indexOf(layer);
+            return to < 0 ? [] : [`${kind}.${to}`];
+        });
         const perLayer = Object.entries(gguf.metadata).filter(([name, value]) => name.startsWith(`${architecture}.`) && Array.isArray(value) &&
             (value.length === count || value.length === count + extra.length) && !name.endsWith('rope.dimension_sections'));
         const leading = gguf.metadata[key('leading_dense_block_count')];
-        const flags = (name: string, values: boolean[]): Export['set'] => {
+        const flags = (name: string, type: 'bool[]' | 'u32[]', values: boolean[]): Export['set'] => {
             const isMixed = new Set(values.slice(0, count)).size > 1;
-            return isMixed ? [{ key: key(name), type: 'u32[]', value: [...attn, ...extra].map((layer) => Number(values[layer] ?? false)) }] : [];
+            return isMixed ? [{ key: key(name), type, value: [...attn, ...extra].map((layer) => Number(values[layer] ?? false)) }] : [];
         };
         return {
             rename: [],
@@ -177,8 +182,9 @@ class OwnHost {
             set: [
                 { key: key('block_count'), type: 'u32', value: layers.length + extra.length },
                 ...(typeof leading === 'number' ? [{ key: key('leading_dense_block_count'), type: 'u32' as const, value: ffn.filter((layer) => layer < leading).length }] : []),
-                ...flags('attention.sliding_window_pattern', graph.slidingWindow),
-                ...flags('attention.recurrent_layers', graph.recurrent)
+                ...flags('attention.sliding_window_pattern', 'bool[]', graph.slidingWindow), // as llama.cpp's converter writes it
+                ...flags('attention.recurrent_layers', 'u32[]', graph.recurrent),
+                ...(filler.length > 0 ? [{ key: fillerKey, type: 'string' as const, value: filler.join() }] : [])
             ],
             tensors: [...globalTensors(gguf), ...tensors]
         };

@@ -6,7 +6,7 @@ import { loadAddon, runNative } from '../addon.js';
 import { BlockprunerError } from '../errors.js';
 import type { Gguf } from '../gguf.js';
 import type { ModelGraph } from '../model.js';
-import type { Export } from './host.js';
+import { splitKeys, type Export } from './host.js';
 import type { ProbeReply } from './probe-process.js';
 
 /**
@@ -39,7 +39,7 @@ export class Prober {
             await runNative(this.signal, (cancel) => addon.writeGguf({
                 output: file,
                 sources: this.gguf.files,
-                remove: ['split.no', 'split.count', 'split.tensors.count'],
+                remove: splitKeys,
                 headerOnly: true,
                 ...plan
             }, { cancel }));
@@ -58,10 +58,14 @@ export class Prober {
         this.signal?.throwIfAborted();
         this.#child ??= fork(path.join(__dirname, 'probe-process.js'), { stdio: ['ignore', 'ignore', 'ignore', 'ipc'], execArgv: [], serialization: 'advanced' });
         const child = this.#child;
+        if (!child.connected) { // it was ended between two questions
+            this.#child = undefined;
+            return this.#ask(file);
+        }
         return new Promise((resolve, reject) => {
             const settle = (end: () => void) => {
                 this.signal?.removeEventListener('abort', stop);
-                child.off('exit', exited).off('message', replied);
+                child.off('exit', exited).off('error', failed).off('message', replied);
                 end();
             };
             const stop = () => {
@@ -69,14 +73,21 @@ export class Prober {
                 this.#child = undefined;
                 settle(() => reject(this.signal!.reason as Error));
             };
+            const failed = (error: Error) => {
+                this.#child = undefined;
+                settle(() => reject(new BlockprunerError(`llama.cpp's process for looking at ${file} failed: ${error.message}`)));
+            };
             const exited = (code: number | null, signal: string | null) => {
+                if (signal === 'SIGKILL' || signal === 'SIGTERM') { // not of its own doing, such as for lack of memory
+                    return failed(new Error(`it was ended by ${signal}`));
+                }
                 this.#child = undefined;
                 settle(() => resolve({ error: `llama.cpp ended on ${file} with ${signal ?? `code ${code}`}` }));
             };
             const replied = (reply: unknown) => settle(() => resolve(reply as ProbeReply));
             this.signal?.addEventListener('abort', stop, { once: true });
-            child.once('exit', exited).once('message', replied);
-            child.send(file);
+            child.once('exit', exited).once('error', failed).once('message', replied);
+            child.send(file, (error) => error && failed(error));
         });
     }
 }

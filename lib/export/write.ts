@@ -5,7 +5,7 @@ import { loadAddon, runNative, type GgufValue } from '../addon.js';
 import { formatBlock, without, type Block } from '../blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
 import { hashGguf, type Gguf } from '../gguf.js';
-import { architectureOf, type Host } from './host.js';
+import { architectureOf, splitKeys, type Host } from './host.js';
 
 /** What the file remembers of how it was made, as `blockpruner.*` keys. */
 export interface Provenance {
@@ -87,7 +87,7 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
         await runNative(signal, async (cancel) => addon.writeGguf({
             output: partial,
             sources: gguf.files,
-            remove: ['split.no', 'split.count', 'split.tensors.count'],
+            remove: splitKeys,
             ...plan,
             set: [...plan.set, ...provenanceKeys(gguf, provenance, await hashGguf(gguf, signal))]
         }, { cancel, ...(onProgress && { onProgress }) }));

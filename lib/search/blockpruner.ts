@@ -96,7 +96,7 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
         throw new BlockprunerError(`the model's perplexity on the calibration text is ${dense}: it can't be searched`);
     }
     options.onStart?.(dense);
-    const limit = options.limit?.(dense) ?? Infinity;
+    const limit = options.limit?.(dense) ?? NaN; // none: nothing is above it
 
     for (;;) {
         const candidates = [...options.moves(removed)].sort(byPaper);
@@ -116,11 +116,11 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
         };
         const { move, nll } = await search.choose(contest);
         const perplexity = perplexityOfAll(nll);
-        if (!Number.isFinite(perplexity)) {
-            throw new BlockprunerError(`after ${removed.length} removals, the perplexity is not finite whichever block goes next`);
-        }
         if (perplexity > limit) {
             break;
+        }
+        if (!Number.isFinite(perplexity)) {
+            throw new BlockprunerError(`after ${removed.length} removals, the perplexity is not finite whichever block goes next`);
         }
         removed.push(...move);
         evaluator.remove([...removed]);

@@ -18,6 +18,11 @@ import type { Model, Sequences } from '../model.js';
 export const methods = ['blockpruner', 'sleb', 'shortgpt', 'relative-magnitude', 'block-influence', 'random'] as const;
 export type Method = (typeof methods)[number];
 
+/** Of the others, single blocks go where the model lets them. */
+export function removesLayers(method: Method): boolean {
+    return method === 'sleb' || method === 'shortgpt' || method === 'relative-magnitude';
+}
+
 export interface MethodOptions {
     model: Model;
     host: Host;
@@ -32,46 +37,45 @@ export interface MethodOptions {
 }
 
 /**
- * What a method lets go next. Of methods that rank once, that is a single candidate: the lowest whose removal leaves what the
- * host can write.
+ * What a method lets go next. Of methods that rank once, that is a single candidate, the lowest of what the host lets go; of
+ * what goes together, by the mean.
  */
 export async function movesOf(method: Method, { model, host, blocks, calibration, selection = 'all', seed = 0, signal }: MethodOptions): Promise<(removed: readonly Block[]) => Move[]> {
+    if (!methods.includes(method)) {
+        throw new BlockprunerError(`there is no method '${String(method)}': there are ${methods.join(', ')}`);
+    }
+    if (selection !== 'all' && removesLayers(method)) {
+        throw new BlockprunerError(`the method ${method} removes whole layers: it can't be limited to ${selection} blocks`);
+    }
     const chosen = (move: Move) => move.every(({ kind }) => selection === 'all' || kind === selection);
     const hostMoves = (removed: readonly Block[]) => host.moves(without(blocks, removed)).filter(chosen);
     if (method === 'blockpruner') {
         return hostMoves;
     }
+    const isLayer = (move: Move) => layersOf(move).every((part) => part.length === blocks.filter(({ layer }) => layer === part[0]!.layer).length);
     const ofBlocks = method === 'random' || method === 'block-influence';
     const units = (ofBlocks ? blocks.map((block): Move => [block]) : layersOf(blocks)).filter(chosen);
-    const canGo = (unit: Move, removed: readonly Block[]) => without(unit, removed).length === unit.length && isWritable(host, without(blocks, [...removed, ...unit]));
+    // where blocks go by themselves, so do layers; where they go together, what goes is made of units
+    const single = host.moves(blocks).every(({ length }) => length === 1);
+    const fitting = (removed: readonly Block[]) => {
+        const moves = hostMoves(removed);
+        if (!single) {
+            return moves.filter((move) => ofBlocks || isLayer(move));
+        }
+        const free = new Set(moves.map(formatMove));
+        return units.filter((unit) => unit.every((block) => free.has(formatMove([block]))) && unit.length < blocks.length - removed.length);
+    };
     if (method === 'sleb') {
-        return (removed) => units.filter((unit) => canGo(unit, removed));
+        return fitting;
     }
     const scores = method === 'random' ? units.map(randomNumbers(seed)) : (await model.compare(calibration, units, { signal }))
         .map(({ cosine, change }) => (method === 'relative-magnitude' ? change : 1 - cosine));
-    const ranked = units.map((unit, i) => ({ unit, score: scores[i]! })).sort((a, b) => a.score - b.score).map(({ unit }) => unit);
-    if (ofBlocks && hostMoves([]).every(({ length }) => length > 1)) {
-        // single blocks don't go from this model: those that go together are ranked by their sum
-        const rank = new Map(units.map((unit, i) => [formatMove(unit), scores[i]!]));
-        const sum = (move: Move) => move.reduce((total, block) => total + rank.get(formatMove([block]))!, 0);
-        return (removed) => hostMoves(removed).sort((a, b) => sum(a) - sum(b)).slice(0, 1);
-    }
-    return (removed) => {
-        const next = ranked.find((unit) => canGo(unit, removed));
-        return next ? [next] : [];
+    const scoreOf = new Map(units.map((unit, i) => [formatMove(unit), scores[i]!]));
+    const mean = (move: Move) => {
+        const parts = ofBlocks ? move.map((block) => [block]) : layersOf(move);
+        return parts.reduce((sum, part) => sum + scoreOf.get(formatMove(part))!, 0) / parts.length;
     };
-}
-
-function isWritable(host: Host, remaining: readonly Block[]): boolean {
-    try {
-        host.plan(remaining);
-        return true;
-    } catch (error) {
-        if (error instanceof BlockprunerError) {
-            return false;
-        }
-        throw error;
-    }
+    return (removed) => fitting(removed).map((move) => ({ move, score: mean(move) })).sort((a, b) => a.score - b.score).slice(0, 1).map(({ move }) => move);
 }
 
 /** Numbers that look random and are the same in every run (splitmix32). */

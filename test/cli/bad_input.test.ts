@@ -210,7 +210,7 @@ describe('options:', () => {
         expectRefused(outputs, prune(tiny, '--device', 'cuda', '--remove', '1'), 'no cuda device was found'));
 
     test.each<[string, string[], string]>([
-        ['no command', [], 'prune, apply, perplexity, eval or inspect'],
+        ['no command', [], 'prune, apply, perplexity, eval, compare or inspect'],
         ['an unknown command', ['nonsense'], 'nonsense'],
         ['eval without a task', ['eval', tiny], 'task'],
         ['eval of an unknown task', ['eval', tiny, '--task', `boolq=${license}`], "there is no task 'boolq'"],

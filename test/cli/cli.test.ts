@@ -27,7 +27,7 @@ describe('--help', () => {
     test('lists the commands', async () => {
         const { code, stdout } = await run('--help');
         expect(code).toBe(0);
-        expect([...stdout.matchAll(/blockpruner (\w+) <model>/g)].map(([, name]) => name)).toEqual(['prune', 'apply', 'perplexity', 'eval', 'inspect']);
+        expect([...stdout.matchAll(/blockpruner (\w+) <model>/g)].map(([, name]) => name)).toEqual(['prune', 'apply', 'perplexity', 'eval', 'compare', 'inspect']);
     });
 });
 

@@ -1,0 +1,80 @@
+// The comparison of methods: what it reports against single evaluations, and its tables.
+import fs from 'node:fs';
+import path from 'node:path';
+import { compare, comparisonCsv, comparisonTable, loadCalibration, Model, perplexityOf, scoreTask, textPerplexity, type Comparison, type Task } from '../lib/index.js';
+import { run } from './cli/run';
+import { temporaryFolder, tiny } from './models';
+
+const folder = temporaryFolder();
+const text = path.resolve(__dirname, '..', 'LICENSE');
+const task: Task = {
+    name: 'ends', normalized: true,
+    questions: Array.from({ length: 6 }, (_, i) => ({ choices: [' the sea.', ' a zqx.', ' the old house.'].map((ending) => ({ context: `The ${i} men went to`, ending })), answer: i % 3 }))
+};
+const calibration = { samples: 2, context: 64 };
+let comparison: Comparison;
+
+beforeAll(async () => {
+    comparison = await compare(tiny, { ratios: [0.05, 0.1], methods: ['blockpruner', 'shortgpt', 'random'], seeds: 2, tasks: [task], text, calibration, device: 'cpu' });
+});
+
+test('each method at each ratio removes the fewest blocks, and a higher ratio removes more of the same', () => {
+    expect(comparison.pruned.map(({ method, seed, ratio }) => [ratio, method, seed])).toEqual([0.05, 0.1].flatMap((ratio) =>
+        [[ratio, 'blockpruner', null], [ratio, 'shortgpt', null], [ratio, 'random', 0], [ratio, 'random', 1]]));
+    for (const { method, seed, ratio, removed, removedShare } of comparison.pruned) {
+        expect(removedShare).toBeGreaterThanOrEqual(ratio);
+        expect(removedShare).toBeLessThan(ratio + 0.1);
+        const less = comparison.pruned.find((other) => other.method === method && other.seed === seed)!;
+        expect(removed.slice(0, less.removed.length)).toEqual(less.removed);
+        expect(removed.filter(({ kind }) => kind === 'attn').length === removed.length / 2 || method !== 'shortgpt').toBe(true);
+    }
+    const [first, second] = comparison.pruned.filter(({ method }) => method === 'random');
+    expect(first!.removed).not.toEqual(second!.removed);
+});
+
+test('its figures are those of single evaluations', async () => {
+    const model = await Model.load(tiny, { device: 'cpu' });
+    const sequences = await loadCalibration(model, calibration);
+    for (const { removed, ...found } of [{ ...comparison.dense, removed: [] }, ...comparison.pruned]) {
+        expect(found.calibration).toBeCloseTo(await perplexityOf(model, sequences, { skip: removed }), 6);
+        expect(found.text).toBeCloseTo((await textPerplexity(model, text, { skip: removed, context: 64 })).perplexity, 6);
+        expect(found.tasks).toEqual([await scoreTask(model, task, { skip: removed })]);
+    }
+    model.dispose();
+});
+
+test('the table has a row for each, with the mean of the random ones, and marks the best', () => {
+    const lines = comparisonTable(comparison).trimEnd().split('\n');
+    expect(lines[0]).toBe('| ratio | removed | method | perplexity, calibration | perplexity, LICENSE | ends |');
+    expect(lines.slice(2).map((line) => line.split(' | ')[2])).toEqual(['dense', ...['blockpruner', 'shortgpt', 'random (mean of 2)'], ...['blockpruner', 'shortgpt', 'random (mean of 2)']]);
+    expect(lines[2]).not.toContain('**');
+    expect(lines.slice(3, 6).filter((line) => /\| \*\*[\d.]+\*\* \|/.test(line)).length).toBeGreaterThan(0);
+    expect(lines[3]).toMatch(/^\| 0\.05 \| [\d.]+ % \| blockpruner \| \*\*[\d.]+\*\* \|/); // on what it searched on, it is the best
+    const csv = comparisonCsv(comparison).trimEnd().split('\n').map((line) => line.split(','));
+    expect(csv[0]).toEqual(['method', 'ratio', 'removed', 'calibration_perplexity', 'text_perplexity', 'ends', 'ends_stderr']);
+    expect(csv).toHaveLength(8);
+    expect(csv.every((fields) => fields.length === 7)).toBe(true);
+    expect(Number(csv[1]![3])).toBe(comparison.dense.calibration);
+});
+
+test('the command writes table, CSV and JSON into a new folder', async () => {
+    const output = path.join(folder, 'comparison');
+    const args = ['compare', tiny, '--ratios', '0.05', '--methods', 'shortgpt,block-influence', '--samples', '2', '--context', '64', '--device', 'cpu', '-o', output];
+    const { code, stdout } = await run(...args);
+    expect(code).toBe(0);
+    expect(stdout).toContain('| 0.05 | ');
+    expect(fs.readdirSync(output).sort()).toEqual(['results.json', 'table.csv', 'table.md']);
+    expect((JSON.parse(fs.readFileSync(path.join(output, 'results.json'), 'utf8')) as Comparison).pruned.map(({ method }) => method)).toEqual(['shortgpt', 'block-influence']);
+    expect(fs.readFileSync(path.join(output, 'table.md'), 'utf8')).toBe(stdout.replace(/\n\n$/, '\n'));
+
+    for (const [options, says] of [
+        [[], 'exists: choose another name'],
+        [['-o', path.join(folder, 'new'), '--ratios', '0.1,2'], "not '0.1,2'"],
+        [['-o', path.join(folder, 'new'), '--methods', 'laco'], "there is no method 'laco'"],
+        [['-o', path.join(folder, 'missing', 'new')], 'there is no such folder']
+    ] as const) {
+        const refused = await run(...args.slice(0, options.length > 0 ? -2 : undefined), ...options);
+        expect([refused.code, refused.stderr.trimEnd().split('\n').length]).toEqual([1, 1]);
+        expect(refused.stderr).toContain(says);
+    }
+});
