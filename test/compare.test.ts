@@ -71,10 +71,13 @@ test('the command writes table, CSV and JSON into a new folder', async () => {
         [[], 'exists: choose another name'],
         [['-o', path.join(folder, 'new'), '--ratios', '0.1,2'], "not '0.1,2'"],
         [['-o', path.join(folder, 'new'), '--methods', 'laco'], "there is no method 'laco'"],
-        [['-o', path.join(folder, 'missing', 'new')], 'there is no such folder']
+        [['-o', path.join(folder, 'missing', 'new')], 'there is no such folder'],
+        [['-o', path.join(folder, 'new'), '--task', `piqa=${path.join(folder, 'none.jsonl')}`], 'there is no such file'],
+        [['-o', path.join(folder, 'new'), '--samples', '0'], '--samples']
     ] as const) {
         const refused = await run(...args.slice(0, options.length > 0 ? -2 : undefined), ...options);
         expect([refused.code, refused.stderr.trimEnd().split('\n').length]).toEqual([1, 1]);
         expect(refused.stderr).toContain(says);
     }
+    expect(fs.existsSync(path.join(folder, 'new'))).toBe(false);
 });

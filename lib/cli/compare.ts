@@ -47,11 +47,12 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     if (!fs.existsSync(path.dirname(path.resolve(argv.output)))) {
         throw new BlockprunerError(`can't write to the folder ${path.dirname(path.resolve(argv.output))}: there is no such folder`);
     }
+    const tasks = await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text))));
+    const calibration = calibrationOf(argv);
     fs.mkdirSync(argv.output);
     const comparison = await compare(argv.model, {
         ratios, methods: chosen as Method[], seeds: argv.seeds, limit: argv.limit, text: argv.text, search: argv.search,
-        tasks: await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text)))),
-        calibration: calibrationOf(argv),
+        tasks, calibration,
         device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads,
         signal: interruptSignal(),
         onProgress: (what) => process.stderr.write(`${what}\n`)
