@@ -1,6 +1,6 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { sameBlock, type Block } from './blocks.js';
+import type { Block } from './blocks.js';
 import { loadCalibration, readSamples, type CalibrationOptions } from './calibration/index.js';
 import { BlockprunerError } from './errors.js';
 import { perplexityOf, textPerplexity } from './evaluation/perplexity.js';
@@ -9,7 +9,7 @@ import { scoreTask, type Score, type TaskScores } from './evaluation/scores.js';
 import type { Task } from './evaluation/tasks.js';
 import { chooseHost } from './export/hosts.js';
 import { readGguf } from './gguf.js';
-import { Model, resolveModel, type LoadOptions } from './model.js';
+import { Model, resolveModel, shareOf, type LoadOptions } from './model.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { methods as allMethods, movesOf, type Method } from './search/methods.js';
 
@@ -84,21 +84,21 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     try {
         const blocks = await model.blocks(signal);
         const calibration = await loadCalibration(model, options.calibration, signal);
-        const share = (removed: readonly Block[]) => blocks.filter((block) => removed.some((gone) => sameBlock(gone, block))).reduce((sum, { parameters }) => sum + parameters, 0) / model.parameters;
-        const evaluate = async (skip: readonly Block[]): Promise<Quality> => {
+        const share = (removed: readonly Block[]) => shareOf(blocks, removed, model.parameters);
+        const evaluate = async (skip: readonly Block[], perplexity: number): Promise<Quality> => {
             const scores: TaskScores[] = [];
             for (const task of tasks) {
                 scores.push(await scoreTask(model, task, { skip, limit, signal }));
             }
             return {
-                calibration: await perplexityOf(model, calibration, { skip, signal }),
+                calibration: perplexity,
                 text: text === undefined ? null : (await textPerplexity(model, text, { skip, signal, context: calibration.length, field: options.calibration?.field })).perplexity,
                 tasks: scores
             };
         };
 
         onProgress?.('the model as it is');
-        const dense = await evaluate([]);
+        const dense = await evaluate([], await perplexityOf(model, calibration, { signal }));
         const pruned: ComparedModel[] = [];
         const highest = Math.max(...ratios);
         for (const method of methods) {
@@ -115,18 +115,15 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
                     moves: (removed) => (share(removed) >= highest ? [] : moves(removed))
                 });
                 for (const ratio of ratios) {
-                    const removed: Block[] = [];
-                    for (const step of steps) {
-                        if (share(removed) < ratio) {
-                            removed.push(...step.removed);
-                        }
-                    }
-                    if (share(removed) < ratio) {
+                    const removedAfter = (count: number) => steps.slice(0, count).flatMap((step) => step.removed);
+                    const last = steps.findIndex((_, i) => share(removedAfter(i + 1)) >= ratio);
+                    if (last < 0) {
                         onProgress?.(`${name} can't remove ${ratio}`);
-                    continue;
+                        continue;
                     }
                     onProgress?.(`${name} at ${ratio}: perplexity and tasks`);
-                    pruned.push({ method, seed, ratio, removedShare: share(removed), removed, ...await evaluate(removed) });
+                    const removed = removedAfter(last + 1);
+                    pruned.push({ method, seed, ratio, removedShare: share(removed), removed, ...await evaluate(removed, steps[last]!.perplexity) });
                 }
             }
         }

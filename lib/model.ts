@@ -26,6 +26,11 @@ export interface BlockInfo extends Block {
     bytes: number;
 }
 
+/** The share of a model's parameters that some of its blocks have. */
+export function shareOf(blocks: readonly BlockInfo[], removed: readonly Block[], parameters: number): number {
+    return blocks.filter((block) => removed.some((gone) => sameBlock(gone, block))).reduce((sum, block) => sum + block.parameters, 0) / parameters;
+}
+
 /** What a model's compute graph consists of. */
 export interface ModelGraph {
     /** In the order of the residual stream. */
@@ -91,6 +96,13 @@ export async function resolveModel(model: string, options: { signal?: AbortSigna
 /** What a copy of a model needs on a GPU beside its weights: the residual stream that is kept, and its computation. */
 const COPY_HEADROOM = 4 * 2 ** 30;
 
+/** One for sequences of up to so many tokens; it finds the blocks. */
+interface Evaluator {
+    context: number;
+    native: NativeEvaluator;
+    blocks: ModelGraph['blocks'];
+}
+
 /** How many endings are computed at once, at most. */
 const SEQUENCES = 64;
 
@@ -106,9 +118,10 @@ export class Model {
 
     readonly #native: NativeModel;
     readonly #cacheType: 'f16' | 'f32';
-    #evaluator: { context: number; native: NativeEvaluator; blocks: ModelGraph['blocks'] } | undefined;
-
-    #scorer: { context: number; native: NativeEvaluator; blocks: ModelGraph['blocks'] } | undefined;
+    /** for sequences one after the other */
+    #evaluator: Evaluator | undefined;
+    /** for many endings at once */
+    #scorer: Evaluator | undefined;
 
     private constructor(native: NativeModel, path: string, gguf: Gguf, device: Device, options: LoadOptions) {
         this.#native = native;
@@ -329,27 +342,27 @@ export class Model {
         this.#native.dispose();
     }
 
-    /** One evaluator is kept, for the longest sequences seen. */
-    async #evaluatorFor(context: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: ModelGraph['blocks'] }> {
+    /** One is kept, for the longest sequences seen. */
+    async #evaluatorFor(context: number, signal?: AbortSignal): Promise<Evaluator> {
         if (!this.#evaluator || this.#evaluator.context < context) {
             this.#evaluator?.native.dispose();
             this.#evaluator = undefined;
-            this.#evaluator = { context, ...await this.#createEvaluator(context, 1, signal) };
+            this.#evaluator = await this.#createEvaluator(context, 1, signal);
         }
         return this.#evaluator;
     }
 
-    /** One evaluator of many sequences at once is kept, for the longest questions seen. */
-    async #scorerFor(context: number, sequences: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: ModelGraph['blocks'] }> {
+    /** One is kept, for the longest questions seen. */
+    async #scorerFor(context: number, sequences: number, signal?: AbortSignal): Promise<Evaluator> {
         if (!this.#scorer || this.#scorer.context < context) {
             this.#scorer?.native.dispose();
             this.#scorer = undefined;
-            this.#scorer = { context, ...await this.#createEvaluator(context, sequences, signal) };
+            this.#scorer = await this.#createEvaluator(context, sequences, signal);
         }
         return this.#scorer;
     }
 
-    async #createEvaluator(context: number, sequences: number, signal?: AbortSignal): Promise<{ native: NativeEvaluator; blocks: ModelGraph['blocks'] }> {
+    async #createEvaluator(context: number, sequences: number, signal?: AbortSignal): Promise<Evaluator> {
         const addon = await loadAddon();
         const native = await runNative(signal, (cancel) => addon.Evaluator.create(this.#native, {
             context, sequences, cancel, threads: this.threads, flashAttention: this.flashAttention, cacheType: this.#cacheType
@@ -368,7 +381,7 @@ export class Model {
                 bytes: own.reduce((sum, tensor) => sum + tensor.bytes, 0)
             };
         });
-        return { native, blocks };
+        return { context, native, blocks };
     }
 }
 

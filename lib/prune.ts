@@ -12,10 +12,10 @@ import { chooseHost } from './export/hosts.js';
 import { stockNll } from './export/stock-runtime.js';
 import { checkOutput, version, writePruned } from './export/write.js';
 import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
-import { Model, resolveModel, type BlockInfo, type LoadOptions } from './model.js';
+import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from './model.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal } from './search/journal.js';
-import { methods, movesOf, removesLayers, type Method } from './search/methods.js';
+import { checkMethod, movesOf, removesLayers, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
 import { DEFAULT_CONFIDENCE } from './search/race.js';
 
@@ -126,9 +126,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     if (ratio === 0) {
         throw new BlockprunerError('ratio must be above 0: nothing would be removed');
     }
-    if (!methods.includes(method)) {
-        throw new BlockprunerError(`there is no method '${String(method)}': there are ${methods.join(', ')}`);
-    }
+    checkMethod(method);
     checkRange('methodSeed', methodSeed, 0, 2 ** 32 - 1, true);
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
     checkRange('confidence', confidence, 0.5, 1);
@@ -163,7 +161,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         }
         const candidates = blocks.filter((block) => selection === 'all' || block.kind === selection);
         const most = mostRemovable(movesFrom);
-        const share = (removed: readonly Block[]) => sum(blocks.filter((block) => removed.some((gone) => sameBlock(gone, block)))) / loaded.parameters;
+        const share = (removed: readonly Block[]) => shareOf(blocks, removed, loaded.parameters);
         if (remove !== undefined && remove > most) {
             throw new BlockprunerError(`can't remove ${remove} blocks: at most ${most} of this model's ${candidates.length} ${which} can go`);
         }

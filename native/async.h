@@ -3,10 +3,12 @@
 
 #include <napi.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 // What the addon keeps for each JavaScript thread that loaded it.
 struct addon_data {
@@ -48,6 +50,14 @@ Napi::Promise run_async(
         const Napi::Value & options,
         std::function<void(const task_control &)> work,
         std::function<Napi::Value(Napi::Env)> result);
+
+// Values as a JavaScript array of their type, such as Napi::Float32Array.
+template <typename Array, typename T>
+Napi::Value typed_array(Napi::Env env, const std::vector<T> & values) {
+    auto array = Array::New(env, values.size());
+    std::copy(values.begin(), values.end(), array.Data());
+    return array;
+}
 
 // While it lives, a failed assertion ends the process again: an exception must not leave an operation whose other
 // threads wait for this one.

@@ -8,8 +8,8 @@
 #include "llama.h"
 
 #include <algorithm>
-#include <numeric>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 void Evaluator::init(Napi::Env env, Napi::Object exports) {
@@ -152,8 +152,9 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
     return array;
 }
 
-// graph(): { nodes, cacheWrites, kept, computed, outerSignature }: the number of operations of the last evaluation, of its writes to the KV
-// cache, the bytes of the residual stream that are kept, and how many blocks were computed since create(), over all sequences
+// graph(): { nodes, cacheWrites, kept, computed, outerSignature }: the number of operations of the last evaluation, of its
+// writes to the KV cache, the bytes of the residual stream that are kept, how many blocks were computed since create(), over
+// all sequences, and what is computed outside of blocks
 Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
     if (!self) {
         throw Napi::Error::New(info.Env(), "the evaluator is disposed");
@@ -201,11 +202,7 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
     auto nll = std::make_shared<std::vector<float>>();
     return launch(env, options,
         [s = self, tokens, length, skipped, nll, keep](const task_control & control) { s->evaluate(*tokens, length, skipped, keep, control, *nll); },
-        [nll](Napi::Env env) -> Napi::Value {
-            auto array = Napi::Float32Array::New(env, nll->size());
-            std::copy(nll->begin(), nll->end(), array.Data());
-            return array;
-        });
+        [nll](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *nll); });
 }
 
 // score(tokens: Int32Array, lengths: Uint32Array, skip: number[], { onProgress?(questions), cancel? }): Promise<Float64Array>
@@ -250,11 +247,7 @@ Napi::Value Evaluator::score(const Napi::CallbackInfo & info) {
     auto sums = std::make_shared<std::vector<double>>();
     return launch(env, info[3],
         [s = self, tokens, lengths, skipped, sums](const task_control & control) { s->score(*tokens, *lengths, skipped, control, *sums); },
-        [sums](Napi::Env env) -> Napi::Value {
-            auto array = Napi::Float64Array::New(env, sums->size());
-            std::copy(sums->begin(), sums->end(), array.Data());
-            return array;
-        });
+        [sums](Napi::Env env) { return typed_array<Napi::Float64Array>(env, *sums); });
 }
 
 // compare(tokens: Int32Array, length, pairs: Uint32Array, { onProgress?(sequences), cancel? }): Promise<Float64Array>
@@ -280,11 +273,7 @@ Napi::Value Evaluator::compare(const Napi::CallbackInfo & info) {
     auto means = std::make_shared<std::vector<double>>();
     return launch(env, info[3],
         [s = self, tokens, length, pairs, means](const task_control & control) { s->compare(*tokens, length, *pairs, control, *means); },
-        [means](Napi::Env env) -> Napi::Value {
-            auto array = Napi::Float64Array::New(env, means->size());
-            std::copy(means->begin(), means->end(), array.Data());
-            return array;
-        });
+        [means](Napi::Env env) { return typed_array<Napi::Float64Array>(env, *means); });
 }
 
 void Evaluator::check_sequences(Napi::Env env, const std::vector<llama_token> & tokens, uint32_t length) const {
@@ -326,8 +315,8 @@ Napi::Value Evaluator::launch(Napi::Env env, const Napi::Value & options, std::f
     }
 }
 
-// forget(skip: number[]): gives back, for others to use, the kept boundaries at which no evaluation can start that leaves out these blocks and more
-// behind them
+// forget(skip: number[]): gives back, for others to use, the kept boundaries at which no evaluation can start that leaves out
+// these blocks and more behind them
 void Evaluator::forget(const Napi::CallbackInfo & info) {
     if (!self) {
         throw Napi::Error::New(info.Env(), "the evaluator is disposed");
@@ -415,8 +404,8 @@ struct sequence_batch {
 
     void set(const llama_token * tokens, graph_patch & patch) {
         std::copy(tokens, tokens + length, batch.token);
-        patch.targets       = tokens + 1;
-        patch.n_outputs     = length - 1;
+        patch.targets   = tokens + 1;
+        patch.n_outputs = length - 1;
     }
 };
 
@@ -436,6 +425,21 @@ void Evaluator::state::run(const llama_batch & batch) {
         const std::string reason = take_logged_errors();
         throw std::runtime_error("evaluation failed: " + (!patch.error.empty() ? patch.error :
             reason.empty() ? "llama_decode returned " + std::to_string(status) : reason));
+    }
+}
+
+// The NLL of each output of the last run: as many as were asked for.
+void Evaluator::state::read_nll(float * out) const {
+    size_t n_values = 0;
+    for (const ggml_tensor * part : patch.nll) {
+        n_values += ggml_nelements(part);
+    }
+    if (n_values != patch.n_outputs) {
+        throw std::runtime_error("evaluation failed: this model gives " + std::to_string(n_values) + " outputs for " + std::to_string(patch.n_outputs) + " positions");
+    }
+    for (const ggml_tensor * part : patch.nll) {
+        ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));
+        out += ggml_nelements(part);
     }
 }
 
@@ -493,18 +497,7 @@ void Evaluator::state::evaluate(
 
         run(batch.batch);
         n_computed += std::count(skip.begin() + request.start, skip.end(), false);
-        size_t n_values = 0;
-        for (const ggml_tensor * part : patch.nll) {
-            n_values += ggml_nelements(part);
-        }
-        if (n_values != length - 1) {
-            throw std::runtime_error("evaluation failed: this model gives " + std::to_string(n_values) + " outputs for " + std::to_string(length - 1) + " positions");
-        }
-        float * out = nll.data() + sequence*(length - 1);
-        for (const ggml_tensor * part : patch.nll) {
-            ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));
-            out += ggml_nelements(part);
-        }
+        read_nll(nll.data() + sequence*(length - 1));
         for (const auto & [block, tensor] : patch.captured) {
             kept_boundary boundary = { std::vector<bool>(skip.begin(), skip.begin() + block), stream_like(tensor) };
             if (!boundary.values.tensor) {
@@ -549,18 +542,11 @@ void Evaluator::state::score(
         if (batch.n_tokens == 0) {
             return;
         }
-        patch.targets       = targets.data();
-        patch.n_outputs     = targets.size();
+        patch.targets   = targets.data();
+        patch.n_outputs = targets.size();
         run(batch);
         std::vector<float> nll(targets.size());
-        float * out = nll.data();
-        for (const ggml_tensor * part : patch.nll) {
-            ggml_backend_tensor_get(part, out, 0, ggml_nbytes(part));
-            out += ggml_nelements(part);
-        }
-        if (out != nll.data() + nll.size()) {
-            throw std::runtime_error("evaluation failed: this model gives other outputs than were asked for");
-        }
+        read_nll(nll.data());
         for (size_t i = 0; i < nll.size(); i++) {
             sums[ending_of[i]] += nll[i];
         }

@@ -61,6 +61,7 @@ private:
         void   compare(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<std::pair<size_t, size_t>> & pairs,
             const class task_control & control, std::vector<double> & means);
         void   run(const struct llama_batch & batch);
+        void   read_nll(float * out) const;
         void   forget(const std::vector<bool> & skip);
         stream stream_like(const ggml_tensor * tensor); // its tensor is null where there is no memory
     };

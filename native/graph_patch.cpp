@@ -71,32 +71,39 @@ ggml_tensor * strip_selection(ggml_tensor * t) {
     return t;
 }
 
-// What is below operations that work on a token's values alone and keep their number: norms, scales, biases, selections.
+// Does the operation work on a token's values alone, and keep their number? Norms, scales, biases, selections, shapes.
+bool is_pointwise(const ggml_tensor * t) {
+    switch (t->op) {
+        case GGML_OP_ADD:
+        case GGML_OP_MUL:
+        case GGML_OP_NORM:
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_SCALE:
+        case GGML_OP_GET_ROWS:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_CONT:
+            return true;
+        default:
+            return false;
+    }
+}
+
+// What a pointwise operation works on; null for a sum or product of two computed tensors, or of none.
+ggml_tensor * below_pointwise(const ggml_tensor * t) {
+    return t->op == GGML_OP_ADD || t->op == GGML_OP_MUL ? only_computed(t) : t->src[0];
+}
+
+// What is below pointwise operations.
 ggml_tensor * strip_pointwise(ggml_tensor * t) {
-    for (;;) {
-        ggml_tensor * below = nullptr;
-        switch (t->op) {
-            case GGML_OP_ADD:
-            case GGML_OP_MUL:
-                below = only_computed(t);
-                break;
-            case GGML_OP_NORM:
-            case GGML_OP_RMS_NORM:
-            case GGML_OP_SCALE:
-            case GGML_OP_GET_ROWS:
-            case GGML_OP_VIEW:
-            case GGML_OP_RESHAPE:
-            case GGML_OP_CONT:
-                below = is_computed(t->src[0]) ? t->src[0] : nullptr;
-                break;
-            default:
-                break;
-        }
-        if (!below) {
-            return t;
+    while (is_pointwise(t)) {
+        ggml_tensor * below = below_pointwise(t);
+        if (!below || !is_computed(below)) {
+            break;
         }
         t = below;
     }
+    return t;
 }
 
 // A sum of two computed tensors.
@@ -441,26 +448,13 @@ std::vector<found_block> find_blocks(const built_graph & graph, ggml_tensor * en
                 on_stream.push_back(src);
             }
         }
-        switch (cur->op) {
-            case GGML_OP_ADD:
-            case GGML_OP_MUL: // a bias or a norm's weight
-                if (is_computed(cur->src[0]) && is_computed(cur->src[1])) {
-                    not_understood("a product of two computed tensors, '" + std::string(cur->name) + "'", found);
-                }
-                cur = only_computed(cur);
-                break;
-            case GGML_OP_NORM:
-            case GGML_OP_RMS_NORM:
-            case GGML_OP_SCALE:
-            case GGML_OP_GET_ROWS:
-            case GGML_OP_VIEW:
-            case GGML_OP_RESHAPE:
-            case GGML_OP_CONT:
-                cur = cur->src[0];
-                break;
-            default:
-                not_understood(std::string("operation ") + ggml_op_desc(cur) + ", '" + cur->name + "'", found);
+        if (!is_pointwise(cur)) {
+            not_understood(std::string("operation ") + ggml_op_desc(cur) + ", '" + cur->name + "'", found);
         }
+        if (cur->op == GGML_OP_MUL && is_computed(cur->src[0]) && is_computed(cur->src[1])) {
+            not_understood("a product of two computed tensors, '" + std::string(cur->name) + "'", found);
+        }
+        cur = below_pointwise(cur);
     }
     // what is left must be the embedding: no layer may stand before boundary 0
     if (cur) {

@@ -6,7 +6,6 @@
 #include "llama-model.h"
 #include "llama.h"
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -136,11 +135,7 @@ Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
             tokens->resize(n);
             control.check();
         },
-        [tokens](Napi::Env env) -> Napi::Value {
-            auto array = Napi::Int32Array::New(env, tokens->size());
-            std::copy(tokens->begin(), tokens->end(), array.Data());
-            return array;
-        });
+        [tokens](Napi::Env env) { return typed_array<Napi::Int32Array>(env, *tokens); });
 }
 
 Napi::Value Model::describe(const Napi::CallbackInfo & info) {

@@ -15,11 +15,11 @@ const calibration = { samples: 2, context: 64 };
 let comparison: Comparison;
 
 beforeAll(async () => {
-    comparison = await compare(tiny, { ratios: [0.05, 0.1], methods: ['blockpruner', 'shortgpt', 'random'], seeds: 2, tasks: [task], text, calibration, device: 'cpu' });
+    comparison = await compare(tiny, { ratios: [0.05, 0.25], methods: ['blockpruner', 'shortgpt', 'random'], seeds: 2, tasks: [task], text, calibration, device: 'cpu' });
 });
 
 test('each method at each ratio removes the fewest blocks, and a higher ratio removes more of the same', () => {
-    expect(comparison.pruned.map(({ method, seed, ratio }) => [ratio, method, seed])).toEqual([0.05, 0.1].flatMap((ratio) =>
+    expect(comparison.pruned.map(({ method, seed, ratio }) => [ratio, method, seed])).toEqual([0.05, 0.25].flatMap((ratio) =>
         [[ratio, 'blockpruner', null], [ratio, 'shortgpt', null], [ratio, 'random', 0], [ratio, 'random', 1]]));
     for (const { method, seed, ratio, removed, removedShare } of comparison.pruned) {
         expect(removedShare).toBeGreaterThanOrEqual(ratio);
@@ -28,7 +28,7 @@ test('each method at each ratio removes the fewest blocks, and a higher ratio re
         expect(removed.slice(0, less.removed.length)).toEqual(less.removed);
         expect(removed.filter(({ kind }) => kind === 'attn').length === removed.length / 2 || method !== 'shortgpt').toBe(true);
     }
-    const [first, second] = comparison.pruned.filter(({ method }) => method === 'random');
+    const [first, second] = comparison.pruned.filter(({ method, ratio }) => method === 'random' && ratio === 0.25);
     expect(first!.removed).not.toEqual(second!.removed);
 });
 

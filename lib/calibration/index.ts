@@ -1,6 +1,7 @@
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 import type { Model, Sequences } from '../model.js';
+import { randomNumbers } from '../random.js';
 import { jsonLines, readText, valueAt } from '../text.js';
 
 export interface CalibrationOptions {
@@ -86,14 +87,7 @@ function pick(available: number, count: number, seed?: number): number[] {
     if (seed === undefined) {
         return numbers.slice(0, count);
     }
-    // mulberry32: a few lines, and the same choice everywhere, which Math.random can't give
-    let state = seed >>> 0;
-    const random = () => {
-        state = (state + 0x6d2b79f5) >>> 0;
-        let t = Math.imul(state ^ (state >>> 15), state | 1);
-        t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-        return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-    };
+    const random = randomNumbers(seed);
     for (let i = 0; i < count; i++) {
         const j = i + Math.floor(random() * (available - i));
         [numbers[i], numbers[j]] = [numbers[j]!, numbers[i]!];

@@ -4,8 +4,7 @@ import { parseBlocks } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
 import { scoreTask, type Score, type TaskScores } from '../evaluation/scores.js';
 import { loadTask, taskNames, type TaskSource } from '../evaluation/tasks.js';
-import { Model, resolveModel } from '../model.js';
-import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, lastCounts, modelArgument, Progress } from './shared.js';
+import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, lastCounts, loadModel, modelArgument, Progress, skipOption } from './shared.js';
 
 export const command = 'eval <model>';
 export const describe = 'Score a model on multiple-choice benchmarks, with any blocks left out';
@@ -21,7 +20,7 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
     .options({
         ...taskOptions,
         task: { ...taskOptions.task, demandOption: true },
-        skip: { type: 'string', default: '', describe: 'Blocks to leave out, such as attn.3,ffn.7', defaultDescription: 'none' },
+        skip: skipOption,
         ...deviceOptions,
         json: jsonOption
     })
@@ -37,10 +36,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     const progress = new Progress();
     const signal = interruptSignal();
     try {
-        const model = await Model.load(await resolveModel(argv.model, { signal, onProgress: (done, total) => progress.update('download', done, total) }), {
-            device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads, signal,
-            onProgress: (done, total) => progress.update('load', done, total)
-        });
+        const model = await loadModel(argv, progress, signal);
         const scores: TaskScores[] = [];
         for (const task of tasks) {
             scores.push(await scoreTask(model, task, { skip, limit: argv.limit, signal, onProgress: (done, total) => progress.update('score', done, total) }));

@@ -1,8 +1,7 @@
 import type { Argv } from 'yargs';
 import { parseBlocks } from '../blocks.js';
 import { textPerplexity } from '../evaluation/perplexity.js';
-import { Model, resolveModel } from '../model.js';
-import { calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, modelArgument, Progress } from './shared.js';
+import { calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, loadModel, modelArgument, Progress, skipOption } from './shared.js';
 
 export const command = 'perplexity <model>';
 export const describe = 'Measure the perplexity of a model on a text, with any blocks left out';
@@ -12,7 +11,7 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         text: { type: 'string', demandOption: true, describe: 'A text file, or JSON Lines (.jsonl)' },
         field: calibrationOptions.field,
         context: calibrationOptions.context,
-        skip: { type: 'string', default: '', describe: 'Blocks to leave out, such as attn.3,ffn.7', defaultDescription: 'none' },
+        skip: skipOption,
         definition: { choices: ['paper', 'llama.cpp'] as const, default: 'paper' as const, describe: "The paper's, or that of llama.cpp's perplexity tool (BOS in each chunk, second half of each chunk)" },
         ...deviceOptions,
         json: jsonOption
@@ -27,10 +26,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     const progress = new Progress();
     const signal = interruptSignal();
     try {
-        const model = await Model.load(await resolveModel(argv.model, { signal, onProgress: (done, total) => progress.update('download', done, total) }), {
-            device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads, signal,
-            onProgress: (done, total) => progress.update('load', done, total)
-        });
+        const model = await loadModel(argv, progress, signal);
         const result = await textPerplexity(model, argv.text, {
             context: argv.context, field: argv.field, definition: argv.definition, skip, signal,
             onProgress: (done, total) => progress.update('search', done, total)

@@ -1,8 +1,9 @@
 import { Presets, SingleBar } from 'cli-progress';
 import type { Argv } from 'yargs';
-import { devices } from '../addon.js';
+import { devices, type Device } from '../addon.js';
 import type { CalibrationOptions } from '../calibration/index.js';
 import { BlockprunerError } from '../errors.js';
+import { Model, resolveModel } from '../model.js';
 import type { Phase as PrunePhase } from '../prune.js';
 
 type Phase = PrunePhase | 'score';
@@ -27,6 +28,8 @@ export const outputOptions = {
     force: { type: 'boolean', default: false, describe: 'Replace the output if it exists' },
     verify: { type: 'boolean', default: true, describe: "Check the result's perplexity in the stock runtime; --no-verify skips it" }
 } as const;
+
+export const skipOption = { type: 'string', default: '', describe: 'Blocks to leave out, such as attn.3,ffn.7', defaultDescription: 'none' } as const;
 
 export const jsonOption = { type: 'boolean', default: false, describe: 'Print one JSON object on stdout' } as const;
 
@@ -115,6 +118,14 @@ export class Progress {
         this.#bar?.stop();
         this.#phase = undefined;
     }
+}
+
+/** Loads the model of the command line, downloading it first where it is a URI. */
+export async function loadModel(argv: { model: string; device: Device | 'auto'; 'gpu-layers'?: number | undefined; threads?: number | undefined }, progress: Progress, signal: AbortSignal): Promise<Model> {
+    return Model.load(await resolveModel(argv.model, { signal, onProgress: (done, total) => progress.update('download', done, total) }), {
+        device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads, signal,
+        onProgress: (done, total) => progress.update('load', done, total)
+    });
 }
 
 /** Aborted by the first Ctrl-C (or SIGTERM); the second ends the process at once. */

@@ -2,7 +2,7 @@ import type { Block } from '../blocks.js';
 import type { GgufTensor } from '../addon.js';
 import { BlockprunerError } from '../errors.js';
 import { fillerKey, type Gguf, type GgufTensorInfo } from '../gguf.js';
-import { architectureOf, globalTensors, packLayers, singleMoves, splitName, type Export, type Host, type Source } from './host.js';
+import { architectureOf, fillerFfn, globalTensors, isQuantized, packLayers, singleMoves, splitName, zeros, type Export, type Host, type Source } from './host.js';
 
 const attnTensors = /^(attn_norm\.weight|attn_(q|k|v)\.(weight|bias)|attn_output\.(weight|bias))$/;
 const ffnTensors = /^(ffn_norm\.weight|ffn_(gate|up|down)\.(weight|bias))$/;
@@ -45,7 +45,7 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
     return {
         name: 'deci',
         reason: 'single blocks can go: deci computes the same, and its layers have head counts and FFN sizes of their own, down to none',
-        tolerance: rope === 'norm' ? 1e-4 : gguf.tensors.some(({ name, type }) => name.startsWith('blk.') && !/^(f32|f16|bf16)$/.test(type)) ? 1e-2 : 1e-3,
+        tolerance: rope === 'norm' ? 1e-4 : isQuantized(gguf) ? 1e-2 : 1e-3,
         moves: singleMoves,
         plan: (remaining) => planDeci(gguf, rope, remaining)
     };
@@ -100,22 +100,13 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
         const rotatedRows = rope === 'neox' && /^attn_(q|k)\./.test(rest!);
         return { name: `blk.${to}.${rest}`, from: [{ file, name }], ...(rotatedRows && { ropeHead: headSize }) };
     });
-    // F16, never quantized: with AMX a narrow quantized matrix gave wrong results
-    const zeros = (name: string, ...shape: number[]): GgufTensor => ({ name, type: shape.length === 1 ? 'f32' : 'f16', shape });
-    const filler = (layer: number, kind: 'attn' | 'ffn'): GgufTensor[] => kind === 'attn'
-        ? [
-            zeros(`blk.${layer}.attn_norm.weight`, embedding),
-            zeros(`blk.${layer}.attn_q.weight`, embedding, headSize),
-            zeros(`blk.${layer}.attn_k.weight`, embedding, headSize),
-            zeros(`blk.${layer}.attn_v.weight`, embedding, headSize),
-            zeros(`blk.${layer}.attn_output.weight`, headSize, embedding)
-        ]
-        : [
-            zeros(`blk.${layer}.ffn_norm.weight`, embedding),
-            zeros(`blk.${layer}.ffn_gate.weight`, embedding, 1),
-            zeros(`blk.${layer}.ffn_up.weight`, embedding, 1),
-            zeros(`blk.${layer}.ffn_down.weight`, 1, embedding)
-        ];
+    const zeroHead = (layer: number): GgufTensor[] => [
+        zeros(`blk.${layer}.attn_norm.weight`, embedding),
+        zeros(`blk.${layer}.attn_q.weight`, embedding, headSize),
+        zeros(`blk.${layer}.attn_k.weight`, embedding, headSize),
+        zeros(`blk.${layer}.attn_v.weight`, embedding, headSize),
+        zeros(`blk.${layer}.attn_output.weight`, headSize, embedding)
+    ];
 
     return {
         rename: architecture === 'deci' ? [] : [[`${architecture}.`, 'deci.']],
@@ -134,8 +125,8 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
         tensors: [
             ...globalTensors(gguf),
             ...layers.flatMap(({ attn, ffn }, index) => [
-                ...(attn !== undefined ? copy('attn', attn, index) : index === 0 ? filler(index, 'attn') : []),
-                ...(ffn !== undefined ? copy('ffn', ffn, index) : filler(index, 'ffn'))
+                ...(attn !== undefined ? copy('attn', attn, index) : index === 0 ? zeroHead(index) : []),
+                ...(ffn !== undefined ? copy('ffn', ffn, index) : fillerFfn(index, embedding))
             ])
         ]
     };

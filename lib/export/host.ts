@@ -1,4 +1,4 @@
-import type { GgufPlan } from '../addon.js';
+import type { GgufPlan, GgufTensor } from '../addon.js';
 import type { Block, Move } from '../blocks.js';
 import type { Gguf } from '../gguf.js';
 import type { ModelGraph } from '../model.js';
@@ -56,8 +56,28 @@ export function globalTensors(gguf: Gguf): Export['tensors'] {
     return gguf.tensors.filter(({ name }) => splitName(name).rest === undefined).map(({ name, file }) => ({ name, from: [{ file, name }] }));
 }
 
+/** A tensor of zeros. F16, never quantized: with AMX a narrow quantized matrix gave wrong results. */
+export function zeros(name: string, ...shape: number[]): GgufTensor {
+    return { name, type: shape.length === 1 ? 'f32' : 'f16', shape };
+}
+
+/** An FFN of length 1 that adds nothing, for a layer that must have one. */
+export function fillerFfn(layer: number, embedding: number): GgufTensor[] {
+    return [
+        zeros(`blk.${layer}.ffn_norm.weight`, embedding),
+        zeros(`blk.${layer}.ffn_gate.weight`, embedding, 1),
+        zeros(`blk.${layer}.ffn_up.weight`, embedding, 1),
+        zeros(`blk.${layer}.ffn_down.weight`, 1, embedding)
+    ];
+}
+
+/** Is any tensor of its layers quantized? llama.cpp rounds what it multiplies such ones with. */
+export function isQuantized(gguf: Gguf): boolean {
+    return gguf.tensors.some(({ name, type }) => splitName(name).rest !== undefined && !/^(f32|f16|bf16)$/.test(type));
+}
+
 /** A layer of a pruned model: the source layers that its two blocks come from; undefined is filler or nothing. */
-export interface PlannedLayer {
+interface PlannedLayer {
     attn: number | undefined;
     ffn: number | undefined;
 }

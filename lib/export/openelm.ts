@@ -1,7 +1,7 @@
 import type { Block } from '../blocks.js';
 import type { GgufTensor } from '../addon.js';
 import { fillerKey } from '../gguf.js';
-import { architectureOf, globalTensors, packLayers, singleMoves, splitName, type Export, type Host, type Source } from './host.js';
+import { architectureOf, fillerFfn, globalTensors, isQuantized, packLayers, singleMoves, splitName, zeros, type Export, type Host, type Source } from './host.js';
 
 const attnTensors = ['attn_norm.weight', 'attn_q.weight', 'attn_k.weight', 'attn_v.weight', 'attn_q_norm.weight', 'attn_k_norm.weight', 'attn_output.weight'];
 const ffnTensors = ['ffn_norm.weight', 'ffn_gate.weight', 'ffn_up.weight', 'ffn_down.weight'];
@@ -49,7 +49,6 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
 
     const plan = (remaining: readonly Block[]): Export => {
         const packed = packLayers(remaining);
-        const zeros = (name: string, ...shape: number[]): GgufTensor => ({ name, type: shape.length === 1 ? 'f32' : 'f16', shape });
         const copy = (from: number, to: number, rests: string[]): GgufTensor[] => rests.map((rest) => {
             const { name, file } = byName.get(`blk.${from}.${rest}`)!;
             return { name: `blk.${to}.${rest}`, from: [{ file, name }] };
@@ -66,14 +65,7 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
                 zeros(`blk.${to}.attn_k_norm.weight`, headSize),
                 zeros(`blk.${to}.attn_output.weight`, headSize, embedding)
             ];
-        const feedForward = (from: number | undefined, to: number): GgufTensor[] => from !== undefined
-            ? copy(from, to, ffnTensors)
-            : [ // of length 1, zero
-                zeros(`blk.${to}.ffn_norm.weight`, embedding),
-                zeros(`blk.${to}.ffn_gate.weight`, embedding, 1),
-                zeros(`blk.${to}.ffn_up.weight`, embedding, 1),
-                zeros(`blk.${to}.ffn_down.weight`, 1, embedding)
-            ];
+        const feedForward = (from: number | undefined, to: number): GgufTensor[] => (from !== undefined ? copy(from, to, ffnTensors) : fillerFfn(to, embedding));
         return {
             rename: [[`${architecture}.`, 'openelm.']],
             select: [],
@@ -100,7 +92,7 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
     return {
         name: 'openelm',
         reason: 'single blocks can go: openelm computes the same, with Q, K and V joined, and its layers have head counts and FFN sizes of their own',
-        tolerance: tensors.some(({ name, type }) => name.startsWith('blk.') && !/^(f32|f16|bf16)$/.test(type)) ? 1e-2 : 1e-4,
+        tolerance: isQuantized(gguf) ? 1e-2 : 1e-4,
         moves: singleMoves,
         plan
     };

@@ -57,6 +57,8 @@ export async function ownHost(source: Source): Promise<Host | string> {
 class OwnHost {
     readonly #layers: Layer[];
     readonly #signatures: Map<string, string>;
+    /** how many different ones there are */
+    readonly #kinds: number;
     /** what a layer's attention or FFN must be at a position, where that decides */
     readonly #atPosition: Record<BlockKind, (string | undefined)[]>;
 
@@ -64,6 +66,7 @@ class OwnHost {
         const { blocks } = source.graph;
         this.#layers = layersOf(blocks);
         this.#signatures = new Map(blocks.map((block) => [formatBlock(block), block.signature]));
+        this.#kinds = new Set(this.#signatures.values()).size;
         const at = (kind: BlockKind) => this.#layers.map((layer) => {
             const block = layer.find((candidate) => candidate.kind === kind);
             return block && this.#signature(block);
@@ -97,8 +100,8 @@ class OwnHost {
     #isLegal(remaining: readonly Block[]): boolean {
         const layers = this.#pack(remaining);
         // llama.cpp expects some kinds of layers, such as those with a sliding window, to be there: one of each stays
-        const kinds = (blocks: readonly Block[]) => new Set(blocks.map((block) => this.#signature(block))).size;
-        return layers !== undefined && kinds(remaining) === kinds(this.source.graph.blocks) && this.pinned.every((block) => remaining.some((other) => sameBlock(block, other))) &&
+        const kinds = new Set(remaining.map((block) => this.#signature(block))).size;
+        return layers !== undefined && kinds === this.#kinds && this.pinned.every((block) => remaining.some((other) => sameBlock(block, other))) &&
             layers.every((layer, position) => (['attn', 'ffn'] as const).every((kind) => {
                 const block = layer.find((candidate) => candidate.kind === kind);
                 return this.law[kind] === 'follows' || (block && this.#signature(block)) === this.#atPosition[kind][position];

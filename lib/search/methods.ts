@@ -2,6 +2,7 @@ import { formatMove, layersOf, without, type Block, type BlockSelection, type Mo
 import { BlockprunerError } from '../errors.js';
 import type { Host } from '../export/host.js';
 import type { Model, Sequences } from '../model.js';
+import { randomNumbers } from '../random.js';
 
 /**
  * How it is decided what goes.
@@ -17,6 +18,13 @@ import type { Model, Sequences } from '../model.js';
  */
 export const methods = ['blockpruner', 'sleb', 'shortgpt', 'relative-magnitude', 'block-influence', 'random'] as const;
 export type Method = (typeof methods)[number];
+
+/** @throws BlockprunerError if it is none */
+export function checkMethod(name: string): asserts name is Method {
+    if (!methods.some((method) => method === name)) {
+        throw new BlockprunerError(`there is no method '${name}': there are ${methods.join(', ')}`);
+    }
+}
 
 /** Of the others, single blocks go where the model lets them. */
 export function removesLayers(method: Method): boolean {
@@ -41,9 +49,7 @@ export interface MethodOptions {
  * what goes together, by the mean.
  */
 export async function movesOf(method: Method, { model, host, blocks, calibration, selection = 'all', seed = 0, signal }: MethodOptions): Promise<(removed: readonly Block[]) => Move[]> {
-    if (!methods.includes(method)) {
-        throw new BlockprunerError(`there is no method '${String(method)}': there are ${methods.join(', ')}`);
-    }
+    checkMethod(method);
     if (selection !== 'all' && removesLayers(method)) {
         throw new BlockprunerError(`the method ${method} removes whole layers: it can't be limited to ${selection} blocks`);
     }
@@ -76,16 +82,4 @@ export async function movesOf(method: Method, { model, host, blocks, calibration
         return parts.reduce((sum, part) => sum + scoreOf.get(formatMove(part))!, 0) / parts.length;
     };
     return (removed) => fitting(removed).map((move) => ({ move, score: mean(move) })).sort((a, b) => a.score - b.score).slice(0, 1).map(({ move }) => move);
-}
-
-/** Numbers that look random and are the same in every run (splitmix32). */
-function randomNumbers(seed: number): () => number {
-    let state = seed >>> 0;
-    return () => {
-        state = (state + 0x9e3779b9) >>> 0;
-        let z = state;
-        z = Math.imul(z ^ (z >>> 16), 0x21f0aaad);
-        z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
-        return ((z ^ (z >>> 15)) >>> 0) / 2 ** 32;
-    };
 }
