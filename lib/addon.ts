@@ -80,6 +80,14 @@ export interface NativeEvaluator {
      * boundaries before them; the number of blocks is the stream's end.
      */
     compare(tokens: Int32Array, length: number, pairs: Uint32Array, task: NativeTask): Promise<Float64Array>;
+    /** What the logits are computed from, of the tokens 0 … length−2 of each sequence: [sequences × (length − 1) × embedding]. */
+    hidden(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<Float32Array>;
+    /**
+     * Of each of the tokens 1 … length−1 of each sequence: its NLL in the other model and in this, the Kullback–Leibler
+     * divergence of this one's distribution from the other's (nats), and 1 where both find the same token likeliest. The
+     * other, which may be this one, leaves out nothing.
+     */
+    diverge(tokens: Int32Array, length: number, skip: number[], dense: NativeEvaluator, task: NativeTask): Promise<Float32Array>;
     /** Gives back, for others to use, what no evaluation that leaves out these blocks, and more behind them, can start from. */
     forget(skip: number[]): void;
     dispose(): void;
