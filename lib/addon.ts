@@ -108,12 +108,19 @@ export type GgufValue =
     | { key: string; type: 'u32[]' | 'bool[]'; value: number[] }
     | { key: string; type: 'string[]'; value: string[] };
 
+/** A tensor of a source file; `sum`: in its type, the sum of these tensors' values times their weights instead of its own. */
+export interface GgufSource {
+    file: number;
+    name: string;
+    sum?: { file: number; name: string; weight: number }[];
+}
+
 /**
  * A copy of a tensor of a source file (`ropeHead`: with the rows of each head of this size in NORM rope order), of several
  * with their rows one after the other, or a new one.
  */
 export type GgufTensor =
-    | { name: string; from: { file: number; name: string }[]; ropeHead?: number }
+    | { name: string; from: GgufSource[]; ropeHead?: number }
     | { name: string; type: string; shape: number[]; data?: Float32Array };
 
 export interface GgufPlan {

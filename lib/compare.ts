@@ -5,13 +5,14 @@ import { stringify } from 'csv-stringify/sync';
 import { z } from 'zod';
 import type { Block, BlockSelection, Move } from './blocks.js';
 import { loadCalibration, readSamples, type CalibrationOptions } from './calibration/index.js';
+import { collapse, withCollapsed } from './collapse.js';
 import { BlockprunerError, messageOf } from './errors.js';
 import { perplexityOf, textPerplexity } from './evaluation/perplexity.js';
 import { PrefixEvaluator } from './evaluation/prefix.js';
 import { scoreTask, type Score } from './evaluation/scores.js';
 import type { Task } from './evaluation/tasks.js';
 import { chooseHost } from './export/hosts.js';
-import { version } from './export/write.js';
+import { formatMerges, version } from './export/write.js';
 import { hashGguf, readGguf } from './gguf.js';
 import { Model, resolveModel, shareOf, type LoadOptions } from './model.js';
 import { searchOrder, type SearchMode } from './search/blockpruner.js';
@@ -23,8 +24,8 @@ import { DEFAULT_CONFIDENCE } from './search/race.js';
 export const comparedMethods = [...methods, 'blockpruner-attn', 'blockpruner-ffn'] as const;
 export type ComparedMethod = (typeof comparedMethods)[number];
 
-/** How one of them searches. */
-function searchOf(compared: ComparedMethod): { method: Method; selection: BlockSelection } {
+/** How one of them searches for what to remove next. */
+function searchOf(compared: Exclude<ComparedMethod, 'laco'>): { method: Exclude<Method, 'laco'>; selection: BlockSelection } {
     switch (compared) {
         case 'blockpruner-attn': return { method: 'blockpruner', selection: 'attn' };
         case 'blockpruner-ffn': return { method: 'blockpruner', selection: 'ffn' };
@@ -85,7 +86,7 @@ const comparisonSchema = z.object({
     /** what the evaluations of their results depend on */
     evaluatedWith: z.record(z.string(), z.string()),
     dense: qualitySchema,
-    /** each method's order of removal, up to the highest ratio that it was asked for, or can reach */
+    /** each method's order of removal, up to the highest ratio that it was asked for, or can reach; not of laco, which has none */
     searches: z.array(z.object({
         method, seed, ratio: z.number(),
         steps: z.array(z.object({ removed: z.array(blockSchema), perplexity: z.number(), evaluations: z.number(), seconds: z.number() }))
@@ -97,7 +98,9 @@ const comparisonSchema = z.object({
         ratio: z.number(),
         /** share of the parameters that is gone: the fewest blocks that are at least the ratio */
         removedShare: z.number(),
-        removed: z.array(blockSchema)
+        removed: z.array(blockSchema),
+        /** of laco: what the weights of layers became */
+        merged: z.array(z.string()).optional()
     })),
     /** of all runs that made it */
     seconds: z.number()
@@ -156,18 +159,18 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         }
         const known = previous && !differences(previous.evaluatedWith, evaluatedWith) ? previous : undefined;
 
-        const evaluateText = async (skip: readonly Block[]) => {
-            const { perplexity, dense } = await textPerplexity(model, text!, { skip, dense: model, samples: textSamples, context: calibration.length, field: options.calibration?.field, signal });
+        const evaluateText = async (other: Model, skip: readonly Block[]) => {
+            const { perplexity, dense } = await textPerplexity(other, text!, { skip, dense: model, samples: textSamples, context: calibration.length, field: options.calibration?.field, signal });
             return { perplexity, divergence: dense!.divergence, sameTop: dense!.sameTop };
         };
-        const evaluate = async (skip: readonly Block[], perplexity: number): Promise<Quality> => {
+        const evaluate = async (other: Model, skip: readonly Block[], perplexity?: number): Promise<Quality> => {
             const scores: Quality['tasks'] = [];
             for (const task of tasks) {
-                scores.push(await scoreTask(model, task, { skip, limit, signal }));
+                scores.push(await scoreTask(other, task, { skip, limit, signal }));
             }
             return {
-                calibration: perplexity,
-                text: text === undefined ? null : await evaluateText(skip),
+                calibration: perplexity ?? await perplexityOf(other, calibration, { skip, signal }),
+                text: text === undefined ? null : await evaluateText(other, skip),
                 tasks: scores
             };
         };
@@ -179,7 +182,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
             text: text === undefined ? null : path.basename(text),
             searchedWith, evaluatedWith,
-            dense: known?.dense ?? await evaluate([], await perplexityOf(model, calibration, { signal })),
+            dense: known?.dense ?? await evaluate(model, []),
             searches: previous?.searches ?? [],
             pruned: known?.pruned ?? [],
             seconds: 0
@@ -198,6 +201,27 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             for (const seed of compared === 'random' ? Array.from({ length: seeds }, (_, i) => i) : [null]) {
                 const name = seed === null ? compared : `${compared}-${seed}`;
                 const isOurs = (one: { method: ComparedMethod; seed: number | null }) => one.method === compared && one.seed === seed;
+                const missing = ratios.filter((ratio) => !comparison.pruned.some((one) => isOurs(one) && one.ratio === ratio));
+                const add = (ratio: number, removed: Block[], quality: Quality, merged?: string[]) => {
+                    comparison.pruned.push({ method: compared, seed, ratio, removedShare: share(removed), removed, ...(merged && { merged }), ...quality });
+                    save();
+                };
+                if (compared === 'laco') {
+                    for (const ratio of missing) {
+                        onProgress?.(`laco at ${ratio}`);
+                        const context = { host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(removed) >= ratio, signal };
+                        const collapsed = await collapse(model, context).catch((error: unknown) => {
+                            if (!(error instanceof BlockprunerError) || signal?.aborted) {
+                                throw error;
+                            }
+                            onProgress?.(error.message);
+                        });
+                        if (collapsed) {
+                            add(ratio, collapsed.removed, await withCollapsed(model, context, collapsed, (other) => evaluate(other, [])), formatMerges(collapsed.merges));
+                        }
+                    }
+                    continue;
+                }
                 let found = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
                 if (!found) {
                     onProgress?.(`${name}: what goes`);
@@ -217,7 +241,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
                     save();
                     fs.rmSync(journalFile, { force: true });
                 }
-                for (const ratio of ratios.filter((ratio) => !comparison.pruned.some((one) => isOurs(one) && one.ratio === ratio))) {
+                for (const ratio of missing) {
                     const removedAfter = (count: number) => found.steps.slice(0, count).flatMap((step) => step.removed);
                     const last = found.steps.findIndex((_, i) => share(removedAfter(i + 1)) >= ratio);
                     if (last < 0) {
@@ -225,9 +249,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
                         continue;
                     }
                     onProgress?.(`${name} at ${ratio}: perplexity and tasks`);
-                    const removed = removedAfter(last + 1);
-                    comparison.pruned.push({ method: compared, seed, ratio, removedShare: share(removed), removed, ...await evaluate(removed, found.steps[last]!.perplexity) });
-                    save();
+                    add(ratio, removedAfter(last + 1), await evaluate(model, removedAfter(last + 1), found.steps[last]!.perplexity));
                 }
             }
         }

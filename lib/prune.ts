@@ -2,7 +2,8 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Device } from './addon.js';
-import { formatBlock, sameBlock, without, type Block, type BlockSelection, type Move } from './blocks.js';
+import { formatBlock, layersOf, sameBlock, without, type Block, type BlockSelection, type Move } from './blocks.js';
+import { collapse, withCollapsed } from './collapse.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 import { BlockprunerError } from './errors.js';
 import { meanNll, perplexityOf } from './evaluation/perplexity.js';
@@ -10,12 +11,12 @@ import { PrefixEvaluator } from './evaluation/prefix.js';
 import { architectureOf, type Host } from './export/host.js';
 import { chooseHost } from './export/hosts.js';
 import { stockNll } from './export/stock-runtime.js';
-import { checkOutput, version, writePruned } from './export/write.js';
+import { checkOutput, formatMerges, version, writePruned, type Merges } from './export/write.js';
 import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
 import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from './model.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal } from './search/journal.js';
-import { checkMethod, movesOf, removesLayers, type Method } from './search/methods.js';
+import { checkMethod, checkSelection, movesOf, removesLayers, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
 import { DEFAULT_CONFIDENCE } from './search/race.js';
 
@@ -95,6 +96,9 @@ export interface PruneResult {
     /** The architecture that the output is written as. */
     host: string;
     removed: Block[];
+    /** of `laco`: what the weights of layers became, such as `blk.5 = -1 blk.5 + 1 blk.6 + 1 blk.7` */
+    merged?: string[];
+    /** none of `laco`, which removes all at once */
     steps: Step[];
     /** On the calibration text. */
     perplexity: { dense: number; pruned: number };
@@ -127,6 +131,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         throw new BlockprunerError('ratio must be above 0: nothing would be removed');
     }
     checkMethod(method);
+    if (method === 'laco' && (maxIncrease !== undefined || orderFile !== undefined)) {
+        throw new BlockprunerError(`laco merges layers${orderFile !== undefined ? ', which an order file can\'t tell: leave out orderFile' : ' until enough are gone: say how much to remove by remove or ratio'}`);
+    }
     checkRange('methodSeed', methodSeed, 0, 2 ** 32 - 1, true);
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
     checkRange('confidence', confidence, 0.5, 1);
@@ -151,6 +158,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         if (orderFile !== undefined) {
             // of a search that goes on, it is there already
             await checkOutput(orderFile, loaded.gguf, options.force === true || (resume === true && fs.existsSync(journalFile)), 'order file');
+        }
+        if (method === 'laco') {
+            return decideByLaco(loaded, blocks, host, calibration, options, selection);
         }
         await checkOutput(journalFile, loaded.gguf, true, 'journal');
         const movesFrom = await movesOf(method, { model: loaded, host, blocks, calibration, selection, seed: methodSeed, signal });
@@ -218,6 +228,22 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     return result;
 }
 
+async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calibration: Calibration, { remove, ratio, output, signal, onProgress }: PruneOptions, selection: BlockSelection): Promise<Decision> {
+    checkSelection('laco', selection);
+    const ofLayer = layersOf(blocks)[0]!.length;
+    if (remove !== undefined && remove % ofLayer !== 0) {
+        throw new BlockprunerError(`can't remove ${remove} blocks: laco removes whole layers, ${ofLayer} at a time`);
+    }
+    const dense = await perplexityOf(model, calibration, { signal });
+    const context = {
+        host, blocks, calibration, signal, folder: path.dirname(path.resolve(output)),
+        isEnough: (removed: readonly Block[]) => (remove !== undefined ? removed.length >= remove : shareOf(blocks, removed, model.parameters) >= ratio!),
+        onProgress: (done: number, total: number) => onProgress?.('search', done, total)
+    };
+    const { removed, merges } = await collapse(model, context);
+    return { dense, removed, merges, steps: [], nll: await withCollapsed(model, context, { removed, merges }, (collapsed) => collapsed.evaluate(calibration, { signal })) };
+}
+
 /** Removes given blocks, without a search, and writes the result as {@link prune} does. */
 export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
     return withModel(model, options, async (file, load) => [await Model.load(file, load)], async ([loaded], blocks, host, calibration) => {
@@ -236,7 +262,7 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
 }
 
 /** Which blocks go, the perplexity with all of them, and the NLL of each token of the calibration without them. */
-type Decision = Pick<PruneResult, 'removed' | 'steps'> & { dense: number; nll: Float32Array };
+type Decision = Pick<PruneResult, 'removed' | 'steps'> & { dense: number; nll: Float32Array; merges?: Merges };
 
 /** What prune and apply share: everything but the decision which blocks go. */
 async function withModel(
@@ -265,10 +291,10 @@ async function withModel(
         models.forEach((copy) => copy.dispose()); // before the stock runtime loads its copy
     }
 
-    const { removed, steps, dense, nll } = decision;
+    const { removed, merges, steps, dense, nll } = decision;
     const pruned = Math.exp(meanNll(nll, calibration.length));
     await writePruned(model.gguf, host, blocks, {
-        removed,
+        removed, merges,
         calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
         perplexity: { dense, pruned }
     }, output, {
@@ -293,6 +319,7 @@ async function withModel(
     const written = await readGguf(output); // no signal: the file is there
     return {
         model: uri, output, architecture: architectureOf(gguf), host: host.name, removed, steps,
+        ...(merges && { merged: formatMerges(merges) }),
         perplexity: { dense, pruned },
         parameters: { dense: parameters, pruned: countParameters(written) },
         bytes: { dense: gguf.bytes, pruned: written.bytes },
