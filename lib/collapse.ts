@@ -46,8 +46,8 @@ export async function collapse(model: Model, options: CollapseOptions): Promise<
     const size = model.embedding * (length - 1); // of the values of a sequence
     const dense = await model.hidden(sequences, { signal });
     const toBlocks = (layers: readonly MergedLayer[]) => {
-        const removed = blocks.filter(({ layer }) => !layers.some((kept) => kept.layer === layer));
-        const merges: Merges = new Map(layers.filter(({ weights }) => weights.size > 1).map(({ layer, weights }) => [layer, weights]));
+        const removed = blocks.filter(({ layer }) => !layers.some((kept) => kept.layer === layer)).map(({ kind, layer }) => ({ kind, layer }));
+        const merges: Merges = new Map(layers.filter(({ layer, weights }) => weights.size > 1 || weights.get(layer) !== 1).map(({ layer, weights }) => [layer, weights]));
         return { removed, merges };
     };
     let obstacle = '; whatever is merged, the outputs are too different';

@@ -20,7 +20,7 @@ beforeAll(async () => {
 afterAll(() => model.dispose());
 
 /** The order in which a method that ranks once removes everything that it can. */
-async function orderOf(method: Method, options: Partial<MethodOptions> = {}): Promise<string[]> {
+async function orderOf(method: Parameters<typeof movesOf>[0], options: Partial<MethodOptions> = {}): Promise<string[]> {
     const moves = await movesOf(method, { model, host, blocks, calibration, ...options });
     const removed: Block[] = [], order: string[] = [];
     for (let next; (next = moves(removed)).length > 0;) {
