@@ -1,7 +1,7 @@
 // The methods that BlockPruner is compared with; ../reference/search.py says how the numbers of influence.json came about.
 import fs from 'node:fs';
 import path from 'node:path';
-import { apply, chooseHost, formatBlock, formatMove, methods, Model, movesOf, perplexityOf, prune, without, type Block, type Host, type Method, type MethodOptions } from '../../lib/index.js';
+import { apply, chooseHost, formatBlock, formatMove, methods, Model, movesOf, perplexityOf, prune, without, type Block, type Host, type MethodOptions } from '../../lib/index.js';
 import { fixture, quantize, temporaryFolder, tiny } from '../models';
 
 type Influence = Record<'cosine' | 'change', number>;
