@@ -196,7 +196,6 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         };
         save();
 
-        const highest = Math.max(...ratios);
         for (const compared of chosen) {
             for (const seed of compared === 'random' ? Array.from({ length: seeds }, (_, i) => i) : [null]) {
                 const name = seed === null ? compared : `${compared}-${seed}`;
@@ -222,10 +221,12 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
                     }
                     continue;
                 }
+                const { method, selection } = searchOf(compared);
+                const reachable = share(blocks.filter(({ kind }) => selection === 'all' || kind === selection));
+                const highest = Math.max(0, ...ratios.filter((ratio) => ratio < reachable));
                 let found = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
                 if (!found) {
                     onProgress?.(`${name}: what goes`);
-                    const { method, selection } = searchOf(compared);
                     const moves = await movesOf(method, { model, host, blocks, calibration, selection, seed: seed ?? undefined, signal });
                     const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
                     evaluator.remove([]); // forgets what the last method left
