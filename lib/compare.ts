@@ -18,7 +18,7 @@ import { Model, resolveModel, shareOf, type LoadOptions } from './model.js';
 import { searchOrder, type SearchMode } from './search/blockpruner.js';
 import { differences, Journal, type JournalInputs } from './search/journal.js';
 import { methods, movesOf, type Method } from './search/methods.js';
-import { DEFAULT_CONFIDENCE } from './search/race.js';
+import { checkConfidence, DEFAULT_CONFIDENCE } from './search/race.js';
 
 /** The methods, and BlockPruner limited to blocks of one kind, as in the paper's ablation (section 5.2). */
 export const comparedMethods = [...methods, 'blockpruner-attn', 'blockpruner-ffn'] as const;
@@ -131,6 +131,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     if (unknown !== undefined) {
         throw new BlockprunerError(`there is no method '${unknown}': there are ${comparedMethods.join(', ')}`);
     }
+    checkConfidence(confidence);
     const previous = checkFolder(output, resume);
     const file = await resolveModel(uri, { signal });
     const gguf = await readGguf(file, signal);

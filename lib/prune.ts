@@ -18,7 +18,7 @@ import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js
 import { Journal } from './search/journal.js';
 import { checkMethod, checkSelection, movesOf, removesLayers, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
-import { DEFAULT_CONFIDENCE } from './search/race.js';
+import { checkConfidence, DEFAULT_CONFIDENCE } from './search/race.js';
 
 /** What is being worked on: for progress bars. `done` and `total` are in the unit of the phase. */
 export type Phase = 'download' | 'load' | 'calibrate' | 'search' | 'write' | 'verify';
@@ -136,10 +136,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     }
     checkRange('methodSeed', methodSeed, 0, 2 ** 32 - 1, true);
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
-    checkRange('confidence', confidence, 0.5, 1);
-    if (confidence === 1) {
-        throw new BlockprunerError("confidence must be below 1: what is certain is the search 'exact'");
-    }
+    checkConfidence(confidence);
     checkRange('keepBytes', options.keepBytes, 0, Infinity);
 
     const journalFile = journalOf(options.output);
