@@ -78,7 +78,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     const file = await resolveModel(uri, { signal });
     const host = await chooseHost(await readGguf(file, signal), signal);
     if (text !== undefined) {
-        await readSamples(text, options.calibration?.field); // before the long work
+        await readSamples(text, options.calibration?.field, { signal }); // before the long work
     }
     const model = await Model.load(file, { device, gpuLayers, threads, signal });
     try {
