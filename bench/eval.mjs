@@ -52,22 +52,24 @@ for (const text of argv.task) {
     const turn = (number) => ({ ...task, questions: task.questions.slice(number * argv.questions, (number + 1) * argv.questions) });
     const used = task.questions.slice(0, argv.turns * argv.questions);
     await ways.batched(turn(0)); // the first takes memory
-    const seconds = { batched: [], single: [] };
+    const seconds = { batched: [], single: [] }, cpuSeconds = { batched: [], single: [] };
     let same = 0;
     for (let number = 0; number < argv.turns; number++) {
         const questions = turn(number);
         const found = {};
         for (const way of number % 2 === 0 ? ['batched', 'single'] : ['single', 'batched']) {
-            const started = performance.now();
+            const started = performance.now(), cpu = process.cpuUsage();
             found[way] = await ways[way](questions);
             seconds[way].push((performance.now() - started) / 1000);
+            const { user, system } = process.cpuUsage(cpu);
+            cpuSeconds[way].push((user + system) / 1e6);
         }
         const choice = (values) => values.indexOf(Math.min(...values));
         same += questions.questions.filter((_, i) => choice(found.batched[i]) === choice(found.single[i])).length;
     }
-    const ratios = seconds.single.map((value, i) => value / seconds.batched[i]);
-    results.push({ task: task.name, questions: used.length, ...(await tokensOf(used)), same, seconds, ratios, ratio: median(ratios) });
-    console.error(`${task.name}: ${ratios.map((ratio) => ratio.toFixed(2)).join(' ')}`);
+    const ratiosOf = ({ single, batched }) => single.map((value, i) => value / batched[i]);
+    results.push({ task: task.name, questions: used.length, ...(await tokensOf(used)), same, seconds, ratios: ratiosOf(seconds), cpuSeconds, cpuRatios: ratiosOf(cpuSeconds) });
+    console.error(`${task.name}: ${ratiosOf(seconds).map((ratio) => ratio.toFixed(2)).join(' ')}`);
 }
 model.dispose();
 
@@ -106,18 +108,20 @@ console.log(markdown(report));
 
 function markdown({ model, turns, questions, machine, date, results }) {
     const sum = (values) => values.reduce((a, b) => a + b, 0);
-    const rows = results.map(({ task, endings, tokens, distinct, same, seconds, ratios, ratio, questions: all }) =>
-        `| ${task} | ${endings} | ${(1000 * sum(seconds.single) / endings).toFixed(1)} | ${(1000 * sum(seconds.batched) / endings).toFixed(1)} | **${ratio.toFixed(2)}** | ${mean(ratios).toFixed(2)} ± ${sampleStandardDeviation(ratios).toFixed(2)} | ${(tokens / distinct).toFixed(2)} | ${same} of ${all} |`);
+    const spread = (ratios) => `**${median(ratios).toFixed(2)}** (${mean(ratios).toFixed(2)} ± ${sampleStandardDeviation(ratios).toFixed(2)})`;
+    const rows = results.map(({ task, endings, tokens, distinct, same, seconds, ratios, cpuRatios, questions: all }) =>
+        `| ${task} | ${endings} | ${(1000 * sum(seconds.single) / endings).toFixed(1)} | ${(1000 * sum(seconds.batched) / endings).toFixed(1)} | ${spread(ratios)} | ${spread(cpuRatios)} | ${(tokens / distinct).toFixed(2)} | ${same} of ${all} |`);
     return `# Scoring endings: ${model}
 
 ${turns} turns of ${questions} questions of each task; ${date}.
-${machine.cpu}, ${machine.threads} threads, ${(machine.memory / 2 ** 30).toFixed(2)} GiB, ${machine.device}, ${machine.system}, Node.js ${machine.node}, blockpruner ${machine.blockpruner}, node-llama-cpp ${machine.nodeLlamaCpp}.
+${machine.cpu}, ${machine.threads === 1 ? '1 thread' : `${machine.threads} threads`}, ${(machine.memory / 2 ** 30).toFixed(2)} GiB, ${machine.device}, ${machine.system}, Node.js ${machine.node}, blockpruner ${machine.blockpruner}, node-llama-cpp ${machine.nodeLlamaCpp}.
 
-| task | endings | ms an ending, one at a time | ms an ending, batched | times faster, median | mean ± deviation of a turn | times fewer tokens | same choice |
+| task | endings | ms an ending, one at a time | ms an ending, batched | times faster | times less CPU time | times fewer tokens | same choice |
 |---|---|---|---|---|---|---|---|
 ${rows.join('\n')}
 
-Both tokenise, compute only the output of endings' tokens, and run in turns in one process. Times fewer tokens: how many tokens
-there are over how many are left when what endings begin with is computed once.
+Medians over the turns, and in brackets mean ± standard deviation. Both ways tokenise, compute only the output of endings'
+tokens, and run in turns in one process. Other work on the machine makes times longer, and CPU time less so. Times fewer tokens:
+how many tokens there are over how many are left when what endings begin with is computed once.
 `;
 }
