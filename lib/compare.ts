@@ -138,7 +138,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     const file = await resolveModel(uri, { signal });
     const gguf = await readGguf(file, signal);
     const host = await chooseHost(gguf, signal);
-    const samples = text === undefined ? '' : await readSamples(text, options.calibration?.field); // before the long work
+    const samples = text === undefined ? '' : await readSamples(text, options.calibration?.field, { signal }); // before the long work
     const models = await Model.loadOnEach(file, { device, gpuLayers, threads, signal });
     const model = models[0]!;
     try {

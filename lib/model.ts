@@ -271,30 +271,25 @@ export class Model {
     }
 
     /**
-     * The negative log-likelihood (natural logarithm) of endings, each the sum over its tokens given its context. Consecutive
-     * choices with the same context share its computation, and as many as fit are computed at once.
+     * The negative log-likelihood (natural logarithm) of endings, each the sum over its tokens given its context. What choices
+     * begin with alike is computed once, and as many as fit are computed at once.
      */
     async score(choices: readonly Choice[], options: Omit<EvaluateOptions, 'keep'> = {}): Promise<Float64Array> {
-        const shares = !this.#native.describe().hasState;
-        const questions: Choice[][] = [];
-        for (const choice of choices) {
-            const last = questions.at(-1);
-            if (shares && last && last.length < SEQUENCES && sameTokens(last[0]!.context, choice.context)) {
-                last.push(choice);
-            } else {
-                questions.push([choice]);
-            }
-        }
-        const lengths = questions.map((question) => [question[0]!.context.length, question.length, ...question.map(({ ending }) => ending.length)]);
-        const sizes = lengths.map(([context, , ...endings]) => context! - 1 + endings.reduce((sum, length) => sum + length, 0));
-        const needed = sizes.reduce((most, size) => Math.max(most, size), this.device === 'cpu' ? 512 : 2048);
-        const scorer = await this.#scorerFor(needed, shares ? SEQUENCES : 1, options.signal);
-        const tokens = Int32Array.from(questions.flatMap((question) => [...question[0]!.context, ...question.flatMap(({ ending }) => [...ending])]));
+        const sequences = choices.map(({ context, ending }) => Int32Array.from([...context, ...ending]));
+        // neighbours are to have much in common
+        const order = [...sequences.keys()].sort((a, b) => compareTokens(sequences[a]!, sequences[b]!));
+        const needed = sequences.reduce((most, { length }) => Math.max(most, length - 1), this.device === 'cpu' ? 512 : 2048);
+        const scorer = await this.#scorerFor(needed, this.#native.describe().hasState ? 1 : SEQUENCES, options.signal);
+        const tokens = Int32Array.from(order.flatMap((index) => [...sequences[index]!]));
+        const lengths = Uint32Array.from(order.flatMap((index) => [choices[index]!.context.length, choices[index]!.ending.length]));
         const skip = this.#indexes(scorer.blocks, options.skip ?? []);
-        return runNative(options.signal, (cancel) => scorer.native.score(tokens, Uint32Array.from(lengths.flat()), skip, {
+        const sorted = await runNative(options.signal, (cancel) => scorer.native.score(tokens, lengths, skip, {
             cancel,
             ...(options.onProgress && { onProgress: options.onProgress })
         }));
+        const nll = new Float64Array(choices.length);
+        order.forEach((index, i) => (nll[index] = sorted[i]!));
+        return nll;
     }
 
     /**
@@ -423,8 +418,10 @@ export class Model {
     }
 }
 
-function sameTokens(a: Int32Array, b: Int32Array): boolean {
-    return a.length === b.length && a.every((token, i) => token === b[i]);
+/** As words in a dictionary. */
+function compareTokens(a: Int32Array, b: Int32Array): number {
+    const differing = a.findIndex((token, i) => token !== b[i]);
+    return differing < 0 ? a.length - b.length : differing >= b.length ? 1 : a[differing]! - b[differing]!;
 }
 
 /** llama.cpp's logs end in what it gave up for, or begin with it; one line, without the places in its source, is enough. */

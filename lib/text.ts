@@ -1,22 +1,32 @@
 import fs from 'node:fs/promises';
+import path from 'node:path';
+import { downloadText, isUri, type DownloadOptions } from './download.js';
 import { BlockprunerError, messageOf } from './errors.js';
 
 /**
- * Reads a UTF-8 text file whole.
+ * Reads a UTF-8 text file whole, or what a URI names.
  * @throws BlockprunerError naming the file
  */
-export async function readText(file: string): Promise<string> {
-    let text: string;
-    try {
-        text = new TextDecoder('utf-8', { fatal: true }).decode(await fs.readFile(file));
-    } catch (error) {
-        const { code } = error as NodeJS.ErrnoException;
-        throw new BlockprunerError(`can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`);
-    }
+export async function readText(file: string, options?: DownloadOptions): Promise<string> {
+    const text = isUri(file) ? await downloadText(file, options) : await readLocal(file);
     if (text.trim() === '') {
         throw new BlockprunerError(`the text ${file} is empty`);
     }
     return text;
+}
+
+async function readLocal(file: string): Promise<string> {
+    try {
+        return new TextDecoder('utf-8', { fatal: true }).decode(await fs.readFile(file));
+    } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        throw new BlockprunerError(`can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`);
+    }
+}
+
+/** A file's name without its folder, or that of the file which a URI names. */
+export function nameOf(file: string): string {
+    return path.basename(isUri(file) ? file.replace(/[?#].*/s, '') : file);
 }
 
 /**

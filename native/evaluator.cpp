@@ -209,9 +209,9 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
         [nll](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *nll); });
 }
 
-// score(tokens: Int32Array, lengths: Uint32Array, skip: number[], { onProgress?(questions), cancel? }): Promise<Float64Array>
-// How likely several endings are after one context, for many questions. tokens: of each question the context's, then those of
-// each ending. lengths: of each question the context's (at least 1), the number of endings, and each one's length (at least 1).
+// score(tokens: Int32Array, lengths: Uint32Array, skip: number[], { onProgress?(choices), cancel? }): Promise<Float64Array>
+// How likely endings are after their contexts. tokens: of each choice the context's, then the ending's. lengths: of each choice
+// the context's and the ending's, at least 1. What a choice and the one before it begin with is computed once: sort them.
 // Result: of each ending the sum of its tokens' NLL, given the context.
 Napi::Value Evaluator::score(const Napi::CallbackInfo & info) {
     Napi::Env env = info.Env();
@@ -225,24 +225,15 @@ Napi::Value Evaluator::score(const Napi::CallbackInfo & info) {
     check_tokens(env, *tokens);
 
     size_t used = 0;
-    for (size_t i = 0; i < lengths->size();) {
-        const size_t n_context = (*lengths)[i], n_endings = i + 1 < lengths->size() ? (*lengths)[i + 1] : 0;
-        if (n_context == 0 || n_endings == 0 || n_endings > self->n_sequences || i + 2 + n_endings > lengths->size()) {
-            throw Napi::RangeError::New(env, "a question needs a context and 1 to " + std::to_string(self->n_sequences) + " endings");
+    for (size_t i = 0; i + 1 < lengths->size(); i += 2) { // whole pairs: lib/model.ts makes them
+        const size_t size = (size_t) (*lengths)[i] + (*lengths)[i + 1];
+        if ((*lengths)[i] == 0 || (*lengths)[i + 1] == 0) {
+            throw Napi::RangeError::New(env, "a context or an ending has no tokens");
         }
-        size_t size = n_context - 1;
-        used += n_context;
-        for (size_t k = 0; k < n_endings; k++) {
-            size += (*lengths)[i + 2 + k];
-            used += (*lengths)[i + 2 + k];
-            if ((*lengths)[i + 2 + k] == 0) {
-                throw Napi::RangeError::New(env, "an ending has no tokens");
-            }
+        if (size - 1 > self->context_size) {
+            throw Napi::RangeError::New(env, "a choice has " + std::to_string(size) + " tokens, more than fit into the context of " + std::to_string(self->context_size));
         }
-        if (size > self->context_size) {
-            throw Napi::RangeError::New(env, "a question has " + std::to_string(size) + " tokens, more than the context of " + std::to_string(self->context_size));
-        }
-        i += 2 + n_endings;
+        used += size;
     }
     if (used != tokens->size()) {
         throw Napi::RangeError::New(env, "the lengths don't add up to the tokens");
@@ -580,8 +571,8 @@ void Evaluator::state::evaluate(
     }
 }
 
-// Packs questions into batches. The endings of a question are sequences that share its context but for its last token,
-// which each has for itself: it predicts the first token of each ending.
+// Packs choices into batches. Each is a sequence, and shares the tokens that it begins with with the one before it, as far as
+// these needn't predict something else.
 void Evaluator::state::score(
         const std::vector<llama_token> & tokens, const std::vector<uint32_t> & lengths, const std::vector<bool> & skip,
         const task_control & control, std::vector<double> & sums) {
@@ -590,74 +581,85 @@ void Evaluator::state::score(
     request.outputs_first = false;
     patch.set_request(request);
 
+    constexpr llama_token none = -1;
     llama_batch batch = llama_batch_init((int) context_size, 0, (int) n_sequences);
     std::unique_ptr<llama_batch, void (*)(llama_batch *)> free_batch(&batch, [](llama_batch * b) { llama_batch_free(*b); });
     batch.n_tokens = 0;
-    std::vector<int32_t> targets;
-    std::vector<size_t>  ending_of; // index into sums, of each target
-    uint32_t n_used = 0;            // sequences of this batch
+    uint32_t n_used = 0;                                // sequences of this batch
+    std::vector<llama_token> targets(context_size);     // what each token of the batch must predict, or none
+    std::vector<int>         path;                      // where in the batch the tokens of the last choice are
+    std::vector<std::pair<int, size_t>> wanted;         // tokens of the batch, and the choices whose endings they predict
 
-    const auto add = [&](llama_token token, llama_pos pos, uint32_t first, uint32_t count, bool output) {
-        const int i = batch.n_tokens++;
-        batch.token[i]    = token;
-        batch.pos[i]      = pos;
-        batch.n_seq_id[i] = (int32_t) count;
-        batch.logits[i]   = output;
-        for (uint32_t k = 0; k < count; k++) {
-            batch.seq_id[i][k] = (llama_seq_id) (first + k);
-        }
-    };
     const auto flush = [&] {
         if (batch.n_tokens == 0) {
             return;
         }
-        patch.targets   = targets.data();
-        patch.n_outputs = targets.size();
+        std::vector<llama_token> outputs;
+        std::vector<size_t>      output_of(batch.n_tokens);
+        for (int i = 0; i < batch.n_tokens; i++) {
+            batch.logits[i] = targets[i] != none;
+            if (targets[i] != none) {
+                output_of[i] = outputs.size();
+                outputs.push_back(targets[i]);
+            }
+        }
+        patch.targets   = outputs.data();
+        patch.n_outputs = outputs.size();
         run(batch);
-        std::vector<float> nll(targets.size());
+        std::vector<float> nll(outputs.size());
         read_nll(nll.data());
-        for (size_t i = 0; i < nll.size(); i++) {
-            sums[ending_of[i]] += nll[i];
+        for (const auto & [i, choice] : wanted) {
+            sums[choice] += nll[output_of[i]];
         }
         batch.n_tokens = 0;
         n_used         = 0;
-        targets.clear();
-        ending_of.clear();
+        path.clear();
+        wanted.clear();
     };
 
-    size_t at = 0, n_questions = 0, question = 0;
-    for (size_t i = 0; i < lengths.size(); i += 2 + lengths[i + 1]) {
-        n_questions++;
-    }
-    for (size_t i = 0; i < lengths.size(); i += 2 + lengths[i + 1]) {
+    const size_t n_choices = lengths.size()/2;
+    sums.assign(n_choices, 0);
+    const llama_token * first = tokens.data();
+    for (size_t choice = 0; choice < n_choices; choice++) {
         control.check();
-        const uint32_t n_context = lengths[i], n_endings = lengths[i + 1];
-        const uint32_t size = n_context - 1 + std::accumulate(&lengths[i + 2], &lengths[i + 2] + n_endings, 0u);
-        if (batch.n_tokens + size > context_size || n_used + n_endings > n_sequences) {
-            flush();
-            control.progress((double) question, (double) n_questions);
-        }
-        const llama_token * context = tokens.data() + at;
-        for (uint32_t k = 0; k + 1 < n_context; k++) {
-            add(context[k], (llama_pos) k, n_used, n_endings, false);
-        }
-        at += n_context;
-        for (uint32_t ending = 0; ending < n_endings; ending++) {
-            const llama_token * first = tokens.data() + at;
-            const uint32_t length = lengths[i + 2 + ending];
-            for (uint32_t k = 0; k < length; k++) {
-                add(k == 0 ? context[n_context - 1] : first[k - 1], (llama_pos) (n_context - 1 + k), n_used + ending, 1, true);
-                targets.push_back(first[k]);
-                ending_of.push_back(sums.size());
+        const uint32_t n_context = lengths[2*choice];
+        const uint32_t length    = n_context + lengths[2*choice + 1] - 1; // the last token predicts nothing
+        const auto target = [&](size_t k) { return k + 1 < n_context ? none : first[k + 1]; };
+        size_t n_shared = 0;
+        while (n_shared < std::min<size_t>(length, path.size())) {
+            const int i = path[n_shared];
+            if (batch.token[i] != first[n_shared] || (targets[i] != none && target(n_shared) != none && targets[i] != target(n_shared))) {
+                break;
             }
-            sums.push_back(0);
-            at += length;
+            n_shared++;
         }
-        n_used += n_endings;
-        question++;
+        if (n_used == n_sequences || batch.n_tokens + length - n_shared > context_size) {
+            flush();
+            control.progress((double) choice, (double) n_choices);
+            n_shared = 0;
+        }
+        path.resize(n_shared);
+        for (size_t k = 0; k < length; k++) {
+            if (k == path.size()) {
+                const int i = batch.n_tokens++;
+                batch.token[i]    = first[k];
+                batch.pos[i]      = (llama_pos) k;
+                batch.n_seq_id[i] = 0;
+                targets[i]        = none;
+                path.push_back(i);
+            }
+            const int i = path[k];
+            batch.seq_id[i][batch.n_seq_id[i]++] = (llama_seq_id) n_used;
+            if (target(k) != none) {
+                targets[i] = target(k);
+                wanted.emplace_back(i, choice);
+            }
+        }
+        n_used++;
+        first += length + 1;
     }
     flush();
-    control.progress((double) n_questions, (double) n_questions);
+    control.progress((double) n_choices, (double) n_choices);
 }
 
 void Evaluator::state::compare(

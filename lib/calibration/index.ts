@@ -1,11 +1,12 @@
 import path from 'node:path';
+import type { DownloadOptions } from '../download.js';
 import { BlockprunerError } from '../errors.js';
 import type { Model, Sequences } from '../model.js';
 import { randomNumbers } from '../random.js';
-import { jsonLines, readText, valueAt } from '../text.js';
+import { jsonLines, nameOf, readText, valueAt } from '../text.js';
 
 export interface CalibrationOptions {
-    /** A text file, or JSON Lines (by its ending .jsonl). Default: the embedded text, {@link defaultCalibration}. */
+    /** A text file, or JSON Lines (by its ending .jsonl), or a URI of one. Default: the embedded text, {@link defaultCalibration}. */
     file?: string | undefined;
     /**
      * The fields of a JSON Lines sample, comma-separated, joined by a new line; `a.0.b` goes into objects and arrays.
@@ -38,7 +39,7 @@ const usualFields = ['text', 'instruction,input,output', 'instruction,instances.
  */
 export async function loadCalibration(model: Model, options: CalibrationOptions = {}, signal?: AbortSignal): Promise<Calibration> {
     const { file = defaultCalibration, samples = 16, context = 512, seed } = options;
-    const text = await readSamples(file, options.field);
+    const text = await readSamples(file, options.field, { signal });
     const tokens = await model.tokenize(text, signal);
     const available = Math.floor(tokens.length / context);
     if (available === 0) {
@@ -50,16 +51,16 @@ export async function loadCalibration(model: Model, options: CalibrationOptions 
     const chosen = pick(available, Math.min(samples, available), seed);
     const result = new Int32Array(chosen.length * context);
     chosen.forEach((sequence, index) => result.set(tokens.subarray(sequence * context, (sequence + 1) * context), index * context));
-    return { name: path.basename(file), tokens: result, length: context };
+    return { name: nameOf(file), tokens: result, length: context };
 }
 
 /**
  * Reads a UTF-8 text file whole, or the samples of a JSON Lines file joined by a blank line.
  * @throws BlockprunerError naming the file, and the line where one is wrong
  */
-export async function readSamples(file: string, field?: string): Promise<string> {
-    const text = await readText(file);
-    const samples = file.endsWith('.jsonl') ? samplesOf(file, text, field).join('\n\n') : text;
+export async function readSamples(file: string, field?: string, options?: DownloadOptions): Promise<string> {
+    const text = await readText(file, options);
+    const samples = nameOf(file).endsWith('.jsonl') ? samplesOf(file, text, field).join('\n\n') : text;
     if (samples.trim() === '') {
         throw new BlockprunerError(`the text ${file} is empty`);
     }

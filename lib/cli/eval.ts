@@ -1,16 +1,17 @@
 import fs from 'node:fs';
 import type { Argv } from 'yargs';
 import { parseBlocks } from '../blocks.js';
+import { isUri } from '../download.js';
 import { BlockprunerError } from '../errors.js';
 import { scoreTask, type Score, type TaskScores } from '../evaluation/scores.js';
-import { loadTask, taskNames, type TaskSource } from '../evaluation/tasks.js';
+import { loadTask, taskNames, type Task, type TaskSource } from '../evaluation/tasks.js';
 import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, lastCounts, loadModel, modelArgument, Progress, skipOption } from './shared.js';
 
 export const command = 'eval <model>';
 export const describe = 'Score a model on multiple-choice benchmarks, with any blocks left out';
 
 export const taskOptions = {
-    task: { type: 'string', array: true, nargs: 1, describe: `BENCHMARK=FILE, as often as wanted: ${taskNames.join(', ')}` },
+    task: { type: 'string', array: true, nargs: 1, describe: `BENCHMARK=FILE, or a URI, as often as wanted: ${taskNames.join(', ')}` },
     limit: { type: 'number', describe: 'Score the first so many questions of each', defaultDescription: 'all' }
 } as const;
 
@@ -32,10 +33,14 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     checkDevice(argv);
     checkInteger('limit', argv.limit, 1);
     const skip = parseBlocks(argv.skip);
-    const tasks = await Promise.all(argv.task.map((text) => loadTask(parseTask(text))));
+    const sources = argv.task.map(parseTask);
     const progress = new Progress();
     const signal = interruptSignal();
     try {
+        const tasks: Task[] = [];
+        for (const source of sources) {
+            tasks.push(await loadTask(source, { signal, onProgress: (done, total) => progress.update('download', done, total) }));
+        }
         const model = await loadModel(argv, progress, signal);
         const scores: TaskScores[] = [];
         for (const task of tasks) {
@@ -54,7 +59,7 @@ function percent({ value, stderr }: Score): string {
     return `${(100 * value).toFixed(2)}${stderr === null ? '' : ` ± ${(100 * stderr).toFixed(2)}`} %`;
 }
 
-/** `piqa=FILE,LABELS`, `multiple-choice=FILE,context:a,choices:b,answer:c`; a file may have commas in its name. */
+/** `piqa=FILE,LABELS`, `multiple-choice=FILE,context:a,choices:b,answer:c`; a file, or a URI's query, may have commas in its name. */
 export function parseTask(text: string): TaskSource {
     const [, name, rest] = /^([\w-]+)=(.+)$/.exec(text) ?? [];
     if (name === undefined || rest === undefined) {
@@ -70,6 +75,7 @@ export function parseTask(text: string): TaskSource {
         }
         return { name, file, fields: { context, choices, answer } };
     }
-    const comma = rest.lastIndexOf(',');
-    return name === 'piqa' && comma > 0 ? { name, file: rest.slice(0, comma), labels: rest.slice(comma + 1) } : { name, file: rest };
+    const [, file, labels] = /^(.+),(\w+:\/\/.+)$/.exec(rest) ?? /^(.+),([^,]+)$/.exec(rest) ?? [];
+    const hasLabels = name === 'piqa' && file !== undefined && labels !== undefined && (!file.includes('?') || isUri(labels) || fs.existsSync(labels));
+    return hasLabels ? { name, file, labels } : { name, file: rest };
 }

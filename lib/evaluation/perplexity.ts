@@ -65,7 +65,7 @@ export interface TextPerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
  */
 export async function textPerplexity(model: Model, file: string, options: TextPerplexityOptions = {}): Promise<Perplexity> {
     const { context = 512, definition = 'paper', field, samples = Infinity, dense, ...evaluation } = options;
-    const all = await model.tokenize(await readSamples(file, field), options.signal);
+    const all = await model.tokenize(await readSamples(file, field, { signal: options.signal }), options.signal);
     const available = Math.floor(all.length / context);
     const needed = definition === 'llama.cpp' ? 2 : 1; // its tool refuses less than two chunks
     if (available < needed) {

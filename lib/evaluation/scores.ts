@@ -31,11 +31,25 @@ export interface TaskOptions {
 }
 
 /**
- * Zero-shot scores of a multiple-choice task. Context and ending are tokenised together, as the LM Evaluation Harness does: the
- * ending's tokens are those after the context's number of tokens.
+ * Zero-shot scores of a multiple-choice task.
  * @throws BlockprunerError if an ending has no tokens of its own
  */
 export async function scoreTask(model: Model, task: Task, options: TaskOptions = {}): Promise<TaskScores> {
+    const nll = await endingsNll(model, task, options);
+    const right = { acc: [] as number[], norm: [] as number[] };
+    nll.forEach((values, question) => {
+        const { choices, answer } = task.questions[question]!;
+        right.acc.push(Number(lowest(values) === answer));
+        right.norm.push(Number(lowest(values.map((value, i) => value / [...choices[i]!.ending.slice(1)].length)) === answer));
+    });
+    return { task: task.name, questions: nll.length, acc: scoreOf(right.acc), acc_norm: task.normalized ? scoreOf(right.norm) : null };
+}
+
+/**
+ * The negative log-likelihood of each ending of each question. Context and ending are tokenised together, as the LM Evaluation
+ * Harness does: the ending's tokens are those after the context's number of tokens.
+ */
+export async function endingsNll(model: Model, task: Task, options: TaskOptions = {}): Promise<number[][]> {
     const { skip, limit = Infinity, signal, onProgress } = options;
     const questions = task.questions.slice(0, limit);
     const contexts = new Map<string, number>();
@@ -53,15 +67,8 @@ export async function scoreTask(model: Model, task: Task, options: TaskOptions =
         }
     }
     const nll = await model.score(choices, { skip, signal, onProgress: onProgress && ((done, total) => onProgress(Math.round(done / total * questions.length), questions.length)) });
-
     let next = 0;
-    const right = { acc: [] as number[], norm: [] as number[] };
-    for (const { choices: ofQuestion, answer } of questions) {
-        const values = ofQuestion.map(() => nll[next++]!);
-        right.acc.push(Number(lowest(values) === answer));
-        right.norm.push(Number(lowest(values.map((value, i) => value / [...ofQuestion[i]!.ending.slice(1)].length)) === answer));
-    }
-    return { task: task.name, questions: questions.length, acc: scoreOf(right.acc), acc_norm: task.normalized ? scoreOf(right.norm) : null };
+    return questions.map(({ choices: ofQuestion }) => ofQuestion.map(() => nll[next++]!));
 }
 
 function lowest(values: readonly number[]): number {

@@ -1,6 +1,6 @@
-import path from 'node:path';
 import { z } from 'zod';
-import { jsonLines, readText, valueAt } from '../text.js';
+import type { DownloadOptions } from '../download.js';
+import { jsonLines, nameOf, readText, valueAt } from '../text.js';
 import { BlockprunerError } from '../errors.js';
 
 /** A multiple-choice question. The model's choice is the ending that is likeliest after its context. */
@@ -19,7 +19,7 @@ export interface Task {
     normalized: boolean;
 }
 
-/** Where a task's questions are. */
+/** Where a task's questions are: files, or URIs, `https://…` or `hf://datasets/user/repo/path`, that are downloaded once. */
 export interface TaskSource {
     /** `piqa`, `winogrande`, `hellaswag`, `arc-easy`, `arc-challenge`, or `multiple-choice` with `fields` */
     name: string;
@@ -101,7 +101,7 @@ function question(context: string, endings: string[], label: string | number | u
  * each: the context, the right ending's index, four endings).
  * @throws BlockprunerError naming the file and the line that is wrong
  */
-export async function loadTask(source: TaskSource): Promise<Task> {
+export async function loadTask(source: TaskSource, options?: DownloadOptions): Promise<Task> {
     const benchmark = Object.hasOwn(benchmarks, source.name) ? benchmarks[source.name]! : undefined;
     if (!benchmark) {
         throw new BlockprunerError(`there is no task '${source.name}': there are ${taskNames.join(', ')}`);
@@ -109,12 +109,12 @@ export async function loadTask(source: TaskSource): Promise<Task> {
     if (source.name === 'multiple-choice' && !source.fields) {
         throw new BlockprunerError(`multiple-choice of ${source.file}: name its fields, FILE,context:FIELD,choices:FIELD,answer:FIELD`);
     }
-    const name = source.name === 'multiple-choice' ? path.basename(source.file) : source.name;
-    const text = await readText(source.file);
+    const name = source.name === 'multiple-choice' ? nameOf(source.file) : source.name;
+    const text = await readText(source.file, options);
     if (source.name === 'hellaswag' && !text.trimStart().startsWith('{')) {
         return { name, questions: hellaswagText(source.file, text), normalized: true };
     }
-    const labels = source.labels === undefined ? undefined : (await readText(source.labels)).trimEnd().split('\n');
+    const labels = source.labels === undefined ? undefined : (await readText(source.labels, options)).trimEnd().split('\n');
     const records = jsonLines(source.file, text);
     if (labels && labels.length !== records.length) {
         throw new BlockprunerError(`${source.labels} has ${labels.length} labels, and ${source.file} has ${records.length} questions`);

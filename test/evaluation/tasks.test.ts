@@ -91,12 +91,14 @@ describe('endings are as likely as one at a time', () => {
 
     // attention with and without sliding windows, and recurrent layers, whose state can't be shared
     test.each([['the embedded model', ''], ['gemma3', 'gemma3-dense'], ['jamba', 'jamba-dense']])('%s', async (_, name) => {
-        const model = await Model.load(name === '' ? await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32') : fixture(name, path.join(folder, `${name}.gguf`)), { device: 'cpu', threads: 2, cacheType: 'f32' });
+        const model = await Model.load(name === '' ? await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32') : fixture(name, path.join(folder, `${name}.gguf`)), { device: 'cpu', threads: 1, cacheType: 'f32' });
         const vocabulary = Math.min(model.vocabulary, 2000);
         const choices: Choice[] = Array.from({ length: 40 }).flatMap((_value, i) => {
             const context = some(1 + (i * 7) % 50, vocabulary);
             return Array.from({ length: 1 + i % 5 }, (_ending, k) => ({ context, ending: some(1 + (i + k) % 9, vocabulary) }));
         });
+        // that begin alike, in contexts, in endings, in one's context and another's ending, in all
+        choices.push(...Array.from({ length: 60 }, (_value, i) => ({ context: some(1 + i % 4, 2), ending: some(1 + i % 3, 2) })));
         const blocks = await model.blocks();
         for (const skip of [[], [blocks[2]!, blocks[5]!]]) {
             const found = await model.score(choices, { skip });

@@ -14,7 +14,6 @@ To make order.json again, from the root of the repository (pip install torch ggu
         '{all: $all[0], attn: $attn[0], ffn: $ffn[0]}' > order.json
 
 One perplexity, with some blocks left out: python search.py $M tokens.json --skip attn.3,ffn.7
-The NLL of endings after contexts, [{"context": [token, …], "ending": [token, …]}, …]: python search.py $M choices.json --score
 
 It reads any GGUF of architecture `llama` without experts, dequantizes the weights and computes in F32 (F64 with
 --double). Nothing here comes from llama.cpp. llama.cpp itself rounds activations to 8 bits before it multiplies them
@@ -207,7 +206,6 @@ def main():
     parser.add_argument("--skip", help="print just the perplexity without these blocks; '' for the dense model")
     parser.add_argument("--influence", action="store_true", help="print what each block and layer does to the residual stream")
     parser.add_argument("--laco", metavar="N,N", help="print what LaCo makes of the model: how many layers go")
-    parser.add_argument("--score", action="store_true", help="print the NLL of endings: the tokens are contexts and endings")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--double", action="store_true", help="compute in F64, to see what F32 rounding does")
     args = parser.parse_args()
@@ -216,10 +214,6 @@ def main():
     model = Llama(args.model, torch.float64 if args.double else torch.float32)
     with open(args.tokens) as file:
         given = json.load(file)
-    if args.score:
-        print(json.dumps([digits(model.nll(torch.tensor([one["context"] + one["ending"]]))[0, len(one["context"]) - 1:].double().sum().item())
-                          for one in given]))
-        return
     tokens = torch.tensor(given["sequences"])
     if args.influence:
         print(json.dumps(model.influence(tokens), indent=1))

@@ -1,0 +1,121 @@
+import cacache from 'cacache';
+import envPaths from 'env-paths';
+import { BlockprunerError, messageOf } from './errors.js';
+
+export interface DownloadOptions {
+    signal?: AbortSignal | undefined;
+    /** bytes; of what is there already, it isn't called */
+    onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
+/** The largest text, in bytes: a JavaScript string holds not much more. */
+const MOST = 256 * 2 ** 20;
+
+/** A file that is to be downloaded: `https://…`, `http://…`, or `hf://datasets/user/repo[@revision]/path` on Hugging Face. */
+export function isUri(file: string): boolean {
+    return /^(https?|hf):\/\//i.test(file);
+}
+
+/** Where downloaded texts are kept: the folder in BLOCKPRUNER_CACHE, else the system's place for caches of the user. */
+export function cacheFolder(): string {
+    return process.env.BLOCKPRUNER_CACHE || envPaths('blockpruner', { suffix: '' }).cache;
+}
+
+/**
+ * The text behind a URI. It is downloaded once: what is in the cache, whole and undamaged, needs no network. Only a whole text
+ * gets into the cache.
+ * @throws BlockprunerError naming the URI and what is wrong with it
+ */
+export async function downloadText(uri: string, options: DownloadOptions = {}): Promise<string> {
+    const { signal } = options;
+    signal?.throwIfAborted();
+    const cached = await cacache.get(cacheFolder(), uri).catch(() => undefined); // not there, or damaged
+    if (cached) {
+        return cached.data.toString();
+    }
+    let bytes: Buffer;
+    try {
+        bytes = await download(uri, options);
+    } catch (error) {
+        signal?.throwIfAborted();
+        throw new BlockprunerError(`can't download ${uri}: ${reasonOf(error)}`, { cause: error });
+    }
+    let text: string;
+    try {
+        text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+    } catch {
+        throw new BlockprunerError(`can't use ${uri}: it is not UTF-8 text; unpack or convert it, and give the file`);
+    }
+    if (text.trim() === '') {
+        return text; // that its reader refuses
+    }
+    try {
+        await cacache.put(cacheFolder(), uri, Buffer.from(text)); // under its name when it is written
+    } catch (error) {
+        throw new BlockprunerError(`can't keep ${uri} in ${cacheFolder()}: ${messageOf(error)}; BLOCKPRUNER_CACHE may name another folder`, { cause: error });
+    }
+    return text;
+}
+
+async function download(uri: string, { signal, onProgress }: DownloadOptions): Promise<Buffer> {
+    const response = await fetch(addressOf(uri), { ...(signal && { signal }) });
+    try {
+        if (!response.ok) {
+            throw new BlockprunerError({
+                401: 'it takes a login (401); download it yourself, and give the file',
+                403: 'access is denied (403); download it yourself, and give the file',
+                404: 'there is no such file (404)'
+            }[response.status] ?? `the server answers ${response.status} ${response.statusText}`.trimEnd());
+        }
+        if (/^text\/html\b/i.test(response.headers.get('content-type') ?? '')) {
+            throw new BlockprunerError('it is a web page; give the address of the file itself');
+        }
+        const total = Number(response.headers.get('content-encoding') === null && response.headers.get('content-length'));
+        const chunks: Uint8Array[] = [];
+        let done = 0;
+        for await (const chunk of response.body ?? []) { // fails where the connection ends before content-length
+            chunks.push(chunk as Uint8Array);
+            done += (chunk as Uint8Array).length;
+            if (Math.max(done, total) > MOST) {
+                throw new BlockprunerError(`it is larger than ${MOST / 2 ** 20} MiB; download it yourself, and give a part of it`);
+            }
+            if (total > 0) {
+                onProgress?.(done, total);
+            }
+        }
+        return Buffer.concat(chunks);
+    } finally {
+        await response.body?.cancel().catch(() => {}); // what is left of it
+    }
+}
+
+/** Where a `hf://` URI is on the web. HF_ENDPOINT names another server, as for Hugging Face's own tools. */
+function addressOf(uri: string): string {
+    if (!/^hf:/i.test(uri)) {
+        return uri;
+    }
+    const [, repository, revision = 'main', file] = /^hf:\/\/(datasets\/[^/]+\/[^/@]+)(?:@([^/]+))?\/(.+)$/i.exec(uri) ?? [];
+    if (repository === undefined || file === undefined) {
+        throw new BlockprunerError('write hf://datasets/user/repo/path');
+    }
+    return `${process.env.HF_ENDPOINT ?? 'https://huggingface.co'}/${repository}/resolve/${revision}/${file}`;
+}
+
+function reasonOf(error: unknown): string {
+    if (error instanceof BlockprunerError) {
+        return error.message;
+    }
+    const { cause } = error as Error; // fetch's own message says nothing
+    switch ((cause as NodeJS.ErrnoException | undefined)?.code) {
+        case 'ENOTFOUND':
+        case 'EAI_AGAIN':
+            return 'its host is not found: is there a network?';
+        case 'ECONNREFUSED':
+            return 'its host refuses the connection';
+        case 'UND_ERR_SOCKET':
+        case 'ECONNRESET':
+            return 'the connection broke off; try again';
+        default:
+            return messageOf(cause ?? error);
+    }
+}
