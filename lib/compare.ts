@@ -141,7 +141,7 @@ function formatScore({ value, stderr }: Score): string {
     return (100 * value).toFixed(1) + (stderr === null ? '' : ` ± ${(100 * stderr).toFixed(1)}`);
 }
 
-interface Row {
+export interface Row {
     method: string;
     ratio: number;
     removed: number;
@@ -152,7 +152,7 @@ interface Row {
 }
 
 /** One row for each method and ratio; the mean over the seeds of `random`. */
-function rowsOf({ dense, pruned }: Comparison): Row[] {
+export function rowsOf({ dense, pruned }: Comparison): Row[] {
     const scores = ({ tasks }: Quality) => tasks.map(({ acc, acc_norm }) => acc_norm ?? acc);
     const groups = new Map<string, ComparedModel[]>();
     for (const one of pruned) {

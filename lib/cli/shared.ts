@@ -4,9 +4,7 @@ import { devices, type Device } from '../addon.js';
 import type { CalibrationOptions } from '../calibration/index.js';
 import { BlockprunerError } from '../errors.js';
 import { Model, resolveModel } from '../model.js';
-import type { Phase as PrunePhase } from '../prune.js';
-
-type Phase = PrunePhase | 'score';
+import type { Phase } from '../prune.js';
 
 /** Options that several commands have; each has its text once. */
 export const deviceOptions = {
@@ -79,7 +77,7 @@ export function checkNumber(name: string, value: number | undefined): void {
     }
 }
 
-const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', score: 'Scoring', write: 'Writing', verify: 'Verifying' };
+const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', score: 'Scoring', write: 'Writing', verify: 'Verifying', speed: 'Speed' };
 
 /** Progress on stderr: a bar with the time left where that is a terminal, else only the lines. */
 export class Progress {
