@@ -1,11 +1,12 @@
 // The charts of the reports: what they show, as Vega-Lite's specifications, drawn to SVG here, so that a page needs no library and
 // no network.
 //
-// What stands for a value is a mark with a text, its `label`: that is what a screen reader says and what the page's script shows.
+// What stands for a value is a mark with a text, its `label`: a screen reader says it, and the page's script shows it.
 // All else (axes, lines, numbers in cells) is hidden from screen readers. Colours are CSS variables of the page, which has them for
 // light and dark. Of what a user gives, names, nothing is ever in a place that Vega takes for an expression.
 import type { TopLevelSpec } from 'vega-lite' with { 'resolution-mode': 'import' };
 import type { Block } from '../blocks.js';
+import type { Score } from '../evaluation/scores.js';
 import { Html, html } from './page.js';
 
 /** The width of a telephone's page: there, charts are drawn as large as they are designed. */
@@ -30,10 +31,11 @@ export const series = [
 /** @param label says what the chart is */
 async function draw(spec: object, label: string, fluid = false): Promise<Html> {
     const [vega, vegaLite] = await Promise.all([import('vega'), import('vega-lite')]); // only where a report is written
-    const compiled = vegaLite.compile({ background: null, padding: 0, config, ...spec } as unknown as TopLevelSpec).spec;
+    const compiled = vegaLite.compile({ background: null, padding: 3, config, ...spec } as unknown as TopLevelSpec).spec;
     const view = new vega.View(vega.parse(compiled), { renderer: 'none', logLevel: vega.Error });
     const svg = await view.toSVG().finally(() => view.finalize());
-    return html`<svg role="graphics-document" aria-label="${label}" class="${fluid ? 'fluid' : 'fixed'}"${new Html(svg.replace(/^<svg\b(?:(?! width=)[^>])*/, ''))}`;
+    const short = svg.replace(/ (?:d|transform)="[^"]*"/g, (attribute) => attribute.replace(/(\.\d\d)\d+/g, '$1'));
+    return html`<svg role="graphics-document" aria-label="${label}" class="${fluid ? 'fluid' : 'fixed'}"${new Html(short.replace(/^<svg\b(?:(?! width=)[^>])*/, ''))}`;
 }
 
 export interface Point {
@@ -41,8 +43,6 @@ export interface Point {
     x: number;
     y: number;
     label: string;
-    /** what is written beside it */
-    text?: string;
 }
 
 /** Lines over shares of the parameters. */
@@ -52,7 +52,7 @@ export async function lines(points: readonly Point[], { y, label }: { y: string;
     const log = high / low > 8;
     return draw({
         width: WIDTH, height: 250, autosize: { type: 'fit', contains: 'padding' },
-        data: { values: points.map((point) => ({ text: '', ...point })) },
+        data: { values: points },
         encoding: {
             x: { field: 'x', type: 'quantitative', title: 'parameters removed', axis: { format: '.0%', tickCount: 5 } },
             y: {
@@ -64,8 +64,7 @@ export async function lines(points: readonly Point[], { y, label }: { y: string;
         },
         layer: [
             { mark: { type: 'line', strokeWidth: 2 }, encoding: { shape: null } },
-            { mark: { type: 'point', filled: true, size: 64, opacity: 1, ariaRoleDescription: 'value' }, encoding: { description: { field: 'label' } } },
-            { mark: { type: 'text', align: 'right', dx: -8, dy: -8 }, encoding: { text: { field: 'text' }, color: null, shape: null } }
+            { mark: { type: 'point', filled: true, size: 64, opacity: 1, ariaRoleDescription: 'value' }, encoding: { description: { field: 'label' } } }
         ]
     }, label, true);
 }
@@ -145,7 +144,7 @@ export async function layerMap(blocks: readonly Block[], cellOf: (block: Block) 
     scale: string; classes: number; label: string; rows?: number; small?: boolean;
 }): Promise<Html[]> {
     const layers = [...new Set(blocks.map(({ layer }) => layer))];
-    const pieces = Math.ceil(layers.length / rows), size = Math.ceil(layers.length / pieces);
+    const pieces = Math.max(1, Math.ceil(layers.length / rows)), size = Math.ceil(layers.length / pieces);
     return Promise.all(Array.from({ length: pieces }, (_, piece) => {
         const shown = layers.slice(piece * size, (piece + 1) * size);
         return cells(blocks.filter(({ layer }) => shown.includes(layer)).map((block) => ({ ...cellOf(block), column: block.kind, row: String(block.layer) })), {
@@ -156,34 +155,37 @@ export async function layerMap(blocks: readonly Block[], cellOf: (block: Block) 
 }
 
 export interface ScoreMark {
-    /** a row; of those with a `|`, what follows it is its name */
-    row: string;
+    name: string;
     value: number;
     stderr: number | null;
     series: number;
     label: string;
 }
 
-/** Scores with their standard errors, a row each; rows that no mark has are headings. */
-export async function scores(marks: readonly ScoreMark[], { rows, label, reference }: { rows: readonly string[]; label: string; reference?: { value: number; stderr: number | null } }): Promise<Html> {
-    const y = {
-        field: 'row', type: 'nominal', title: null, scale: { domain: rows },
-        axis: {
-            domain: false, ticks: false, labelOverlap: false, grid: false, labelExpr: "indexof(datum.value, '|') < 0 ? datum.value : slice(datum.value, indexof(datum.value, '|') + 1)",
-            labelFontWeight: { condition: { test: "indexof(datum.value, '|') < 0", value: 'bold' }, value: 'normal' }
-        }
-    };
-    const colour = { field: 'series', type: 'nominal', scale: { domain: [-1, ...series.map((_, i) => i)], range: ['var(--before)', ...series.map((one) => one.colour)] }, legend: null };
-    const shape = { field: 'series', type: 'nominal', scale: { domain: [-1, ...series.map((_, i) => i)], range: ['circle', ...series.map((one) => one.shape)] }, legend: null };
+/** Scores with their standard errors, a row each, in groups under their headings. */
+export async function scores(groups: readonly { heading: string; marks: readonly ScoreMark[] }[], { label, reference }: { label: string; reference?: Score }): Promise<Html> {
+    // a row is named by its place: names may be alike
+    const marks = groups.flatMap(({ marks: ofGroup }, i) => ofGroup.map((mark, j) => ({ ...mark, row: `${i}/${j}/${mark.name}`, low: mark.value - (mark.stderr ?? 0), high: mark.value + (mark.stderr ?? 0) })));
+    const rows = groups.flatMap(({ marks: ofGroup }, i) => [`${i}//`, ...ofGroup.map(({ name }, j) => `${i}/${j}/${name}`)]);
+    const y = { field: 'row', type: 'nominal', title: null, scale: { domain: rows }, axis: { domain: false, ticks: false, grid: false, labelOverlap: false, labelExpr: "slice(datum.value, lastindexof(datum.value, '/') + 1)" } };
+    const domain = [-1, ...series.map((_, i) => i)];
+    const colour = { field: 'series', type: 'nominal', scale: { domain, range: ['var(--before)', ...series.map((one) => one.colour)] }, legend: null };
+    const shape = { field: 'series', type: 'nominal', scale: { domain, range: ['circle', ...series.map((one) => one.shape)] }, legend: null };
     return draw({
-        width: WIDTH, height: 34 + 21 * rows.length, autosize: { type: 'fit', contains: 'padding' },
-        data: { values: marks.map((mark) => ({ ...mark, low: mark.value - (mark.stderr ?? 0), high: mark.value + (mark.stderr ?? 0) })) },
+        width: WIDTH, height: 40 + 20 * rows.length, autosize: { type: 'fit', contains: 'padding' },
+        data: { values: marks },
         layer: [
             ...(reference ? [{ data: { values: [reference] }, mark: { type: 'rule', strokeDash: [4, 3], stroke: 'var(--before)', strokeWidth: 1.5 }, encoding: { x: { field: 'value', type: 'quantitative' } } }] : []),
-            { mark: { type: 'rule', strokeWidth: 2 }, encoding: { y, x: { field: 'low', type: 'quantitative', title: 'right answers, ± standard error', scale: { zero: false }, axis: { format: '.0%', tickCount: 5 } }, x2: { field: 'high' }, color: colour } },
-            { mark: { type: 'point', filled: true, size: 64, opacity: 1, ariaRoleDescription: 'score' }, encoding: { y, x: { field: 'value', type: 'quantitative' }, color: colour, shape, description: { field: 'label' } } }
+            { mark: { type: 'rule', strokeWidth: 2 }, encoding: { y, x: { field: 'low', type: 'quantitative', title: 'right answers', scale: { zero: false }, axis: { format: '.0%', tickCount: 5 } }, x2: { field: 'high' }, color: colour } },
+            { mark: { type: 'point', filled: true, size: 64, opacity: 1, ariaRoleDescription: 'score' }, encoding: { y, x: { field: 'value', type: 'quantitative' }, color: colour, shape, description: { field: 'label' } } },
+            heading(groups.map(({ heading: text }, i) => ({ text, row: `${i}//` })), y)
         ]
     }, label, true);
+}
+
+/** Headings of groups, in rows of their own, over the whole plot. */
+function heading(values: readonly { text: string; row: string }[], y: object): object {
+    return { data: { values }, mark: { type: 'text', align: 'left', baseline: 'middle', dy: 2, fontWeight: 'bold', limit: WIDTH }, encoding: { y, x: { value: 0 }, text: { field: 'text' } } };
 }
 
 export interface Bar {
@@ -217,7 +219,7 @@ export async function bars(all: readonly Bar[], label: string): Promise<Html> {
                 data: { values: values.flatMap(({ row, rounds }) => rounds.map((value) => ({ row, value }))) },
                 mark: { type: 'tick', aria: false, thickness: 2, bandSize: 8, color: 'var(--ink)' }, encoding: { y, x: { field: 'value', type: 'quantitative' } }
             },
-            { data: { values: names.map((name) => ({ name, row: `${name}|` })) }, mark: { type: 'text', align: 'left', baseline: 'bottom', dy: 7, fontWeight: 'bold' }, encoding: { y, x: { value: 0 }, text: { field: 'name' } } }
+            heading(names.map((text) => ({ text, row: `${text}|` })), y)
         ]
     }, label, true);
 }

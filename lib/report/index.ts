@@ -54,8 +54,7 @@ async function perplexityFigure({ blocks, steps, removed, perplexity, parameters
         caption: `On the calibration text, the perplexity went from ${number(perplexity.dense)} to ${number(perplexity.pruned)} (${change(perplexity)}) while ${removed.length} blocks with ${percent(last.share)} of the parameters were removed. Lower is better.`,
         charts: [await lines(models.map((model, i): Point => ({
             series: 0, x: model.share, y: model.perplexity,
-            label: `${i === 0 ? 'the model as it is' : `${i}. without ${model.name}`}: perplexity ${number(model.perplexity)}, ${percent(model.share)} of the parameters removed`,
-            ...((i === 0 || i === models.length - 1) && { text: number(model.perplexity) })
+            label: `${i === 0 ? 'the model as it is' : `${i}. without ${model.name}`}: perplexity ${number(model.perplexity)}, ${percent(model.share)} of the parameters removed`
         })), { y: 'perplexity', label: 'Line chart: perplexity on the calibration text, by the share of the parameters that is removed' })],
         table: {
             caption: 'Perplexity after each removal', head: ['Removed', 'Parameters removed', 'Perplexity', 'Change'],
@@ -164,14 +163,16 @@ async function taskFigure({ tasks }: PruneResult): Promise<Figure | undefined> {
         return undefined;
     }
     const pairs = tasks.dense.map((dense, i) => ({ name: dense.task, questions: dense.questions, before: scoreOf(dense), after: scoreOf(tasks.pruned[i]!) }));
-    const rows = pairs.flatMap(({ name }, i) => [`${i + 1}. ${name.replaceAll('|', '/')}`, `${i}|before`, `${i}|after`]);
     return {
         title: 'Task scores',
         caption: `Share of right answers before and after: ${pairs.map(({ name, before, after }) => `${name} ${score(before)} → ${score(after)}`).join('; ')}. Bars are standard errors; higher is better.`,
-        charts: [await scores(pairs.flatMap(({ name, before, after, questions }, i) => [
-            { row: `${i}|before`, ...before, series: -1, label: `${name} before: ${score(before)}, ${questions} questions` },
-            { row: `${i}|after`, ...after, series: 0, label: `${name} after: ${score(after)}, ${questions} questions` }
-        ]), { rows, label: 'Dot chart: task scores before and after, with standard errors' })],
+        charts: [await scores(pairs.map(({ name, before, after, questions }) => ({
+            heading: name,
+            marks: [
+                { name: 'before', ...before, series: -1, label: `${name} before: ${score(before)}, ${questions} questions` },
+                { name: 'after', ...after, series: 0, label: `${name} after: ${score(after)}, ${questions} questions` }
+            ]
+        })), { label: 'Dot chart: task scores before and after, with standard errors' })],
         legend: [{ name: 'before', colour: 'var(--before)', glyph: '●' }, { name: 'after', colour: 'var(--accent)', glyph: '●' }],
         table: { caption: 'Task scores', head: ['Task', 'Questions', 'Score', 'Before', 'After'], rows: tasks.dense.flatMap((dense, i) => (['acc', 'acc_norm'] as const).filter((kind) => dense[kind]).map((kind) => [dense.task, String(dense.questions), kind, score(dense[kind]!), score(tasks.pruned[i]![kind]!)])) }
     };
@@ -188,9 +189,10 @@ async function sizeFigure({ parameters, bytes, speed }: PruneResult): Promise<Fi
         })
     ];
     const title = speed ? 'Size and speed' : 'Size';
+    const scatter = Math.max(...rows.flatMap(({ rounds }) => (rounds ? [rounds.dense, rounds.pruned] : [])).map((values) => Math.max(...values) / Math.min(...values)));
     return {
         title,
-        caption: `${rows.map(({ name, format, dense, pruned }) => `${name}: ${format(dense)} → ${format(pruned)} (${change({ dense, pruned })})`).join('; ')}.${speed ? ` Speeds are the best of ${speed.dense.length} rounds each, the ticks are the rounds: other work on the computer can only slow them down.` : ''}`,
+        caption: `${rows.map(({ name, format, dense, pruned }) => `${name}: ${format(dense)} → ${format(pruned)} (${change({ dense, pruned })})`).join('; ')}.${speed ? ` Speeds are the best of ${speed.dense.length} rounds each, since other work on the computer only slows them down; the ticks are the rounds, which differ by up to a factor of ${number(scatter)}.` : ''}`,
         charts: [await bars(rows.flatMap(({ name, format, dense, pruned, rounds }): Bar[] => [
             { name, when: 'before', value: 1, rounds: rounds?.dense.map((value) => value / dense) ?? [], label: `${name} before: ${format(dense)}` },
             { name, when: 'after', value: pruned / dense, rounds: rounds?.pruned.map((value) => value / dense) ?? [], label: `${name} after: ${format(pruned)}, ${change({ dense, pruned })}` }
@@ -213,7 +215,7 @@ export async function comparisonReport(comparison: Comparison & { blocks?: reado
     const perplexityOver = async (what: string, before: number, value: (row: (typeof rows)[number]) => number): Promise<Figure> => ({
         title: `Perplexity on ${what}`,
         caption: `${number(before)} as the model is. Lowest ${ratios.map((ratio) => `at ${percent(ratio)}: ${number(value(bestAt(ratio, value)))} by ${bestAt(ratio, value).method}`).join('; ')}. Lower is better.`,
-        charts: [await lines(rows.length === 0 ? [] : methods.flatMap((method, i): Point[] => [
+        charts: rows.length === 0 ? [] : [await lines(methods.flatMap((method, i): Point[] => [
             { series: i % series.length, x: 0, y: before, label: `the model as it is: perplexity ${number(before)}` },
             ...rows.filter((row) => seriesOf(row.method) === i % series.length).map((row) => ({
                 series: i % series.length, x: row.removed, y: value(row), label: `${row.method} at ${percent(row.ratio)}: perplexity ${number(value(row))}, ${percent(row.removed)} of the parameters removed`
@@ -225,10 +227,10 @@ export async function comparisonReport(comparison: Comparison & { blocks?: reado
     const taskFigures = dense.tasks.map(async (task, i): Promise<Figure> => ({
         title: `Task scores: ${task.task}`,
         caption: `Share of right answers of ${task.questions} questions; ${score(scoreOf(task))} as the model is (the dashed line). Highest ${ratios.map((ratio) => { const best = bestAt(ratio, (row) => -row.tasks[i]!.value); return `at ${percent(ratio)}: ${score(best.tasks[i]!)} by ${best.method}`; }).join('; ')}. Bars are standard errors; higher is better.`,
-        charts: [await scores(rows.map((row) => ({ row: `${row.ratio}|${row.method}`, ...row.tasks[i]!, series: seriesOf(row.method), label: `${row.method} at ${percent(row.ratio)}: ${score(row.tasks[i]!)}` })), {
-            rows: ratios.flatMap((ratio) => [percent(ratio), ...rows.filter((row) => row.ratio === ratio).map((row) => `${ratio}|${row.method}`)]),
-            label: `Dot chart: scores of ${task.task} by ratio and method, with standard errors`, reference: scoreOf(task)
-        })],
+        charts: rows.length === 0 ? [] : [await scores(ratios.map((ratio) => ({
+            heading: `${percent(ratio)} removed`,
+            marks: rows.filter((row) => row.ratio === ratio).map((row) => ({ name: row.method, ...row.tasks[i]!, series: seriesOf(row.method), label: `${row.method} at ${percent(ratio)}: ${score(row.tasks[i]!)}` }))
+        })), { label: `Dot chart: scores of ${task.task} by ratio and method, with standard errors`, reference: scoreOf(task) })],
         table: { caption: `Scores of ${task.task}`, head: ['Method', 'Ratio', 'Score'], rows: [['the model as it is', '', score(scoreOf(task))], ...rows.map((row) => [row.method, percent(row.ratio), score(row.tasks[i]!)])] }
     }));
     return page({
@@ -265,7 +267,7 @@ async function removedFigure(pruned: readonly ComparedModel[], ratios: readonly 
     const classOf = (index: number) => Math.floor(index * classes / ratios.length);
     return {
         title: 'Which blocks each method removed', wide: true,
-        caption: `${names.map((name) => { const last = orders.get(name)!.reduce((a, b) => (b.ratio > a.ratio ? b : a)); return `${name}: ${last.removed.filter(({ kind }) => kind === 'attn').length} attention and ${last.removed.filter(({ kind }) => kind === 'ffn').length} feed-forward blocks at ${percent(last.ratio)}`; }).join('; ')}. The numbers are the lowest ratio, in percent, at which a block is gone.`,
+        caption: `${names.map((name) => { const last = orders.get(name)!.reduce((a, b) => (b.ratio > a.ratio ? b : a)); return `${name} ${last.removed.filter(({ kind }) => kind === 'attn').length} + ${last.removed.filter(({ kind }) => kind === 'ffn').length} at ${percent(last.ratio)}`; }).join('; ')} (attention + feed-forward blocks). The numbers are the lowest ratio, in percent, at which a block is gone.`,
         charts: (await Promise.all(names.map(async (name) => (await layerMap(blocks, (block) => {
             const at = goneAt(name, block);
             return at < 0 ? { class: null, label: `${name}, ${formatBlock(block)}: stays` } : { class: classOf(at), text: String(Math.round(100 * ratios[at]!)), label: `${name}, ${formatBlock(block)}: ${text(name, block)}` };

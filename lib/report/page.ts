@@ -41,9 +41,10 @@ export interface LegendItem {
     glyph?: string;
 }
 
-function table({ caption, head, rows }: Table): Html {
+/** @param titled there is a heading over it that says what its caption would */
+function table({ caption, head, rows }: Table, titled = false): Html {
     const cell = (value: Table['rows'][number][number]) => (typeof value === 'string' ? html`${value}` : value.best ? html`<strong>${value.text}</strong>` : html`${value.text}`);
-    return html`<div class="scroll" role="region" aria-label="${caption}" tabindex="0"><table><caption>${caption}</caption>
+    return html`<div class="scroll" role="region" aria-label="Table: ${caption}" tabindex="0"><table>${titled ? '' : html`<caption>${caption}</caption>`}
 <thead><tr>${head.map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
 <tbody>${rows.map(([name, ...rest]) => html`<tr><th scope="row">${name && cell(name)}</th>${rest.map((value) => html`<td>${cell(value)}</td>`)}</tr>\n`)}</tbody></table></div>`;
 }
@@ -89,7 +90,7 @@ export function page({ title, lead, facts, figures, table: shown, details }: Pag
 <section aria-label="The most important figures"><dl class="facts">${facts.map(({ name, value, detail }) => html`<div><dt>${name}</dt><dd class="value">${value}</dd><dd>${detail}</dd></div>`)}</dl></section>
 <div class="figures">
 ${figures.map(figure)}
-${shown && html`<section class="wide" aria-labelledby="table"><h2 id="table">${shown.caption}</h2>${table(shown)}</section>`}
+${shown && html`<section class="wide" aria-labelledby="table"><h2 id="table">${shown.caption}</h2>${table(shown, true)}</section>`}
 <section class="wide" aria-labelledby="details"><h2 id="details">How this was made</h2><dl class="details">${details.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></section>
 </div>
 </main>
@@ -124,22 +125,22 @@ h2{font-size:1.1rem;line-height:1.3;margin-bottom:.35rem}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.5rem),1fr));gap:.75rem;margin:1.25rem 0}
 .facts>div{border-top:3px solid var(--accent);padding-top:.5rem}
 .facts dt,.facts dd{font-size:.85rem;color:var(--muted)}
-.facts .value{font-size:1.6rem;line-height:1.3;font-weight:650;color:var(--ink);font-variant-numeric:tabular-nums}
+.facts .value{font-size:1.4rem;line-height:1.3;font-weight:650;color:var(--ink);font-variant-numeric:tabular-nums}
 .figures{display:grid;grid-template-columns:minmax(0,1fr);gap:2.25rem 1rem;align-items:start}
 .figures>section{padding-top:1rem;border-top:1px solid var(--line)}
 figcaption{color:var(--muted);font-size:.9rem;max-width:46rem}
 .charts{display:flex;flex-wrap:wrap;gap:1rem 1.5rem;margin-top:.9rem;align-items:flex-start}
-.chart{max-width:100%;max-height:90vh;overflow:auto}
+.chart{max-width:100%;max-height:80vh;overflow:auto}
 .chart:has(.fluid){width:100%;max-width:32rem}
 svg{display:block;overflow:visible}
 svg.fluid{width:100%;height:auto}
 svg text{font-family:inherit}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem .9rem;margin-top:.7rem;font-size:.8rem;color:var(--muted)}
 .swatch{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;vertical-align:-.08em}
-.reading{min-height:3em;font-size:.85rem;margin-top:.6rem;padding:.35rem .6rem;background:var(--none);border-radius:4px;font-variant-numeric:tabular-nums}
-.marks{outline:none}
+.hint{font-size:.85rem;color:var(--muted);margin-bottom:1.25rem}
+.tip{position:fixed;z-index:1;max-width:min(20rem,calc(100vw - 1rem));padding:.35rem .6rem;border-radius:6px;background:var(--ink);color:var(--paper);font-size:.8rem;line-height:1.35;pointer-events:none;font-variant-numeric:tabular-nums}
 [role=graphics-symbol]{outline:none}
-[role=graphics-symbol]:focus,[role=graphics-symbol].shown{stroke:var(--focus);stroke-width:3px;paint-order:normal}
+[role=graphics-symbol]:focus,[role=graphics-symbol]:hover{stroke:var(--focus);stroke-width:3px;paint-order:normal}
 :focus-visible{outline:3px solid var(--focus);outline-offset:2px}
 details{margin-top:.75rem;font-size:.9rem}
 summary{cursor:pointer;color:var(--accent);padding:.25rem 0;width:fit-content}
@@ -155,60 +156,79 @@ tbody th{font-weight:500}
 @media (min-width:48rem){
 body{padding:2.5rem 2rem 4rem}
 h1{font-size:2.2rem}
+.facts .value{font-size:1.6rem}
+svg.fixed{zoom:1.25}
 .figures{grid-template-columns:repeat(2,minmax(0,1fr));gap:1.25rem}
 .figures>section{padding:1.25rem 1.4rem;border:1px solid var(--line);border-radius:10px;background:var(--card);height:100%}
 .wide{grid-column:1/-1}
 .facts{gap:1.25rem;margin:1.75rem 0}
 th:first-child{background:var(--card)}
 }
-@media print{.reading,details:not([open]){display:none}}
+@media print{.hint,.tip,details:not([open]){display:none}}
 `;
 
 // Of each chart, one mark is in the order of Tab. Arrow keys move the focus itself to other marks, so that a screen reader says their
-// texts without a live region; what has the focus or the pointer is written under the chart too.
+// texts without a live region; a tip shows the text of the mark that has the focus or the pointer, until Escape.
 const script = `
-for (const figure of document.querySelectorAll('figure')) {
-    const charts = [...figure.querySelectorAll('svg')].map((svg) => [...svg.querySelectorAll('[role=graphics-symbol]')]).filter((marks) => marks.length > 0);
-    if (charts.length === 0) continue;
-    const reading = figure.appendChild(document.createElement('p'));
-    reading.className = 'reading';
-    reading.textContent = 'Single values: point at them, or press Tab and the arrow keys.';
-    const show = (mark) => { reading.textContent = mark.getAttribute('aria-label'); };
-    for (const marks of charts) {
-        marks.forEach((mark, i) => mark.setAttribute('tabindex', i === 0 ? '0' : '-1'));
-        const move = (from, to) => {
-            if (!to) return;
-            from.setAttribute('tabindex', '-1');
-            to.setAttribute('tabindex', '0');
-            to.focus();
-        };
-        const middle = (mark) => { const box = mark.getBoundingClientRect(); return { x: box.x + box.width / 2, y: box.y + box.height / 2 }; };
-        // the nearest one above or below, first of all in the same column
-        const vertical = (from, down) => {
-            const at = middle(from);
-            let best, least = Infinity;
-            for (const mark of marks) {
-                const { x, y } = middle(mark);
-                const ahead = (y - at.y) * down;
-                const distance = ahead + 8 * Math.abs(x - at.x);
-                if (ahead > 1 && distance < least) [best, least] = [mark, distance];
-            }
-            return best;
-        };
-        const targets = {
-            ArrowRight: (i) => marks[i + 1], ArrowLeft: (i) => marks[i - 1], Home: () => marks[0], End: () => marks.at(-1),
-            ArrowDown: (i) => vertical(marks[i], 1), ArrowUp: (i) => vertical(marks[i], -1)
-        };
-        for (const [i, mark] of marks.entries()) {
-            mark.addEventListener('focus', () => show(mark));
-            mark.addEventListener('pointerenter', () => show(mark));
-            mark.addEventListener('click', () => move(marks.find((one) => one.getAttribute('tabindex') === '0'), mark));
-            mark.addEventListener('keydown', (event) => {
-                if (!(event.key in targets) || event.altKey || event.ctrlKey || event.metaKey) return;
-                event.preventDefault();
-                move(mark, targets[event.key](i));
-            });
+const tip = document.body.appendChild(document.createElement('div'));
+tip.className = 'tip';
+tip.hidden = true;
+tip.setAttribute('aria-hidden', 'true');
+const hide = () => { tip.hidden = true; };
+const show = (mark) => {
+    tip.textContent = mark.getAttribute('aria-label');
+    tip.hidden = false;
+    const at = mark.getBoundingClientRect();
+    const left = Math.max(8, Math.min(at.x + at.width / 2 - tip.offsetWidth / 2, document.documentElement.clientWidth - tip.offsetWidth - 8));
+    const above = at.y - tip.offsetHeight - 8;
+    tip.style.left = left + 'px';
+    tip.style.top = (above >= 8 ? above : at.bottom + 8) + 'px';
+};
+addEventListener('keydown', (event) => { if (event.key === 'Escape') hide(); });
+addEventListener('scroll', () => {
+    if (!tip.hidden && document.activeElement.matches('path')) show(document.activeElement); else hide();
+}, true);
+for (const svg of document.querySelectorAll('svg')) {
+    const marks = [...svg.querySelectorAll('path[role=graphics-symbol]')];
+    let current = marks[0];
+    const enter = (mark) => {
+        current.setAttribute('tabindex', '-1');
+        current = mark;
+        current.setAttribute('tabindex', '0');
+    };
+    const middle = (mark) => { const box = mark.getBoundingClientRect(); return { x: box.x + box.width / 2, y: box.y + box.height / 2 }; };
+    // the nearest one above or below, first of all in the same column
+    const vertical = (down) => {
+        const from = middle(current);
+        let best, least = Infinity;
+        for (const mark of marks) {
+            const { x, y } = middle(mark);
+            const ahead = (y - from.y) * down;
+            const distance = ahead + 8 * Math.abs(x - from.x);
+            if (ahead > 1 && distance < least) [best, least] = [mark, distance];
         }
+        return best;
+    };
+    const targets = {
+        ArrowRight: () => marks[marks.indexOf(current) + 1], ArrowLeft: () => marks[marks.indexOf(current) - 1],
+        ArrowDown: () => vertical(1), ArrowUp: () => vertical(-1), Home: () => marks[0], End: () => marks.at(-1)
+    };
+    for (const mark of marks) {
+        mark.setAttribute('tabindex', mark === current ? '0' : '-1');
+        mark.addEventListener('focus', () => { enter(mark); show(mark); });
+        mark.addEventListener('blur', hide);
+        mark.addEventListener('pointerenter', () => show(mark));
+        mark.addEventListener('pointerleave', hide);
+        mark.addEventListener('click', () => mark.focus());
     }
+    svg.addEventListener('keydown', (event) => {
+        if (!(event.key in targets) || event.altKey || event.ctrlKey || event.metaKey) return;
+        event.preventDefault();
+        targets[event.key]()?.focus();
+    });
 }
+const hint = document.createElement('p');
+hint.className = 'hint';
+hint.textContent = 'Single values in the charts: point at them, or press Tab and then the arrow keys.';
+document.querySelector('.figures').before(hint);
 `;
