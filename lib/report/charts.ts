@@ -28,9 +28,15 @@ export const series = [
     { colour: 'var(--s3)', shape: 'diamond', glyph: '◆' }, { colour: 'var(--s4)', shape: 'cross', glyph: '✚' }, { colour: 'var(--s5)', shape: 'triangle-down', glyph: '▼' }
 ];
 
+/** Takes a quarter of a second: only where a report is written. */
+async function loadLibrary() {
+    return { vega: await import('vega'), vegaLite: await import('vega-lite') };
+}
+let library: ReturnType<typeof loadLibrary> | undefined;
+
 /** @param label says what the chart is */
 async function draw(spec: object, label: string, fluid = false): Promise<Html> {
-    const [vega, vegaLite] = await Promise.all([import('vega'), import('vega-lite')]); // only where a report is written
+    const { vega, vegaLite } = await (library ??= loadLibrary());
     const compiled = vegaLite.compile({ background: null, padding: 3, config, ...spec } as unknown as TopLevelSpec).spec;
     const view = new vega.View(vega.parse(compiled), { renderer: 'none', logLevel: vega.Error });
     const svg = await view.toSVG().finally(() => view.finalize());
@@ -108,7 +114,7 @@ export async function cells(all: readonly Cell[], { scale, classes, cellWidth, c
             },
             y: {
                 field: 'row', type: 'nominal', title: null, scale: { domain: rows, paddingInner: gap / cellHeight, paddingOuter: 0 },
-                axis: { domain: false, ticks: false, labelOverlap: false }
+                axis: { domain: false, ticks: false, labelPadding: 4, labelOverlap: false }
             }
         },
         layer: [
@@ -148,7 +154,7 @@ export async function layerMap(blocks: readonly Block[], cellOf: (block: Block) 
     return Promise.all(Array.from({ length: pieces }, (_, piece) => {
         const shown = layers.slice(piece * size, (piece + 1) * size);
         return cells(blocks.filter(({ layer }) => shown.includes(layer)).map((block) => ({ ...cellOf(block), column: block.kind, row: String(block.layer) })), {
-            scale, classes, columns: ['attn', 'ffn'], rows: shown.map(String), cellWidth: small ? 32 : 52, cellHeight: small ? 15 : 19,
+            scale, classes, columns: ['attn', 'ffn'], rows: shown.map(String), cellWidth: small ? 28 : 52, cellHeight: small ? 15 : 19,
             label: pieces > 1 ? `${label}, layers ${shown[0]} to ${shown.at(-1)}` : label
         });
     }));

@@ -35,7 +35,7 @@ export async function pruneReport(result: PruneResult): Promise<string> {
             ['Model', path.basename(result.model)], ['Result', path.basename(result.output)],
             ['Architecture', `${result.architecture}, written as ${result.host}`], ['Method', result.method ?? 'a given order'],
             ['Calibration', `${calibration.name}: ${calibration.sequences} × ${calibration.context} tokens`],
-            ...(speed ? [['Speed', `${speed.dense.length} rounds in turns in the stock runtime, ${speed.device}, ${speed.threads} threads: a prompt of ${speed.tokens} tokens, then as many generated`] as const] : []),
+            ...(speed ? [['Speed', `${speed.dense.length} rounds in turns in the stock runtime, ${speed.device}, ${speed.threads} ${speed.threads === 1 ? 'thread' : 'threads'}: a prompt of ${speed.tokens} tokens, then as many generated`] as const] : []),
             ['Time', duration(result.seconds)], ['Made by', `blockpruner ${version}`]
         ]
     });
@@ -198,7 +198,7 @@ async function sizeFigure({ parameters, bytes, speed }: PruneResult): Promise<Fi
             { name, when: 'after', value: pruned / dense, rounds: rounds?.pruned.map((value) => value / dense) ?? [], label: `${name} after: ${format(pruned)}, ${change({ dense, pruned })}` }
         ]), `Bar chart: ${title.toLowerCase()} before and after, as shares of before`)],
         legend: [{ name: 'before', colour: 'var(--before)' }, { name: 'after', colour: 'var(--accent)' }],
-        table: { caption: title, head: ['', 'Before', 'After', 'Change'], rows: rows.map(({ name, format, dense, pruned }) => [name, format(dense), format(pruned), change({ dense, pruned })]) }
+        table: { caption: title, head: ['Measure', 'Before', 'After', 'Change'], rows: rows.map(({ name, format, dense, pruned }) => [name, format(dense), format(pruned), change({ dense, pruned })]) }
     };
 }
 

@@ -6,7 +6,7 @@ export class Html {
     constructor(readonly text: string) {}
 }
 
-type Value = Html | string | number | readonly Value[] | null | undefined;
+type Value = Html | string | number | Value[] | null | undefined;
 
 /** HTML with values in it, all of which are escaped but HTML itself. */
 export function html(strings: TemplateStringsArray, ...values: Value[]): Html {
@@ -138,10 +138,10 @@ svg text{font-family:inherit}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem .9rem;margin-top:.7rem;font-size:.8rem;color:var(--muted)}
 .swatch{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;vertical-align:-.08em}
 .hint{font-size:.85rem;color:var(--muted);margin-bottom:1.25rem}
-.tip{position:fixed;z-index:1;max-width:min(20rem,calc(100vw - 1rem));padding:.35rem .6rem;border-radius:6px;background:var(--ink);color:var(--paper);font-size:.8rem;line-height:1.35;pointer-events:none;font-variant-numeric:tabular-nums}
-[role=graphics-symbol]{outline:none}
+.tip{position:fixed;z-index:1;width:max-content;max-width:min(20rem,calc(100vw - 1rem));padding:.35rem .6rem;border-radius:6px;background:var(--ink);color:var(--paper);font-size:.8rem;line-height:1.35;pointer-events:none;font-variant-numeric:tabular-nums}
 [role=graphics-symbol]:focus,[role=graphics-symbol]:hover{stroke:var(--focus);stroke-width:3px;paint-order:normal}
 :focus-visible{outline:3px solid var(--focus);outline-offset:2px}
+[role=graphics-symbol]:focus-visible{outline:none}
 details{margin-top:.75rem;font-size:.9rem}
 summary{cursor:pointer;color:var(--accent);padding:.25rem 0;width:fit-content}
 .scroll{overflow:auto;max-height:80vh;margin-top:.5rem}
@@ -178,6 +178,7 @@ const hide = () => { tip.hidden = true; };
 const show = (mark) => {
     tip.textContent = mark.getAttribute('aria-label');
     tip.hidden = false;
+    tip.style.left = '0';
     const at = mark.getBoundingClientRect();
     const left = Math.max(8, Math.min(at.x + at.width / 2 - tip.offsetWidth / 2, document.documentElement.clientWidth - tip.offsetWidth - 8));
     const above = at.y - tip.offsetHeight - 8;
