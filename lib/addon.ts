@@ -80,6 +80,14 @@ export interface NativeEvaluator {
      * boundaries before them; the number of blocks is the stream's end.
      */
     compare(tokens: Int32Array, length: number, pairs: Uint32Array, task: NativeTask): Promise<Float64Array>;
+    /** What the logits are computed from, of the tokens 0 … length−2 of each sequence: [sequences × (length − 1) × embedding]. */
+    hidden(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<Float32Array>;
+    /**
+     * Of each of the tokens 1 … length−1 of each sequence: its NLL in the other model and in this, the Kullback–Leibler
+     * divergence of this one's distribution from the other's (nats), and 1 where both find the same token likeliest. The
+     * other, which may be this one, leaves out nothing.
+     */
+    diverge(tokens: Int32Array, length: number, skip: number[], dense: NativeEvaluator, task: NativeTask): Promise<Float32Array>;
     /** Gives back, for others to use, what no evaluation that leaves out these blocks, and more behind them, can start from. */
     forget(skip: number[]): void;
     dispose(): void;
@@ -100,12 +108,19 @@ export type GgufValue =
     | { key: string; type: 'u32[]' | 'bool[]'; value: number[] }
     | { key: string; type: 'string[]'; value: string[] };
 
+/** A tensor of a source file; `sum`: in its type, the sum of these tensors' values times their weights instead of its own. */
+export interface GgufSource {
+    file: number;
+    name: string;
+    sum?: { file: number; name: string; weight: number }[];
+}
+
 /**
  * A copy of a tensor of a source file (`ropeHead`: with the rows of each head of this size in NORM rope order), of several
  * with their rows one after the other, or a new one.
  */
 export type GgufTensor =
-    | { name: string; from: { file: number; name: string }[]; ropeHead?: number }
+    | { name: string; from: GgufSource[]; ropeHead?: number }
     | { name: string; type: string; shape: number[]; data?: Float32Array };
 
 export interface GgufPlan {

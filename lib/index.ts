@@ -5,7 +5,7 @@
 export { devices, type Device } from './addon.js';
 export { formatBlock, formatMove, parseBlock, parseBlocks, without, type Block, type BlockKind, type BlockSelection, type Move } from './blocks.js';
 export { defaultCalibration, loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
-export { compare, comparisonCsv, comparisonTable, writeComparison, type ComparedModel, type CompareOptions, type Comparison, type Quality } from './compare.js';
+export { compare, comparedMethods, comparedRows, comparisonCsv, comparisonTable, type ComparedMethod, type ComparedModel, type ComparedRow, type CompareOptions, type Comparison, type Quality } from './compare.js';
 export { BlockprunerError } from './errors.js';
 export { PrefixEvaluator, type PrefixOptions } from './evaluation/prefix.js';
 export { scoreTask, type Score, type TaskOptions, type TaskScores } from './evaluation/scores.js';
@@ -16,7 +16,7 @@ export { chooseHost } from './export/hosts.js';
 export { stockGenerate, stockNll, stockSpeed, type Speed, type StockOptions } from './export/stock-runtime.js';
 export { writePruned, type Provenance, type WriteOptions } from './export/write.js';
 export { readGguf, type Gguf, type GgufTensorInfo } from './gguf.js';
-export { Model, resolveModel, type BlockInfo, type Choice, type EvaluateOptions, type LoadOptions, type ModelGraph, type Sequences } from './model.js';
+export { Model, resolveModel, type BlockInfo, type Choice, type Divergence, type EvaluateOptions, type LoadOptions, type ModelGraph, type Sequences } from './model.js';
 export { apply, inspect, journalOf, prune, type ApplyOptions, type Inspection, type Phase, type PruneOptions, type PruneResult, type SearchStart } from './prune.js';
 export { comparisonReport, pruneReport, writeReport } from './report/index.js';
 export { searchOrder, type Candidate, type Evaluator, type SearchMode, type SearchOptions, type SearchResult, type Step } from './search/blockpruner.js';

@@ -93,6 +93,17 @@ export async function resolveModel(model: string, options: { signal?: AbortSigna
     }
 }
 
+/** Of each predicted token: [sequences × (length − 1)] each. */
+export interface Divergence {
+    /** its NLL in the dense model */
+    denseNll: Float32Array;
+    nll: Float32Array;
+    /** Kullback–Leibler divergence from the dense model's distribution to this one's, KL(dense ‖ this), in nats */
+    divergence: Float32Array;
+    /** 1 where both models find the same token likeliest, else 0 */
+    sameTop: Float32Array;
+}
+
 /** What a copy of a model needs on a GPU beside its weights: the residual stream that is kept, and its computation. */
 const COPY_HEADROOM = 4 * 2 ** 30;
 
@@ -307,6 +318,33 @@ export class Model {
             ...(options.onProgress && { onProgress: options.onProgress })
         }));
         return runs.map((_, i) => ({ cosine: means[2 * i]!, change: means[2 * i + 1]! }));
+    }
+
+    /** What the logits are computed from, of each token but the last of each sequence: [sequences × (length − 1) × embedding]. */
+    async hidden(sequences: Sequences, options: Omit<EvaluateOptions, 'keep'> = {}): Promise<Float32Array> {
+        const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
+        const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
+        return runNative(options.signal, (cancel) => evaluator.native.hidden(sequences.tokens, sequences.length, skip, {
+            cancel,
+            ...(options.onProgress && { onProgress: options.onProgress })
+        }));
+    }
+
+    /**
+     * How this model's predictions differ from those of a dense one, of each token but the first of each sequence. The dense
+     * model may be this one: then `skip` is what makes the difference. Memory: vocabulary × length floats three times.
+     * @throws BlockprunerError if their vocabularies differ in size
+     */
+    async diverge(sequences: Sequences, dense: Model, options: Omit<EvaluateOptions, 'keep'> = {}): Promise<Divergence> {
+        const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
+        const other = await dense.#evaluatorFor(sequences.length, options.signal);
+        const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
+        const values = await runNative(options.signal, (cancel) => evaluator.native.diverge(sequences.tokens, sequences.length, skip, other.native, {
+            cancel,
+            ...(options.onProgress && { onProgress: options.onProgress })
+        }));
+        const [denseNll, nll, divergence, sameTop] = [0, 1, 2, 3].map((first) => values.filter((_, i) => i % 4 === first)) as [Float32Array, Float32Array, Float32Array, Float32Array];
+        return { denseNll, nll, divergence, sameTop };
     }
 
     /**

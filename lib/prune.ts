@@ -2,7 +2,8 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Device } from './addon.js';
-import { formatBlock, sameBlock, without, type Block, type BlockSelection, type Move } from './blocks.js';
+import { formatBlock, layersOf, sameBlock, without, type Block, type BlockSelection, type Move } from './blocks.js';
+import { collapse, withCollapsed } from './collapse.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 import { BlockprunerError } from './errors.js';
 import { meanNll, perplexityOf } from './evaluation/perplexity.js';
@@ -12,15 +13,15 @@ import type { Task } from './evaluation/tasks.js';
 import { architectureOf, type Host } from './export/host.js';
 import { chooseHost } from './export/hosts.js';
 import { stockNll, stockSpeed, type Speed } from './export/stock-runtime.js';
-import { checkOutput, version, writePruned } from './export/write.js';
+import { checkOutput, formatMerges, version, writePruned, type Merges } from './export/write.js';
 import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
 import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from './model.js';
 import { pruneReport, writeReport } from './report/index.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal } from './search/journal.js';
-import { checkMethod, movesOf, removesLayers, type Method } from './search/methods.js';
+import { checkMethod, checkSelection, movesOf, removesLayers, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
-import { DEFAULT_CONFIDENCE } from './search/race.js';
+import { checkConfidence, DEFAULT_CONFIDENCE } from './search/race.js';
 
 /** What is being worked on: for progress bars. `done` and `total` are in the unit of the phase. */
 export type Phase = 'download' | 'load' | 'calibrate' | 'score' | 'search' | 'write' | 'verify' | 'speed';
@@ -111,6 +112,9 @@ export interface PruneResult {
     /** All that the model had, in the order of the residual stream. */
     blocks: BlockInfo[];
     removed: Block[];
+    /** of `laco`: what the weights of layers became, such as `blk.5 = -1 blk.5 + 1 blk.6 + 1 blk.7` */
+    merged?: string[];
+    /** none of `laco`, which removes all at once */
     steps: Step[];
     calibration: { name: string; sequences: number; context: number };
     /** On the calibration text. */
@@ -141,7 +145,7 @@ export function journalOf(output: string): string {
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const { remove, ratio, maxIncrease, method = 'blockpruner', methodSeed, blocks: selection = 'all', orderFile, report, tasks = [], limit, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
+    const { remove, ratio, maxIncrease, method = 'blockpruner', methodSeed, blocks: selection = 'all', orderFile, report, limit, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
         throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
     }
@@ -151,12 +155,12 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         throw new BlockprunerError('ratio must be above 0: nothing would be removed');
     }
     checkMethod(method);
+    if (method === 'laco' && (maxIncrease !== undefined || orderFile !== undefined)) {
+        throw new BlockprunerError(`laco merges layers${orderFile !== undefined ? ', which an order file can\'t tell: leave out orderFile' : ' until enough are gone: say how much to remove by remove or ratio'}`);
+    }
     checkRange('methodSeed', methodSeed, 0, 2 ** 32 - 1, true);
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
-    checkRange('confidence', confidence, 0.5, 1);
-    if (confidence === 1) {
-        throw new BlockprunerError("confidence must be below 1: what is certain is the search 'exact'");
-    }
+    checkConfidence(confidence);
     checkRange('keepBytes', options.keepBytes, 0, Infinity);
     checkRange('limit', limit, 1, Infinity, true);
 
@@ -179,10 +183,13 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             // of a search that goes on, it is there already
             await checkOutput(orderFile, loaded.gguf, options.force === true || (resume === true && fs.existsSync(journalFile)), 'order file');
         }
-        await checkOutput(journalFile, loaded.gguf, true, 'journal');
         if (report !== undefined) {
             await checkOutput(report, loaded.gguf, options.force, 'report');
         }
+        if (method === 'laco') {
+            return decideByLaco(loaded, blocks, host, calibration, options, selection);
+        }
+        await checkOutput(journalFile, loaded.gguf, true, 'journal');
         const movesFrom = await movesOf(method, { model: loaded, host, blocks, calibration, selection, seed: methodSeed, signal });
         const first = movesFrom([]);
         const which = `${selection === 'all' ? '' : `${selection} `}blocks`;
@@ -207,14 +214,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         const expected = Math.min(most, remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most));
         const total = Math.ceil(expected / atOnce);
 
-        const score = async (skip: readonly Block[]) => {
-            const scores: TaskScores[] = [];
-            for (const task of tasks) {
-                scores.push(await scoreTask(loaded, task, { skip, limit, signal, onProgress: (done, of) => onProgress?.('score', done, of) }));
-            }
-            return scores;
-        };
-        const denseScores = await score([]); // first: a task that can't be scored is found before the long work
+        const denseScores = await scoreTasks(loaded, options); // first: a task that can't be scored is found before the long work
 
         const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
         const journal = Journal.open(prefix, journalFile, {
@@ -251,13 +251,40 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         if (steps.length === 0) {
             throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease ?? 0)}`);
         }
-        return { dense, method, removed: [...order], steps, nll: concatenate(nll), tasks: { dense: denseScores, pruned: await score(order) } };
+        return { dense, method, removed: [...order], steps, nll: concatenate(nll), tasks: { dense: denseScores, pruned: await scoreTasks(loaded, options, order) } };
     });
     if (report !== undefined) {
         await writeReport(report, await pruneReport(result), options.force);
     }
     fs.rmSync(journalFile, { force: true });
     return result;
+}
+
+async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calibration: Calibration, options: PruneOptions, selection: BlockSelection): Promise<Decision> {
+    const { remove, ratio, output, signal, onProgress } = options;
+    checkSelection('laco', selection);
+    const ofLayer = layersOf(blocks)[0]!.length;
+    if (remove !== undefined && remove % ofLayer !== 0) {
+        throw new BlockprunerError(`can't remove ${remove} blocks: laco removes whole layers, ${ofLayer} at a time`);
+    }
+    const denseScores = await scoreTasks(model, options);
+    const dense = await perplexityOf(model, calibration, { signal });
+    const context = {
+        host, blocks, calibration, signal, folder: path.dirname(path.resolve(output)),
+        isEnough: (removed: readonly Block[]) => (remove !== undefined ? removed.length >= remove : shareOf(blocks, removed, model.parameters) >= ratio!),
+        onProgress: (done: number, total: number) => onProgress?.('search', done, total)
+    };
+    const { removed, merges } = await collapse(model, context);
+    const [nll, scores] = await withCollapsed(model, context, { removed, merges }, async (collapsed) => [await collapsed.evaluate(calibration, { signal }), await scoreTasks(collapsed, options)] as const);
+    return { dense, method: 'laco', removed, merges, steps: [], nll, tasks: { dense: denseScores, pruned: scores } };
+}
+
+async function scoreTasks(model: Model, { tasks = [], limit, signal, onProgress }: PruneOptions, skip: readonly Block[] = []): Promise<TaskScores[]> {
+    const scores: TaskScores[] = [];
+    for (const task of tasks) {
+        scores.push(await scoreTask(model, task, { skip, limit, signal, onProgress: (done, of) => onProgress?.('score', done, of) }));
+    }
+    return scores;
 }
 
 /** Removes given blocks, without a search, and writes the result as {@link prune} does. */
@@ -278,7 +305,7 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
 }
 
 /** Which blocks go, the perplexity with all of them, and the NLL of each token of the calibration without them. */
-type Decision = Pick<PruneResult, 'method' | 'removed' | 'steps' | 'tasks'> & { dense: number; nll: Float32Array };
+type Decision = Pick<PruneResult, 'method' | 'removed' | 'steps' | 'tasks'> & { dense: number; nll: Float32Array; merges?: Merges };
 
 /** What prune and apply share: everything but the decision which blocks go. */
 async function withModel(
@@ -307,10 +334,10 @@ async function withModel(
         models.forEach((copy) => copy.dispose()); // before the stock runtime loads its copy
     }
 
-    const { method, removed, steps, tasks, dense, nll } = decision;
+    const { method, removed, merges, steps, tasks, dense, nll } = decision;
     const pruned = Math.exp(meanNll(nll, calibration.length));
     const provenance = {
-        removed,
+        removed, merges,
         calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
         perplexity: { dense, pruned }
     };
@@ -343,6 +370,7 @@ async function withModel(
     const written = await readGguf(output); // no signal: the file is there
     return {
         model: uri, output, architecture: architectureOf(gguf), host: host.name, method, blocks, removed, steps,
+        ...(merges && { merged: formatMerges(merges) }),
         calibration: provenance.calibration,
         perplexity: provenance.perplexity,
         parameters: { dense: parameters, pruned: countParameters(written) },

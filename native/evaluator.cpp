@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 void Evaluator::init(Napi::Env env, Napi::Object exports) {
@@ -20,6 +21,8 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
         InstanceMethod<&Evaluator::evaluate>("evaluate"),
         InstanceMethod<&Evaluator::score>("score"),
         InstanceMethod<&Evaluator::compare>("compare"),
+        InstanceMethod<&Evaluator::hidden>("hidden"),
+        InstanceMethod<&Evaluator::diverge>("diverge"),
         InstanceMethod<&Evaluator::forget>("forget"),
         InstanceMethod<&Evaluator::dispose>("dispose"),
     });
@@ -84,6 +87,7 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
     params.n_ubatch        = s.context_size; // a sequence is one graph run
     params.n_threads       = options.Get("threads").As<Napi::Number>().Int32Value();
     params.n_threads_batch = params.n_threads;
+    s.n_threads            = params.n_threads;
     // never "auto": llama.cpp decides that by looking at a graph, and a skip set would change the decision
     params.flash_attn_type = options.Get("flashAttention").ToBoolean() ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     params.type_k          = options.Get("cacheType").ToString().Utf8Value() == "f32" ? GGML_TYPE_F32 : GGML_TYPE_F16;
@@ -276,6 +280,55 @@ Napi::Value Evaluator::compare(const Napi::CallbackInfo & info) {
         [means](Napi::Env env) { return typed_array<Napi::Float64Array>(env, *means); });
 }
 
+// hidden(tokens: Int32Array, length, skip: number[], { onProgress?(sequences), cancel? }): Promise<Float32Array>
+// Result: what the logits are computed from, of the tokens 0 .. length-2 of each sequence: [n_embd] values each.
+Napi::Value Evaluator::hidden(const Napi::CallbackInfo & info) {
+    Napi::Env env = info.Env();
+    if (!self) {
+        throw Napi::Error::New(env, "the evaluator is disposed");
+    }
+    const auto     array  = info[0].As<Napi::Int32Array>();
+    const uint32_t length = info[1].As<Napi::Number>().Uint32Value();
+    auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
+    check_sequences(env, *tokens, length);
+    const std::vector<bool> skipped = read_skip_set(info[2].As<Napi::Array>(), self->patch.blocks.size());
+    auto values = std::make_shared<std::vector<float>>();
+    return launch(env, info[3],
+        [s = self, tokens, length, skipped, values](const task_control & control) { s->hidden(*tokens, length, skipped, control, *values); },
+        [values](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *values); });
+}
+
+// diverge(tokens: Int32Array, length, skip: number[], dense: Evaluator, { onProgress?(sequences), cancel? }): Promise<Float32Array>
+// How this model's predictions differ from those of another one with the same vocabulary, which may be the same evaluator: the
+// other leaves out nothing.
+// Result: of each of the tokens 1 .. length-1 of each sequence four values: its NLL in the other model, and in this one; the
+// Kullback-Leibler divergence of this model's distribution from the other's, in nats; 1 where both find the same token
+// likeliest, else 0. Memory: vocabulary x length values three times.
+Napi::Value Evaluator::diverge(const Napi::CallbackInfo & info) {
+    Napi::Env env = info.Env();
+    const auto other = Evaluator::Unwrap(info[3].As<Napi::Object>())->self;
+    if (!self || !other) {
+        throw Napi::Error::New(env, "the evaluator is disposed");
+    }
+    const auto vocabulary = [](const state & s) { return llama_vocab_n_tokens(llama_model_get_vocab(s.model.get())); };
+    if (vocabulary(*self) != vocabulary(*other)) {
+        throw Napi::RangeError::New(env, "the models have different vocabularies, of " + std::to_string(vocabulary(*self)) + " and " + std::to_string(vocabulary(*other)) + " tokens");
+    }
+    const auto     array  = info[0].As<Napi::Int32Array>();
+    const uint32_t length = info[1].As<Napi::Number>().Uint32Value();
+    auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
+    check_sequences(env, *tokens, length);
+    if (length > other->context_size) {
+        throw Napi::RangeError::New(env, "the other evaluator's context is shorter than the sequences");
+    }
+    const std::vector<bool> skipped = read_skip_set(info[2].As<Napi::Array>(), self->patch.blocks.size());
+    auto values = std::make_shared<std::vector<float>>();
+    return launch(env, info[4],
+        [s = self, other, tokens, length, skipped, values](const task_control & control) { s->diverge(*tokens, length, skipped, *other, control, *values); },
+        [values](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *values); },
+        other);
+}
+
 void Evaluator::check_sequences(Napi::Env env, const std::vector<llama_token> & tokens, uint32_t length) const {
     if (length < 2 || length > self->context_size || tokens.empty() || tokens.size() % length != 0) {
         throw Napi::RangeError::New(env, "the tokens must be whole sequences of 2 to " + std::to_string(self->context_size) + " tokens");
@@ -293,24 +346,40 @@ void Evaluator::check_tokens(Napi::Env env, const std::vector<llama_token> & tok
 }
 
 // Runs work on the state, one at a time.
-Napi::Value Evaluator::launch(Napi::Env env, const Napi::Value & options, std::function<void(const task_control &)> work, std::function<Napi::Value(Napi::Env)> result) {
+Napi::Value Evaluator::launch(Napi::Env env, const Napi::Value & options, std::function<void(const task_control &)> work, std::function<Napi::Value(Napi::Env)> result, const std::shared_ptr<state> & other) {
     if (self->model->hparams.no_alloc) {
         throw Napi::Error::New(env, "the model was loaded without its weights: it can't be evaluated");
     }
-    if (self->busy.exchange(true)) {
-        throw Napi::Error::New(env, "the evaluator is at work: one evaluation at a time");
+    std::vector<std::shared_ptr<state>> used = { self };
+    if (other && other != self) {
+        used.push_back(other);
+    }
+    const auto release = [](const std::vector<std::shared_ptr<state>> & states) {
+        for (const auto & s : states) {
+            s->control = nullptr;
+            s->busy    = false;
+        }
+    };
+    for (size_t i = 0; i < used.size(); i++) {
+        if (used[i]->busy.exchange(true)) {
+            used.resize(i);
+            release(used);
+            throw Napi::Error::New(env, "the evaluator is at work: one evaluation at a time");
+        }
     }
     try {
-        return run_async(env, options, [s = self, work](const task_control & control) {
+        return run_async(env, options, [used, work, release](const task_control & control) {
             struct guard {
-                state & s;
-                ~guard() { s.control = nullptr; s.busy = false; }
-            } release { *s };
-            s->control = &control;
+                std::function<void()> end;
+                ~guard() { end(); }
+            } at_end { [&] { release(used); } };
+            for (const auto & s : used) {
+                s->control = &control;
+            }
             work(control);
         }, std::move(result));
     } catch (...) {
-        self->busy = false; // the work never began
+        release(used); // the work never began
         throw;
     }
 }
@@ -629,5 +698,110 @@ void Evaluator::state::compare(
     }
     for (size_t i = 0; i < means.size(); i++) {
         means[i] /= (double) counts[i/2];
+    }
+}
+
+void Evaluator::state::hidden(
+        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip,
+        const task_control & control, std::vector<float> & values) {
+    graph_patch::request request;
+    request.skip = skip;
+    request.head = true;
+    patch.set_request(request);
+    sequence_batch batch(length);
+    const size_t n_sequences = tokens.size()/length;
+    for (size_t sequence = 0; sequence < n_sequences; sequence++) {
+        control.check();
+        batch.set(tokens.data() + sequence*length, patch);
+        run(batch.batch);
+        const size_t size = values.size();
+        values.resize(size + ggml_nelements(patch.hidden));
+        ggml_backend_tensor_get(patch.hidden, values.data() + size, 0, ggml_nbytes(patch.hidden));
+        control.progress((double) sequence + 1, (double) n_sequences);
+    }
+}
+
+namespace {
+
+// log of the sum of exp(logits), and which is the highest
+struct distribution {
+    double log_sum = 0;
+    size_t top     = 0;
+
+    distribution(const float * logits, size_t n) : top(std::max_element(logits, logits + n) - logits) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) {
+            sum += std::exp((double) (logits[i] - logits[top]));
+        }
+        log_sum = logits[top] + std::log(sum);
+    }
+};
+
+} // namespace
+
+void Evaluator::state::diverge(
+        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip, state & dense,
+        const task_control & control, std::vector<float> & values) {
+    const size_t n_vocab     = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+    const size_t n_sequences = tokens.size()/length, n = length - 1;
+    sequence_batch batch(length);
+    values.resize(4*n_sequences*n);
+    std::vector<float> expected(n_vocab*n), nll(n), found;
+
+    const auto run_on = [&](state & s, const std::vector<bool> & left_out, const llama_token * first) {
+        graph_patch::request request;
+        request.skip = left_out;
+        request.head = true;
+        s.patch.set_request(request);
+        batch.set(first, s.patch);
+        s.run(batch.batch);
+        s.read_nll(nll.data());
+    };
+    for (size_t sequence = 0; sequence < n_sequences; sequence++) {
+        control.check();
+        float * out = values.data() + 4*sequence*n;
+        run_on(dense, std::vector<bool>(dense.patch.blocks.size()), tokens.data() + sequence*length);
+        float * to = expected.data();
+        for (const ggml_tensor * part : dense.patch.logits) {
+            ggml_backend_tensor_get(part, to, 0, ggml_nbytes(part));
+            to += ggml_nelements(part);
+        }
+        for (size_t i = 0; i < n; i++) {
+            out[4*i] = nll[i];
+        }
+        run_on(*this, skip, tokens.data() + sequence*length);
+        for (size_t i = 0; i < n; i++) {
+            out[4*i + 1] = nll[i];
+        }
+        size_t first = 0;
+        for (const ggml_tensor * part : patch.logits) {
+            found.resize(ggml_nelements(part));
+            ggml_backend_tensor_get(part, found.data(), 0, ggml_nbytes(part));
+            const size_t n_rows = part->ne[1];
+            const auto compare_rows = [&](size_t thread) {
+                for (size_t row = thread; row < n_rows; row += n_threads) {
+                    const float * p = expected.data() + (first + row)*n_vocab;
+                    const float * q = found.data() + row*n_vocab;
+                    const distribution dp(p, n_vocab), dq(q, n_vocab);
+                    double divergence = 0;
+                    for (size_t i = 0; i < n_vocab; i++) {
+                        const double log_p = p[i] - dp.log_sum;
+                        divergence += std::exp(log_p)*(log_p - (q[i] - dq.log_sum));
+                    }
+                    out[4*(first + row) + 2] = (float) (divergence < 0 ? 0 : divergence); // rounding: it is never negative
+                    out[4*(first + row) + 3] = dp.top == dq.top;
+                }
+            };
+            std::vector<std::thread> workers;
+            for (int i = 1; i < n_threads; i++) {
+                workers.emplace_back(compare_rows, i);
+            }
+            compare_rows(0);
+            for (auto & worker : workers) {
+                worker.join();
+            }
+            first += n_rows;
+        }
+        control.progress((double) sequence + 1, (double) n_sequences);
     }
 }

@@ -46,6 +46,7 @@ private:
         std::shared_ptr<llama_context> context; // after patch and threads: it is freed first
         uint32_t                       context_size = 0;
         uint32_t                       n_sequences  = 1;
+        int                            n_threads    = 1;
         std::map<std::vector<int32_t>, std::vector<kept_boundary>> kept; // by the tokens of the sequence
         std::vector<stream>            unused;   // memory of kept boundaries that were forgotten
         std::map<std::pair<ggml_backend_buffer_type_t, int64_t>, stream> starts; // where graphs read the boundary that they start from
@@ -60,6 +61,10 @@ private:
             const class task_control & control, std::vector<double> & sums);
         void   compare(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<std::pair<size_t, size_t>> & pairs,
             const class task_control & control, std::vector<double> & means);
+        void   hidden(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<bool> & skip,
+            const class task_control & control, std::vector<float> & values);
+        void   diverge(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<bool> & skip, state & dense,
+            const class task_control & control, std::vector<float> & values);
         void   run(const struct llama_batch & batch);
         void   read_nll(float * out) const;
         void   forget(const std::vector<bool> & skip);
@@ -71,13 +76,17 @@ private:
 
     void        check_sequences(Napi::Env env, const std::vector<int32_t> & tokens, uint32_t length) const;
     void        check_tokens(Napi::Env env, const std::vector<int32_t> & tokens) const;
-    Napi::Value launch(Napi::Env env, const Napi::Value & options, std::function<void(const class task_control &)> work, std::function<Napi::Value(Napi::Env)> result);
+    // other: of an evaluator that the work uses too
+    Napi::Value launch(Napi::Env env, const Napi::Value & options, std::function<void(const class task_control &)> work, std::function<Napi::Value(Napi::Env)> result,
+        const std::shared_ptr<state> & other = nullptr);
 
     Napi::Value blocks(const Napi::CallbackInfo & info);
     Napi::Value graph(const Napi::CallbackInfo & info);
     Napi::Value evaluate(const Napi::CallbackInfo & info);
     Napi::Value score(const Napi::CallbackInfo & info);
     Napi::Value compare(const Napi::CallbackInfo & info);
+    Napi::Value hidden(const Napi::CallbackInfo & info);
+    Napi::Value diverge(const Napi::CallbackInfo & info);
     void        forget(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };

@@ -205,13 +205,36 @@ struct new_value {
 struct source_tensor {
     int         file; // index of the source
     std::string name; // there
+
+    explicit source_tensor(const Napi::Object & object) : file(object.Get("file").As<Napi::Number>()), name(object.Get("name").ToString()) {}
 };
 
-// A tensor to write: a copy { name, from: { file, name }[], ropeHead? }, of several with their rows one after the other, or
+// One of several tensors of a shape that are added, times weight.
+struct summand : source_tensor {
+    float weight;
+
+    explicit summand(const Napi::Object & object) : source_tensor(object), weight(object.Get("weight").As<Napi::Number>()) {}
+};
+
+// What a tensor's rows come from: a tensor's values, or in its type and shape a sum { file, name, sum: { file, name, weight }[] }.
+struct source_rows : source_tensor {
+    std::vector<summand> sum; // empty: its own values
+
+    explicit source_rows(const Napi::Object & object) : source_tensor(object) {
+        if (object.Get("sum").IsArray()) {
+            const auto summands = object.Get("sum").As<Napi::Array>();
+            for (uint32_t i = 0; i < summands.Length(); i++) {
+                sum.emplace_back(Napi::Value(summands.Get(i)).As<Napi::Object>());
+            }
+        }
+    }
+};
+
+// A tensor to write: a copy { name, from: { file, name, sum? }[], ropeHead? }, of several with their rows one after the other, or
 // values { name, type, shape, data?: Float32Array }.
 struct new_tensor {
     std::string                name;
-    std::vector<source_tensor> from;     // empty: given here
+    std::vector<source_rows> from;       // empty: given here
     int64_t              rope_head = 0;  // reorder the rows of heads of this size from NEOX to NORM rope order
     ggml_type            type = GGML_TYPE_F32;
     std::vector<int64_t> shape;
@@ -221,8 +244,7 @@ struct new_tensor {
         if (object.Has("from")) {
             const auto sources = object.Get("from").As<Napi::Array>();
             for (uint32_t i = 0; i < sources.Length(); i++) {
-                const auto source = Napi::Value(sources.Get(i)).As<Napi::Object>();
-                from.push_back({ source.Get("file").As<Napi::Number>(), source.Get("name").ToString() });
+                from.emplace_back(Napi::Value(sources.Get(i)).As<Napi::Object>());
             }
             rope_head = object.Get("ropeHead").IsNumber() ? object.Get("ropeHead").As<Napi::Number>().Int64Value() : 0;
             return;
@@ -250,8 +272,17 @@ struct source {
         }
     }
 
-    void read(size_t offset, char * out, size_t size) {
-        stream.seekg((std::streamoff) offset);
+    int64_t find(const std::string & name) const {
+        const int64_t id = gguf_find_tensor(gguf.get(), name.c_str());
+        if (id < 0) {
+            throw std::runtime_error(path + " has no tensor " + name);
+        }
+        return id;
+    }
+
+    // a part of a tensor's bytes
+    void read(int64_t id, size_t offset, char * out, size_t size) {
+        stream.seekg((std::streamoff) (gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), id) + offset));
         if (!stream.read(out, (std::streamsize) size)) {
             throw std::runtime_error(path + " is truncated");
         }
@@ -277,6 +308,31 @@ void neox_to_norm(const char * in, char * out, size_t row_size, int64_t head) {
         memcpy(out + (2*i)*row_size,     in + i*row_size,            row_size);
         memcpy(out + (2*i + 1)*row_size, in + (i + head/2)*row_size, row_size);
     }
+}
+
+// Rows of the weighted sum of tensors, which may be of different types.
+std::vector<float> sum_rows(const std::vector<std::unique_ptr<source>> & files, const std::vector<summand> & sum, int64_t length, size_t first, size_t n_rows) {
+    std::vector<float> total(n_rows*length), values(n_rows*length);
+    std::vector<char>  raw;
+    for (const auto & term : sum) {
+        source & in = *files[term.file];
+        const int64_t id = in.find(term.name);
+        const auto type = gguf_get_tensor_type(in.gguf.get(), id);
+        const size_t row_size = ggml_row_size(type, length);
+        raw.resize(n_rows*row_size);
+        in.read(id, first*row_size, raw.data(), raw.size());
+        if (type == GGML_TYPE_F32) {
+            memcpy(values.data(), raw.data(), raw.size());
+        } else if (const auto to_float = ggml_get_type_traits(type)->to_float) {
+            to_float(raw.data(), values.data(), (int64_t) values.size());
+        } else {
+            throw std::runtime_error("tensor " + term.name + " is of type " + ggml_type_name(type) + ": it can't be added to others");
+        }
+        for (size_t i = 0; i < total.size(); i++) {
+            total[i] += term.weight*values[i];
+        }
+    }
+    return total;
 }
 
 void job::run(const task_control & control) const {
@@ -323,13 +379,19 @@ void job::run(const task_control & control) const {
         ggml_tensor * d = nullptr;
         for (const auto & part : t.from) {
             const gguf_context * in = files.at(part.file)->gguf.get();
-            const int64_t id = gguf_find_tensor(in, part.name.c_str());
-            if (id < 0) {
-                throw std::runtime_error(files[part.file]->path + " has no tensor " + part.name);
-            }
-            const auto type = gguf_get_tensor_type(in, id);
+            const int64_t id = files[part.file]->find(part.name);
+            auto type = gguf_get_tensor_type(in, id);
             std::array<int64_t, GGML_MAX_DIMS> ne;
             std::copy_n(gguf_get_tensor_ne(in, id), GGML_MAX_DIMS, ne.begin());
+            for (const auto & term : part.sum) {
+                const auto & other = *files.at(term.file);
+                if (!std::equal(ne.begin(), ne.end(), gguf_get_tensor_ne(other.gguf.get(), other.find(term.name)))) {
+                    throw std::runtime_error("tensors " + part.name + " and " + term.name + " have different shapes: they can't be added");
+                }
+            }
+            if (!part.sum.empty() && ggml_quantize_requires_imatrix(type)) {
+                type = GGML_TYPE_F16;
+            }
             if (d) {
                 if (type != d->type || ne[0] != d->ne[0] || ne[2] != 1 || d->ne[2] != 1) {
                     throw std::runtime_error("tensor " + part.name + " can't be joined to others of another type or shape");
@@ -411,10 +473,23 @@ void job::run(const task_control & control) const {
         };
         for (const auto & part : t.from) {
             source & in = *files[part.file];
-            const int64_t id = gguf_find_tensor(in.gguf.get(), part.name.c_str());
-            const size_t start = gguf_get_data_offset(in.gguf.get()) + gguf_get_tensor_offset(in.gguf.get(), id);
-            write_chunks(gguf_get_tensor_size(in.gguf.get(), id), [&](size_t offset, size_t n) {
-                in.read(start + offset, buffer.data(), n);
+            const int64_t id = in.find(part.name);
+            if (part.sum.empty()) {
+                write_chunks(gguf_get_tensor_size(in.gguf.get(), id), [&](size_t offset, size_t n) {
+                    in.read(id, offset, buffer.data(), n);
+                    return buffer.data();
+                });
+                continue;
+            }
+            const int64_t length = described[i]->ne[0];
+            if (!t.rope_head) {
+                chunk = std::max<size_t>(1, COPY_BUFFER/(length*sizeof(float)))*row_size;
+                buffer.resize(std::max(buffer.size(), chunk));
+            }
+            const int64_t * ne = gguf_get_tensor_ne(in.gguf.get(), id);
+            write_chunks(row_size*ne[1]*ne[2]*ne[3], [&](size_t offset, size_t n) {
+                const auto values = sum_rows(files, part.sum, length, offset/row_size, n/row_size);
+                ggml_quantize_chunk(described[i]->type, values.data(), buffer.data(), 0, (int64_t) (n/row_size), length, nullptr);
                 return buffer.data();
             });
         }

@@ -657,6 +657,14 @@ ggml_tensor * build_nll(ggml_context * ctx, ggml_tensor * logits, ggml_tensor * 
     return ggml_reshape_1d(ctx, ggml_sub(ctx, ggml_sub(ctx, max_logit, logit), log_p_max), n);
 }
 
+// Its memory isn't used for anything else.
+void set_readable(ggml_tensor * t) {
+    ggml_set_output(t);
+    if (t->view_src) {
+        ggml_set_output(t->view_src); // the allocator looks at the memory's owner
+    }
+}
+
 } // namespace
 
 void graph_patch::hook(void * data, void * graph_result) {
@@ -734,10 +742,7 @@ void graph_patch::apply(llm_graph_result & res) {
         }
         change.apply(graph);
         for (const auto & [block, t] : captured) {
-            ggml_set_output(t);
-            if (t->view_src) {
-                ggml_set_output(t->view_src); // the allocator looks at the memory's owner
-            }
+            set_readable(t);
         }
 
         comparisons.clear();
@@ -765,22 +770,35 @@ void graph_patch::apply(llm_graph_result & res) {
         res.add_input(std::make_unique<targets_input>(*this, targets_in));
 
         nll.clear();
+        logits.clear();
+        hidden = nullptr;
+        const auto add_logits = [&](ggml_tensor * part, ggml_tensor * part_targets) {
+            nll.push_back(build_nll(ctx, part, part_targets));
+            if (req.head) {
+                logits.push_back(part);
+            }
+        };
+        const auto outputs_of = [&](ggml_tensor * t) {
+            return n_outputs < t->ne[1] ? ggml_view_2d(ctx, t, t->ne[0], n_outputs, t->nb[1], 0) : t;
+        };
         const int64_t rows = std::max<int64_t>(32, logits_bytes/ggml_row_size(res.t_logits->type, res.t_logits->ne[0]));
         const auto head = rows < n_outputs ? find_head(graph, res.t_embd, res.t_logits) : std::vector<ggml_tensor *>();
         if (head.empty()) {
-            ggml_tensor * logits = ggml_view_2d(ctx, res.t_logits, res.t_logits->ne[0], n_outputs, res.t_logits->nb[1], 0);
-            nll.push_back(build_nll(ctx, n_outputs < res.t_logits->ne[1] ? logits : res.t_logits, targets_in));
+            add_logits(outputs_of(res.t_logits), targets_in);
         } else {
             for (int64_t first = 0; first < n_outputs; first += rows) {
                 const int64_t count = std::min(rows, n_outputs - first);
-                nll.push_back(build_nll(ctx,
-                    part_of_head(ctx, head, res.t_embd, first, count),
-                    ggml_view_1d(ctx, targets_in, count, first*sizeof(int32_t))));
+                add_logits(part_of_head(ctx, head, res.t_embd, first, count), ggml_view_1d(ctx, targets_in, count, first*sizeof(int32_t)));
             }
         }
         results.insert(results.end(), nll.begin(), nll.end());
+        results.insert(results.end(), logits.begin(), logits.end());
+        if (req.head) {
+            hidden = outputs_of(res.t_embd);
+            results.push_back(hidden);
+        }
         for (ggml_tensor * t : results) {
-            ggml_set_output(t);
+            set_readable(t);
         }
         res.t_logits = nullptr; // nothing of them goes to the host
 

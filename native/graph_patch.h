@@ -57,9 +57,11 @@ public:
         std::vector<size_t> capture;    // the blocks whose boundaries shall be readable
         std::vector<std::pair<size_t, size_t>> compare; // boundaries to compare; one past the last block: the stream's end
         bool              outputs_first = true; // false: outputs are spread over the batch, so that the model must select them
+        bool              head = false; // the logits, and what they are computed from, shall be readable
 
         bool operator==(const request & o) const {
-            return skip == o.skip && start == o.start && boundary == o.boundary && capture == o.capture && compare == o.compare && outputs_first == o.outputs_first;
+            return skip == o.skip && start == o.start && boundary == o.boundary && capture == o.capture && compare == o.compare &&
+                outputs_first == o.outputs_first && head == o.head;
         }
     };
     void set_request(request r);
@@ -81,6 +83,10 @@ public:
 
     // F32, one value for each output position, over the tensors in order; of the last graph.
     std::vector<ggml_tensor *> nll;
+
+    // Of a request for the head: F32 [n_vocab, n], over the tensors in order, and F32 [n_embd, n], of the output positions.
+    std::vector<ggml_tensor *> logits;
+    ggml_tensor              * hidden = nullptr;
 
     // Of the last graph: its operations, and how many of them write to a cache.
     std::atomic<int> n_nodes        { 0 };

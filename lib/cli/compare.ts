@@ -1,12 +1,10 @@
 import fs from 'node:fs';
-import path from 'node:path';
 import type { Argv } from 'yargs';
-import { compare, comparisonTable, writeComparison } from '../compare.js';
+import { compare, comparedMethods, comparisonTable, type ComparedMethod } from '../compare.js';
 import { BlockprunerError } from '../errors.js';
 import { loadTask } from '../evaluation/tasks.js';
-import { methods, type Method } from '../search/methods.js';
 import { parseTask, taskOptions } from './eval.js';
-import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, lastCounts, modelArgument } from './shared.js';
+import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, Interrupted, interruptSignal, jsonOption, lastCounts, modelArgument, searchOptions, searchSettings } from './shared.js';
 
 export const command = 'compare <model>';
 export const describe = 'Compare what methods of pruning cost, at several ratios, in a table';
@@ -16,12 +14,14 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
     .middleware(lastCounts, true)
     .options({
         ratios: { type: 'string', default: '0.1,0.2,0.3', describe: 'Shares of the parameters to remove' },
-        methods: { type: 'string', default: methods.join(), describe: 'The methods' },
+        methods: { type: 'string', default: comparedMethods.join(), describe: 'The methods' },
         seeds: { type: 'number', default: 3, describe: 'Orders of the method random, of which the mean is shown' },
         ...taskOptions,
-        text: { type: 'string', describe: 'A text whose perplexity is measured, beside that of the calibration text' },
-        search: { choices: ['race', 'exact'] as const, default: 'race' as const, describe: 'How perplexities are compared; see prune --help' },
-        output: { type: 'string', alias: 'o', demandOption: true, describe: 'A new folder, for table.md, table.csv and results.json' },
+        text: { type: 'string', describe: 'A text on which the perplexity is measured too' },
+        'text-samples': { type: 'number', describe: 'Only the first so many sequences of it', defaultDescription: 'all' },
+        ...searchOptions,
+        resume: { type: 'boolean', default: false, describe: 'Go on with the results that are in the folder' },
+        output: { type: 'string', alias: 'o', demandOption: true, describe: 'The folder, for table.md, table.csv and results.json' },
         ...calibrationOptions,
         ...deviceOptions,
         json: jsonOption
@@ -32,34 +32,25 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     checkDevice(argv);
     checkInteger('limit', argv.limit, 1);
     checkInteger('seeds', argv.seeds, 1);
+    checkInteger('text-samples', argv['text-samples'], 1);
     const ratios = argv.ratios.split(',').map(Number);
-    const chosen = argv.methods.split(',').map((name) => name.trim());
-    const unknown = chosen.find((name) => !methods.includes(name as Method));
-    if (unknown !== undefined) {
-        throw new BlockprunerError(`--methods: there is no method '${unknown}': there are ${methods.join(', ')}`);
-    }
     if (ratios.some((ratio) => !(ratio > 0 && ratio < 1))) {
         throw new BlockprunerError(`--ratios: write shares between 0 and 1, such as 0.1,0.2, not '${argv.ratios}'`);
     }
-    if (fs.existsSync(argv.output)) {
-        throw new BlockprunerError(`the output ${argv.output} exists: choose another name`);
+    try {
+        const comparison = await compare(argv.model, {
+            output: argv.output, resume: argv.resume,
+            ratios, methods: argv.methods.split(',').map((name) => name.trim()) as ComparedMethod[], seeds: argv.seeds,
+            tasks: await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text)))), limit: argv.limit,
+            text: argv.text, textSamples: argv['text-samples'],
+            ...searchSettings(argv),
+            calibration: calibrationOf(argv),
+            device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads,
+            signal: interruptSignal(),
+            onProgress: (what) => process.stderr.write(`${what}\n`)
+        });
+        console.log(argv.json ? JSON.stringify(comparison) : comparisonTable(comparison));
+    } catch (error) {
+        throw error instanceof Interrupted && fs.existsSync(argv.output) && fs.readdirSync(argv.output).length > 0 ? new Interrupted('; the same with --resume goes on') : error;
     }
-    if (!fs.existsSync(path.dirname(path.resolve(argv.output)))) {
-        throw new BlockprunerError(`can't write to the folder ${path.dirname(path.resolve(argv.output))}: there is no such folder`);
-    }
-    const tasks = await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text))));
-    const calibration = calibrationOf(argv);
-    fs.mkdirSync(argv.output);
-    const comparison = await compare(argv.model, {
-        ratios, methods: chosen as Method[], seeds: argv.seeds, limit: argv.limit, text: argv.text, search: argv.search,
-        tasks, calibration,
-        device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads,
-        signal: interruptSignal(),
-        onProgress: (what) => process.stderr.write(`${what}\n`)
-    }).catch((error: unknown) => {
-        fs.rmdirSync(argv.output);
-        throw error;
-    });
-    await writeComparison(comparison, argv.output);
-    console.log(argv.json ? JSON.stringify(comparison) : comparisonTable(comparison));
 }

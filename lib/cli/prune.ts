@@ -22,7 +22,7 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         ratio: { type: 'number', describe: 'Remove this share of the parameters (0.2 is 20 %)' },
         'max-increase': { type: 'number', describe: 'Remove while the perplexity rises by at most this share (0.1 is 10 %)' },
         blocks: { choices: ['all', 'attn', 'ffn'] as const, default: 'all' as const, describe: 'Which blocks may go' },
-        method: { choices: methods, default: 'blockpruner' as const, describe: 'How it is decided what goes: greedily by perplexity on blocks (blockpruner) or layers (sleb), or by ranks measured once' },
+        method: { choices: methods, default: 'blockpruner' as const, describe: 'How it is decided what goes: greedily by perplexity on blocks (blockpruner) or layers (sleb), by merging layers (laco), or by ranks measured once' },
         'method-seed': { type: 'number', describe: 'Of the method random: another number gives another order', defaultDescription: '0' },
         search: { choices: ['race', 'exact'] as const, default: 'race' as const, describe: "exact: the paper's choice for certain; race: the same with a stated probability, several times faster" },
         confidence: { type: 'number', default: DEFAULT_CONFIDENCE, describe: 'race: the probability that a removal is the one that exact makes' },
@@ -124,6 +124,7 @@ export function printResult(result: PruneResult, json: boolean, verified: boolea
     const change = (from: number, to: number) => `${to >= from ? '+' : '−'}${Math.abs(100 * (to / from - 1)).toFixed(1)} %`;
     console.log([
         `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
+        ...(result.merged ?? []).map((sum) => `merged      ${sum}`),
         `perplexity  ${perplexity.dense.toFixed(4)} → ${perplexity.pruned.toFixed(4)} (${change(perplexity.dense, perplexity.pruned)}, calibration text)`,
         `parameters  ${millions(parameters.dense)} → ${millions(parameters.pruned)} (${change(parameters.dense, parameters.pruned)})`,
         `size        ${mib(bytes.dense)} → ${mib(bytes.pruned)} (${change(bytes.dense, bytes.pruned)})`,

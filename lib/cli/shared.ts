@@ -4,7 +4,10 @@ import { devices, type Device } from '../addon.js';
 import type { CalibrationOptions } from '../calibration/index.js';
 import { BlockprunerError } from '../errors.js';
 import { Model, resolveModel } from '../model.js';
-import type { Phase } from '../prune.js';
+import type { Phase as PrunePhase } from '../prune.js';
+import { DEFAULT_CONFIDENCE } from '../search/race.js';
+
+type Phase = PrunePhase | 'evaluate';
 
 /** Options that several commands have; each has its text once. */
 export const deviceOptions = {
@@ -26,6 +29,19 @@ export const outputOptions = {
     force: { type: 'boolean', default: false, describe: 'Replace the output if it exists' },
     verify: { type: 'boolean', default: true, describe: "Check the result's perplexity in the stock runtime; --no-verify skips it" }
 } as const;
+
+export const searchOptions = {
+    search: { choices: ['race', 'exact'] as const, default: 'race' as const, describe: "exact: the paper's choice for certain; race: the same with a stated probability, several times faster" },
+    confidence: { type: 'number', default: DEFAULT_CONFIDENCE, describe: 'race: the probability that a removal is the one that exact makes' },
+    memory: { type: 'number', describe: 'MiB on each device for what evaluations start from', defaultDescription: '2048' }
+} as const;
+
+/** The options of a search as the library takes them. */
+export function searchSettings(argv: { search: 'race' | 'exact'; confidence: number; memory?: number | undefined }): { search: 'race' | 'exact'; confidence: number; keepBytes: number | undefined } {
+    checkNumber('confidence', argv.confidence);
+    checkInteger('memory', argv.memory, 0);
+    return { search: argv.search, confidence: argv.confidence, keepBytes: argv.memory === undefined ? undefined : argv.memory * 2 ** 20 };
+}
 
 export const skipOption = { type: 'string', default: '', describe: 'Blocks to leave out, such as attn.3,ffn.7', defaultDescription: 'none' } as const;
 
@@ -77,7 +93,7 @@ export function checkNumber(name: string, value: number | undefined): void {
     }
 }
 
-const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', score: 'Scoring', write: 'Writing', verify: 'Verifying', speed: 'Speed' };
+const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', evaluate: 'Evaluating', score: 'Scoring', write: 'Writing', verify: 'Verifying', speed: 'Speed' };
 
 /** Progress on stderr: a bar with the time left where that is a terminal, else only the lines. */
 export class Progress {

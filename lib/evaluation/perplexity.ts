@@ -17,9 +17,17 @@ export interface Perplexity {
     /** tokens that were predicted */
     tokens: number;
     sequences: number;
+    /** if there is a model to compare with */
+    dense?: {
+        perplexity: number;
+        /** mean Kullback–Leibler divergence from its predictions to this model's, KL(dense ‖ this), in nats */
+        divergence: number;
+        /** share of the tokens at which both models find the same one likeliest */
+        sameTop: number;
+    };
 }
 
-/** Mean NLL over equally long sequences, each with its values at positions `first` … length−2 of [sequences × (length − 1)]. */
+/** Mean over equally long sequences of a sequence's mean, such as of its NLL, each with its values at positions `first` … length−2 of [sequences × (length − 1)]. */
 export function meanNll(nll: Float32Array, length: number, first = 0): number {
     const sequences = nll.length / (length - 1);
     let total = 0;
@@ -45,20 +53,25 @@ export interface TextPerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
     definition?: PerplexityDefinition | undefined;
     /** Field of a JSON Lines file, see CalibrationOptions. */
     field?: string | undefined;
+    /** The first so many sequences. Default: all. */
+    samples?: number | undefined;
+    /** Compare with this model, which has the same vocabulary; it may be the same model, with all its blocks. */
+    dense?: Model | undefined;
 }
 
 /**
- * Perplexity of a model on a whole text file; the tokens after the last full sequence are dropped.
+ * Perplexity of a model on a text file; the tokens after the last full sequence are dropped.
  * @throws BlockprunerError if the text is shorter than one sequence (`llama.cpp`: two)
  */
 export async function textPerplexity(model: Model, file: string, options: TextPerplexityOptions = {}): Promise<Perplexity> {
-    const { context = 512, definition = 'paper' } = options;
-    const all = await model.tokenize(await readSamples(file, options.field), options.signal);
-    const sequences = Math.floor(all.length / context);
+    const { context = 512, definition = 'paper', field, samples = Infinity, dense, ...evaluation } = options;
+    const all = await model.tokenize(await readSamples(file, field), options.signal);
+    const available = Math.floor(all.length / context);
     const needed = definition === 'llama.cpp' ? 2 : 1; // its tool refuses less than two chunks
-    if (sequences < needed) {
+    if (available < needed) {
         throw new BlockprunerError(`${file} is too short: it has ${all.length} tokens, and ${needed * context} are needed; give a longer text or a smaller --context`);
     }
+    const sequences = Math.min(available, samples);
     const tokens = all.slice(0, sequences * context);
     if (definition === 'llama.cpp' && model.bos !== null) {
         for (let sequence = 0; sequence < sequences; sequence++) {
@@ -66,6 +79,11 @@ export async function textPerplexity(model: Model, file: string, options: TextPe
         }
     }
     const first = definition === 'llama.cpp' ? Math.floor(context / 2) : 0;
-    const nll = meanNll(await model.evaluate({ tokens, length: context }, options), context, first);
-    return { perplexity: Math.exp(nll), nll, tokens: sequences * (context - 1 - first), sequences };
+    const mean = (values: Float32Array) => meanNll(values, context, first);
+    const compared = dense && await model.diverge({ tokens, length: context }, dense, evaluation);
+    const nll = mean(compared?.nll ?? await model.evaluate({ tokens, length: context }, evaluation));
+    return {
+        perplexity: Math.exp(nll), nll, tokens: sequences * (context - 1 - first), sequences,
+        ...(compared && { dense: { perplexity: Math.exp(mean(compared.denseNll)), divergence: mean(compared.divergence), sameTop: mean(compared.sameTop) } })
+    };
 }

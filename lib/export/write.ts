@@ -1,15 +1,19 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { loadAddon, runNative, type GgufValue } from '../addon.js';
+import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../addon.js';
 import { formatBlock, without, type Block } from '../blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
 import { hashGguf, type Gguf } from '../gguf.js';
-import { architectureOf, splitKeys, type Host } from './host.js';
+import { architectureOf, splitKeys, splitName, type Host } from './host.js';
+
+/** The layers that others were merged into: how much each of the model's layers counts in the sum that its weights are. */
+export type Merges = ReadonlyMap<number, ReadonlyMap<number, number>>;
 
 /** What the file remembers of how it was made, as `blockpruner.*` keys. */
 export interface Provenance {
     removed: readonly Block[];
+    merges?: Merges | undefined;
     calibration: { name: string; sequences: number; context: number };
     perplexity: { dense: number; pruned: number };
 }
@@ -67,7 +71,7 @@ export async function checkOutput(output: string, gguf: Gguf, force = false, wha
  */
 export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block[], provenance: Provenance, output: string, options: WriteOptions = {}): Promise<void> {
     const { force, verify, onProgress, signal } = options;
-    const plan = host.plan(without(blocks, provenance.removed));
+    const plan = planFile(gguf, host, blocks, provenance.removed, provenance.merges);
     const addon = await loadAddon();
     await checkOutput(output, gguf, force);
 
@@ -85,10 +89,8 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
     const partial = path.join(folder, `.blockpruner-partial-${crypto.randomUUID()}.gguf`);
     try {
         await runNative(signal, async (cancel) => addon.writeGguf({
-            output: partial,
-            sources: gguf.files,
-            remove: splitKeys,
             ...plan,
+            output: partial,
             set: [...plan.set, ...provenanceKeys(gguf, provenance, await hashGguf(gguf, signal))]
         }, { cancel, ...(onProgress && { onProgress }) }));
         const handle = await fs.open(partial, 'r+');
@@ -115,6 +117,33 @@ export async function giveName(partial: string, name: string, force = false, wha
     await fs.rm(partial, { force: true }); // renaming a file to its other link leaves both
 }
 
+/** How a model is written without some blocks, all but the name of the output. */
+export function planFile(gguf: Gguf, host: Host, blocks: readonly Block[], removed: readonly Block[], merges: Merges = new Map()): Omit<GgufPlan, 'output'> {
+    const plan = host.plan(without(blocks, removed));
+    const tensors = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor]));
+    const merged = (from: GgufSource): GgufSource => {
+        const { layer, rest } = splitName(from.name);
+        const weights = layer === undefined ? undefined : merges.get(layer);
+        // norms stay, as in LaCo's own code
+        if (!weights || rest!.includes('norm')) {
+            return from;
+        }
+        return { ...from, sum: [...weights].map(([other, weight]) => {
+            const tensor = tensors.get(`blk.${other}.${rest}`);
+            if (!tensor || String(tensor.shape) !== String(tensors.get(from.name)!.shape)) {
+                throw new BlockprunerError(`layer ${other} can't be merged into layer ${layer}: it has no ${rest} of the same shape`);
+            }
+            return { file: tensor.file, name: tensor.name, weight };
+        }) };
+    };
+    return {
+        ...plan,
+        sources: gguf.files,
+        remove: splitKeys,
+        tensors: merges.size === 0 ? plan.tensors : plan.tensors.map((tensor) => ('from' in tensor ? { ...tensor, from: tensor.from.map(merged) } : tensor))
+    };
+}
+
 /** Takes a name for a file, and fails if it was taken meanwhile; on file systems without links, shortly before it is used. */
 async function linkOrCheck(file: string, name: string, what: string): Promise<void> {
     try {
@@ -127,19 +156,25 @@ async function linkOrCheck(file: string, name: string, what: string): Promise<vo
     }
 }
 
-function provenanceKeys(gguf: Gguf, { removed, calibration, perplexity }: Provenance, hash: string): GgufValue[] {
+function provenanceKeys(gguf: Gguf, { removed, merges, calibration, perplexity }: Provenance, hash: string): GgufValue[] {
     return [
         { key: 'blockpruner.version', type: 'string', value: version },
         { key: 'blockpruner.source.name', type: 'string', value: path.basename(gguf.files[0]!) },
         { key: 'blockpruner.source.sha256', type: 'string', value: hash },
         { key: 'blockpruner.source.architecture', type: 'string', value: architectureOf(gguf) },
         { key: 'blockpruner.removed', type: 'string[]', value: removed.map(formatBlock) },
+        ...(merges ? [{ key: 'blockpruner.merged', type: 'string[]' as const, value: formatMerges(merges) }] : []),
         { key: 'blockpruner.calibration.name', type: 'string', value: calibration.name },
         { key: 'blockpruner.calibration.sequences', type: 'u32', value: calibration.sequences },
         { key: 'blockpruner.calibration.context', type: 'u32', value: calibration.context },
         { key: 'blockpruner.perplexity.dense', type: 'f64', value: perplexity.dense },
         { key: 'blockpruner.perplexity.pruned', type: 'f64', value: perplexity.pruned }
     ];
+}
+
+/** `blk.5 = -2 blk.5 + 1 blk.6 + 1 blk.7 + 1 blk.8` */
+export function formatMerges(merges: Merges): string[] {
+    return [...merges].map(([layer, weights]) => `blk.${layer} = ${[...weights].map(([from, weight]) => `${weight} blk.${from}`).join(' + ')}`);
 }
 
 /* eslint-disable-next-line @typescript-eslint/no-require-imports -- outside of lib, where TypeScript doesn't look */

@@ -25,7 +25,8 @@ const config = {
 /** Categories' colours and shapes, told apart in either way. The glyphs are the shapes, for legends. */
 export const series = [
     { colour: 'var(--s0)', shape: 'circle', glyph: '●' }, { colour: 'var(--s1)', shape: 'square', glyph: '■' }, { colour: 'var(--s2)', shape: 'triangle-up', glyph: '▲' },
-    { colour: 'var(--s3)', shape: 'diamond', glyph: '◆' }, { colour: 'var(--s4)', shape: 'cross', glyph: '✚' }, { colour: 'var(--s5)', shape: 'triangle-down', glyph: '▼' }
+    { colour: 'var(--s3)', shape: 'diamond', glyph: '◆' }, { colour: 'var(--s4)', shape: 'cross', glyph: '✚' }, { colour: 'var(--s5)', shape: 'triangle-down', glyph: '▼' },
+    { colour: 'var(--s6)', shape: 'triangle-right', glyph: '▶' }, { colour: 'var(--s7)', shape: 'triangle-left', glyph: '◀' }, { colour: 'var(--s8)', shape: 'M-1,-.3H1V.3H-1Z', glyph: '▬' }
 ];
 
 /** Takes a quarter of a second: only where a report is written. */

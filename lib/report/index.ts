@@ -2,7 +2,7 @@ import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { formatBlock, formatMove, sameBlock, type Block, type Move } from '../blocks.js';
-import { rowsOf, type ComparedModel, type Comparison, type Row } from '../compare.js';
+import { comparedRows, type ComparedModel, type ComparedRow, type Comparison } from '../compare.js';
 import { BlockprunerError, messageOf } from '../errors.js';
 import type { Score, TaskScores } from '../evaluation/scores.js';
 import type { Speed } from '../export/stock-runtime.js';
@@ -205,44 +205,44 @@ async function sizeFigure({ parameters, bytes, speed }: PruneResult): Promise<Fi
 /** A page that shows how methods of pruning compare, as one HTML file that needs nothing else. */
 export async function comparisonReport(comparison: Comparison & { blocks?: readonly Block[] }): Promise<string> {
     const { model, calibration, text, dense, pruned, seconds, blocks } = comparison;
-    const rows = rowsOf(comparison).slice(1);
+    const rows = comparedRows(comparison).slice(1).map((row) => ({ ...row, name: nameOf(row) }));
     const methods = [...new Set(pruned.map(({ method }) => method))];
     const ratios = [...new Set(pruned.map(({ ratio }) => ratio))].sort((a, b) => a - b);
-    const seriesOf = (method: string) => methods.findIndex((name) => method === name || method.startsWith(`${name} `)) % series.length;
+    const seriesOf = (method: string) => methods.findIndex((name) => method === name) % series.length;
     const legend = methods.map((name, i): LegendItem => ({ name, colour: series[i % series.length]!.colour, glyph: series[i % series.length]!.glyph }));
     const bestAt = (ratio: number, value: (row: (typeof rows)[number]) => number) => rows.filter((row) => row.ratio === ratio).reduce((a, b) => (value(b) < value(a) ? b : a));
 
     const perplexityOver = async (what: string, before: number, value: (row: (typeof rows)[number]) => number): Promise<Figure> => ({
         title: `Perplexity on ${what}`,
-        caption: `${number(before)} as the model is. Lowest ${ratios.map((ratio) => `at ${percent(ratio)}: ${number(value(bestAt(ratio, value)))} by ${bestAt(ratio, value).method}`).join('; ')}. Lower is better.`,
+        caption: `${number(before)} as the model is. Lowest ${ratios.map((ratio) => `at ${percent(ratio)}: ${number(value(bestAt(ratio, value)))} by ${bestAt(ratio, value).name}`).join('; ')}. Lower is better.`,
         charts: rows.length === 0 ? [] : [await lines(methods.flatMap((method, i): Point[] => [
             { series: i % series.length, x: 0, y: before, label: `the model as it is: perplexity ${number(before)}` },
-            ...rows.filter((row) => seriesOf(row.method) === i % series.length).map((row) => ({
-                series: i % series.length, x: row.removed, y: value(row), label: `${row.method} at ${percent(row.ratio)}: perplexity ${number(value(row))}, ${percent(row.removed)} of the parameters removed`
+            ...rows.filter((row) => row.method === method).map((row) => ({
+                series: i % series.length, x: row.removed, y: value(row), label: `${row.name} at ${percent(row.ratio)}: perplexity ${number(value(row))}, ${percent(row.removed)} of the parameters removed`
             }))
         ]).filter((point) => Number.isFinite(point.y)), { y: 'perplexity', label: `Line chart: perplexity on ${what}, by the share of the parameters that is removed, for each method` })],
         legend,
-        table: { caption: `Perplexity on ${what}`, head: ['Method', 'Ratio', 'Parameters removed', 'Perplexity'], rows: [['the model as it is', '', percent(0), number(before)], ...rows.map((row) => [row.method, percent(row.ratio), percent(row.removed), number(value(row))])] }
+        table: { caption: `Perplexity on ${what}`, head: ['Method', 'Ratio', 'Parameters removed', 'Perplexity'], rows: [['the model as it is', '', percent(0), number(before)], ...rows.map((row) => [row.name, percent(row.ratio), percent(row.removed), number(value(row))])] }
     });
     const taskFigures = dense.tasks.map(async (task, i): Promise<Figure> => ({
         title: `Task scores: ${task.task}`,
-        caption: `Share of right answers of ${task.questions} questions; ${score(scoreOf(task))} as the model is (the dashed line). Highest ${ratios.map((ratio) => { const best = bestAt(ratio, (row) => -row.tasks[i]!.value); return `at ${percent(ratio)}: ${score(best.tasks[i]!)} by ${best.method}`; }).join('; ')}. Bars are standard errors; higher is better.`,
+        caption: `Share of right answers of ${task.questions} questions; ${score(scoreOf(task))} as the model is (the dashed line). Highest ${ratios.map((ratio) => { const best = bestAt(ratio, (row) => -row.tasks[i]!.value); return `at ${percent(ratio)}: ${score(best.tasks[i]!)} by ${best.name}`; }).join('; ')}. Bars are standard errors; higher is better.`,
         charts: rows.length === 0 ? [] : [await scores(ratios.map((ratio) => ({
             heading: `${percent(ratio)} removed`,
-            marks: rows.filter((row) => row.ratio === ratio).map((row) => ({ name: row.method, ...row.tasks[i]!, series: seriesOf(row.method), label: `${row.method} at ${percent(ratio)}: ${score(row.tasks[i]!)}` }))
+            marks: rows.filter((row) => row.ratio === ratio).map((row) => ({ name: row.name, ...row.tasks[i]!, series: seriesOf(row.method), label: `${row.name} at ${percent(ratio)}: ${score(row.tasks[i]!)}` }))
         })), { label: `Dot chart: scores of ${task.task} by ratio and method, with standard errors`, reference: scoreOf(task) })],
-        table: { caption: `Scores of ${task.task}`, head: ['Method', 'Ratio', 'Score'], rows: [['the model as it is', '', score(scoreOf(task))], ...rows.map((row) => [row.method, percent(row.ratio), score(row.tasks[i]!)])] }
+        table: { caption: `Scores of ${task.task}`, head: ['Method', 'Ratio', 'Score'], rows: [['the model as it is', '', score(scoreOf(task))], ...rows.map((row) => [row.name, percent(row.ratio), score(row.tasks[i]!)])] }
     }));
     return page({
         title: path.basename(model),
         lead: `${methods.length} methods of pruning, compared at ${ratios.map(percent).join(', ')}`,
         facts: ratios.map((ratio) => {
             const best = bestAt(ratio, (row) => row.calibration);
-            return { name: `${percent(ratio)} removed, lowest perplexity`, value: best.method, detail: `${number(dense.calibration)} → ${number(best.calibration)}, calibration text` };
+            return { name: `${percent(ratio)} removed, lowest perplexity`, value: best.name, detail: `${number(dense.calibration)} → ${number(best.calibration)}, calibration text` };
         }),
         figures: await Promise.all([
             perplexityOver('the calibration text', dense.calibration, (row) => row.calibration),
-            ...(text === null ? [] : [perplexityOver(text, dense.text!, (row) => row.text!)]),
+            ...(text === null ? [] : [perplexityOver(text, dense.text!.perplexity, (row) => row.text!.perplexity)]),
             ...taskFigures,
             removedFigure(pruned, ratios, blocks)
         ]),
@@ -277,19 +277,28 @@ async function removedFigure(pruned: readonly ComparedModel[], ratios: readonly 
     };
 }
 
+function nameOf({ method, seeds }: ComparedRow): string {
+    return method === 'dense' ? 'the model as it is' : seeds > 1 ? `${method} (mean of ${seeds})` : method;
+}
+
 /** The whole table; of each ratio, the best of a column is marked. */
 function comparisonRows(comparison: Comparison): Table {
-    const rows = rowsOf(comparison);
-    const columns: { title: string; value: (row: Row) => number; text: (row: Row) => string }[] = [
+    const rows = comparedRows(comparison);
+    // what is better is lower
+    const columns: { title: string; value: (row: ComparedRow) => number; text: (row: ComparedRow) => string }[] = [
         { title: 'Perplexity, calibration', value: (row) => row.calibration, text: (row) => number(row.calibration) },
-        ...(comparison.text === null ? [] : [{ title: `Perplexity, ${comparison.text}`, value: (row: Row) => row.text!, text: (row: Row) => number(row.text!) }]),
-        ...comparison.dense.tasks.map(({ task }, i) => ({ title: task, value: (row: Row) => -row.tasks[i]!.value, text: (row: Row) => score(row.tasks[i]!) }))
+        ...(comparison.text === null ? [] : [
+            { title: `Perplexity, ${comparison.text}`, value: (row: ComparedRow) => row.text!.perplexity, text: (row: ComparedRow) => number(row.text!.perplexity) },
+            { title: 'KL divergence', value: (row: ComparedRow) => row.text!.divergence, text: (row: ComparedRow) => row.text!.divergence.toFixed(3) },
+            { title: 'Equal top-1', value: (row: ComparedRow) => -row.text!.sameTop, text: (row: ComparedRow) => percent(row.text!.sameTop) }
+        ]),
+        ...comparison.dense.tasks.map(({ task }, i) => ({ title: task, value: (row: ComparedRow) => -row.tasks[i]!.value, text: (row: ComparedRow) => score(row.tasks[i]!) }))
     ];
     return {
         caption: 'All figures', head: ['Method', 'Ratio', 'Removed', ...columns.map(({ title }) => title)],
         rows: rows.map((row) => {
             const rivals = rows.filter(({ ratio }) => ratio === row.ratio);
-            return [row.ratio === 0 ? 'the model as it is' : row.method, row.ratio === 0 ? '' : percent(row.ratio), percent(row.removed), ...columns.map(({ value, text }) => (
+            return [nameOf(row), row.ratio === 0 ? '' : percent(row.ratio), percent(row.removed), ...columns.map(({ value, text }) => (
                 { text: text(row), best: rivals.length > 1 && value(row) === Math.min(...rivals.map(value)) }))];
         })
     };

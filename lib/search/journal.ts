@@ -114,7 +114,10 @@ function read(file: string, inputs: JournalInputs, known: Map<string, Line>): nu
         for (const line of linesOf(file)) {
             number++;
             if (number === 1) {
-                compare(headerSchema.parse(JSON.parse(line.toString('utf8'))).inputs, inputs, file);
+                const other = differences(headerSchema.parse(JSON.parse(line.toString('utf8'))).inputs, inputs);
+                if (other) {
+                    throw new BlockprunerError(`the journal ${file} is of a search with another ${other}: give the same, or begin anew with --no-resume`);
+                }
             } else {
                 const { skip, sequence, nll } = recordSchema.parse(JSON.parse(line.toString('utf8')));
                 if (nll.length !== (length ??= nll.length)) {
@@ -151,10 +154,8 @@ function* linesOf(file: string): Generator<Buffer> {
     }
 }
 
-function compare(found: JournalInputs, wanted: JournalInputs, file: string): void {
+/** How what was found differs from what is wanted, for a message; undefined if it doesn't. */
+export function differences(found: JournalInputs, wanted: JournalInputs): string | undefined {
     const different = Object.keys({ ...found, ...wanted }).filter((name) => found[name] !== wanted[name]);
-    if (different.length > 0) {
-        const named = different.map((name) => `${name} (${found[name] ?? 'none'}, now ${wanted[name] ?? 'none'})`).join(', ');
-        throw new BlockprunerError(`the journal ${file} is of a search with another ${named}: give the same, or begin anew with --no-resume`);
-    }
+    return different.map((name) => `${name} (${found[name] ?? 'none'}, now ${wanted[name] ?? 'none'})`).join(', ') || undefined;
 }

@@ -14,9 +14,10 @@ import { randomNumbers } from '../random.js';
  * - `relative-magnitude`: the layers with the lowest E[|f(x)| / |x + f(x)|], measured once (Samragh et al. 2023, arXiv
  *   2312.09299, as ShortGPT compares with it).
  * - `block-influence`: as `shortgpt`, but single blocks.
+ * - `laco`: layers are merged into others as long as the outputs stay similar (Yang et al. 2024); see laco.ts.
  * - `random`: blocks at random.
  */
-export const methods = ['blockpruner', 'sleb', 'shortgpt', 'relative-magnitude', 'block-influence', 'random'] as const;
+export const methods = ['blockpruner', 'sleb', 'shortgpt', 'laco', 'relative-magnitude', 'block-influence', 'random'] as const;
 export type Method = (typeof methods)[number];
 
 /** @throws BlockprunerError if it is none */
@@ -28,7 +29,14 @@ export function checkMethod(name: string): asserts name is Method {
 
 /** Of the others, single blocks go where the model lets them. */
 export function removesLayers(method: Method): boolean {
-    return method === 'sleb' || method === 'shortgpt' || method === 'relative-magnitude';
+    return method === 'sleb' || method === 'shortgpt' || method === 'laco' || method === 'relative-magnitude';
+}
+
+/** @throws BlockprunerError if a method of layers is to remove blocks of one kind */
+export function checkSelection(method: Method, selection: BlockSelection): void {
+    if (selection !== 'all' && removesLayers(method)) {
+        throw new BlockprunerError(`the method ${method} removes whole layers: it can't be limited to ${selection} blocks`);
+    }
 }
 
 export interface MethodOptions {
@@ -45,14 +53,12 @@ export interface MethodOptions {
 }
 
 /**
- * What a method lets go next. Of methods that rank once, that is a single candidate, the lowest of what the host lets go; of
+ * What a method that removes blocks one after the other lets go next. Of methods that rank once, that is a single candidate, the lowest of what the host lets go; of
  * what goes together, by the mean.
  */
-export async function movesOf(method: Method, { model, host, blocks, calibration, selection = 'all', seed = 0, signal }: MethodOptions): Promise<(removed: readonly Block[]) => Move[]> {
+export async function movesOf(method: Exclude<Method, 'laco'>, { model, host, blocks, calibration, selection = 'all', seed = 0, signal }: MethodOptions): Promise<(removed: readonly Block[]) => Move[]> {
     checkMethod(method);
-    if (selection !== 'all' && removesLayers(method)) {
-        throw new BlockprunerError(`the method ${method} removes whole layers: it can't be limited to ${selection} blocks`);
-    }
+    checkSelection(method, selection);
     const chosen = (move: Move) => move.every(({ kind }) => selection === 'all' || kind === selection);
     const hostMoves = (removed: readonly Block[]) => host.moves(without(blocks, removed)).filter(chosen);
     if (method === 'blockpruner') {

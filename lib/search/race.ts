@@ -1,6 +1,7 @@
 import { Matrix, solve } from 'ml-matrix';
 import { probit, sampleVariance } from 'simple-statistics';
 import { formatMove, type Move } from '../blocks.js';
+import { BlockprunerError } from '../errors.js';
 import { candidateOf, meanOf, type Contest, type Outcome } from './blockpruner.js';
 
 /**
@@ -19,6 +20,13 @@ const PRIOR_FREEDOM = 4;
 
 /** The probability that a removal is the right one, where none is asked for. */
 export const DEFAULT_CONFIDENCE = 0.999;
+
+/** @throws BlockprunerError if no race can have it */
+export function checkConfidence(confidence: number): void {
+    if (!(confidence >= 0.5 && confidence < 1)) {
+        throw new BlockprunerError(`confidence must be from 0.5 to below 1, not ${confidence}${confidence === 1 ? ": what is certain is the search 'exact'" : ''}`);
+    }
+}
 
 /** With fewer degrees of freedom, a variance is not known well enough for the normal approximation. */
 const LEAST_FREEDOM = 30;

@@ -124,8 +124,8 @@ test('the journal is never the order file, and never the model', async () => {
 
 test.each([
     ['--search', 'fast', 'Choices: "race", "exact"'],
-    ['--confidence', '1.5', 'confidence must be a number from 0.5 to 1, not 1.5'],
-    ['--confidence', '1', "confidence must be below 1: what is certain is the search 'exact'"],
+    ['--confidence', '1.5', 'confidence must be from 0.5 to below 1, not 1.5'],
+    ['--confidence', '1', "confidence must be from 0.5 to below 1, not 1: what is certain is the search 'exact'"],
     ['--confidence', 'high', '--confidence must be a number'],
     ['--memory', '-1', '--memory must be a whole number of at least 0'],
     ['--memory', 'much', '--memory must be a whole number of at least 0']

@@ -9,6 +9,7 @@ To make order.json again, from the root of the repository (pip install torch ggu
     python search.py $M tokens.json --blocks attn --remove 4 > attn.json
     python search.py $M tokens.json --blocks ffn --remove 4 > ffn.json
     python search.py $M tokens.json --influence > influence.json
+    python search.py $M tokens.json --laco 1,2,3,4,5,6 > laco.json
     jq -n --slurpfile all all.json --slurpfile attn attn.json --slurpfile ffn ffn.json \\
         '{all: $all[0], attn: $attn[0], ffn: $ffn[0]}' > order.json
 
@@ -21,6 +22,7 @@ with quantized weights, and keeps K and V in F16, so its perplexities differ a l
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import sys
@@ -154,6 +156,44 @@ def search(model, tokens, kinds, remove):
     return steps
 
 
+def merged(model, at, count):
+    """LaCo's model: layer `at` takes in the `count` layers behind it, theta_l + sum(theta_{l+k} - theta_l); norms stay."""
+    new = copy.copy(model)
+    new.layers -= count
+    new.weights = {}
+    for name, weight in model.weights.items():
+        _, layer, rest = name.split(".", 2) if name.startswith("blk.") else (None, -1, name)
+        layer = int(layer)
+        if at < layer <= at + count:
+            continue
+        if layer == at and "norm" not in rest:
+            weight = weight + sum(model.weights[f"blk.{at + k}.{rest}"] - weight for k in range(1, count + 1))
+        new.weights[name if layer <= at else f"blk.{layer - count}.{rest}"] = weight
+    return new
+
+
+@torch.no_grad()
+def collapse(model, tokens, remove):
+    """Algorithm 1 of LaCo (arXiv 2402.11187) with C = 4, I = 2, L = 1 and the highest threshold at which enough layers go."""
+    hidden = lambda m: m.norm([*m.streams(tokens)][-1][:, :-1], "output_norm").flatten(1)
+    dense = hidden(model)
+    for threshold in [t / 20 for t in range(19, 0, -1)]:
+        current, kept, reached = model, list(range(model.layers)), 1
+        at = current.layers - 4
+        while at >= 1 and model.layers - current.layers < remove:
+            count = min(3, current.layers - at - 1, remove - (model.layers - current.layers))
+            candidate = merged(current, at, count)
+            similarity = F.cosine_similarity(hidden(candidate), dense, dim=1).mean().item()
+            if similarity > threshold:
+                current, kept, reached = candidate, kept[: at + 1] + kept[at + 1 + count:], similarity
+                at = min(at - 2, current.layers - 4)
+            else:
+                at -= 1
+        if model.layers - current.layers >= remove:
+            return {"kept": kept, "threshold": threshold, "similarity": digits(reached), "perplexity": digits(current.perplexity(tokens))}
+    return None
+
+
 def digits(x):
     return float(f"{x:.9g}")
 
@@ -166,6 +206,7 @@ def main():
     parser.add_argument("--blocks", choices=["all", "attn", "ffn"], default="all", help="which blocks may go (all)")
     parser.add_argument("--skip", help="print just the perplexity without these blocks; '' for the dense model")
     parser.add_argument("--influence", action="store_true", help="print what each block and layer does to the residual stream")
+    parser.add_argument("--laco", metavar="N,N", help="print what LaCo makes of the model: how many layers go")
     parser.add_argument("--score", action="store_true", help="print the NLL of endings: the tokens are contexts and endings")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
     parser.add_argument("--double", action="store_true", help="compute in F64, to see what F32 rounding does")
@@ -182,6 +223,9 @@ def main():
     tokens = torch.tensor(given["sequences"])
     if args.influence:
         print(json.dumps(model.influence(tokens), indent=1))
+        return
+    if args.laco is not None:
+        print(json.dumps({n: collapse(model, tokens, int(n)) for n in args.laco.split(",")}, indent=1))
         return
     every = {f"{kind}.{i}" for kind in ("attn", "ffn") for i in range(model.layers)}
     if args.skip is not None:

@@ -20,12 +20,12 @@ const taskArgument = `multiple-choice=${task},context:context,choices:choices,an
 const hostile = `<script>alert(1)</script><img src=x onerror=alert(2)>"'&.gguf`;
 const score = (value: number) => ({ value, stderr: 0.03 });
 const quality = (calibration: number): Quality => ({
-    calibration, text: 2 * calibration,
+    calibration, text: { perplexity: 2 * calibration, divergence: 0.1, sameTop: 0.5 },
     tasks: [{ task: 'piqa', questions: 50, acc: score(1 / calibration), acc_norm: score(0.9 / calibration) }, { task: hostile, questions: 50, acc: score(1 / calibration), acc_norm: null }]
 });
 /** Made up; one method can't remove the higher ratio. */
 const comparison: Comparison = {
-    model: hostile, calibration: { name: hostile, sequences: 2, context: 64 }, text: hostile, dense: quality(2), seconds: 5,
+    model: hostile, calibration: { name: hostile, sequences: 2, context: 64 }, text: hostile, searchedWith: {}, evaluatedWith: {}, dense: quality(2), searches: [], seconds: 5,
     pruned: [0.1, 0.2].flatMap((ratio) => methods.flatMap((method, i) => (method === 'random' ? [0, 1] : [null]).map((seed) => ({
         method, seed, ratio, removedShare: ratio + 0.01 * i,
         removed: ([{ kind: 'ffn', layer: i }, { kind: 'attn', layer: i + 1 }, { kind: 'ffn', layer: 7 + (seed ?? 0) }] as Block[]).slice(0, ratio === 0.1 ? 1 : 3),

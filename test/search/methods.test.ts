@@ -1,7 +1,7 @@
 // The methods that BlockPruner is compared with; ../reference/search.py says how the numbers of influence.json came about.
 import fs from 'node:fs';
 import path from 'node:path';
-import { apply, chooseHost, formatBlock, formatMove, methods, Model, movesOf, perplexityOf, prune, without, type Block, type Host, type Method, type MethodOptions } from '../../lib/index.js';
+import { apply, chooseHost, formatBlock, formatMove, methods, Model, movesOf, perplexityOf, prune, without, type Block, type Host, type MethodOptions } from '../../lib/index.js';
 import { fixture, quantize, temporaryFolder, tiny } from '../models';
 
 type Influence = Record<'cosine' | 'change', number>;
@@ -20,7 +20,7 @@ beforeAll(async () => {
 afterAll(() => model.dispose());
 
 /** The order in which a method that ranks once removes everything that it can. */
-async function orderOf(method: Method, options: Partial<MethodOptions> = {}): Promise<string[]> {
+async function orderOf(method: Parameters<typeof movesOf>[0], options: Partial<MethodOptions> = {}): Promise<string[]> {
     const moves = await movesOf(method, { model, host, blocks, calibration, ...options });
     const removed: Block[] = [], order: string[] = [];
     for (let next; (next = moves(removed)).length > 0;) {
