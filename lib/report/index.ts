@@ -34,6 +34,7 @@ export async function pruneReport(result: PruneResult): Promise<string> {
         details: [
             ['Model', path.basename(result.model)], ['Result', path.basename(result.output)],
             ['Architecture', `${result.architecture}, written as ${result.host}`], ['Method', result.method ?? 'a given order'],
+            ...(result.merged ? [['Merged', result.merged.join('; ')] as const] : []),
             ['Calibration', `${calibration.name}: ${calibration.sequences} × ${calibration.context} tokens`],
             ...(speed ? [['Speed', `${speed.dense.length} rounds in turns in the stock runtime, ${speed.device}, ${speed.threads} ${speed.threads === 1 ? 'thread' : 'threads'}: a prompt of ${speed.tokens} tokens, then as many generated`] as const] : []),
             ['Time', duration(result.seconds)], ['Made by', `blockpruner ${version}`]
@@ -64,22 +65,23 @@ async function perplexityFigure({ blocks, steps, removed, perplexity, parameters
 }
 
 async function layerFigure({ blocks, steps, removed }: PruneResult): Promise<Figure> {
-    const moves = steps.length > 0 ? steps.map((step) => step.removed) : removed.map((block): Move => [block]);
+    // without steps, all went at once
+    const moves = steps.length > 0 ? steps.map((step) => step.removed) : [removed];
     const when = (block: Block) => moves.findIndex((move) => move.some((gone) => sameBlock(gone, block))) + 1;
     const of = (kind: string) => `${removed.filter((block) => block.kind === kind).length} of ${blocks.filter((block) => block.kind === kind).length}`;
     const classes = Math.min(4, moves.length);
     const classOf = (number: number) => Math.floor((number - 1) * classes / moves.length);
-    const text = (block: Block) => (when(block) === 0 ? 'stays' : `removed as number ${when(block)}`);
+    const text = (block: Block) => (when(block) === 0 ? 'stays' : steps.length === 0 ? 'removed' : `removed as number ${when(block)}`);
     return {
-        title: 'Which blocks went, and when',
-        caption: `${of('attn')} attention blocks (attn) and ${of('ffn')} feed-forward blocks (ffn) were removed. The numbers say in which order, first ${formatMove(moves[0] ?? [])}; empty blocks stay. Layer 0 is the one next to the input.`,
-        charts: await layerMap(blocks, (block) => (when(block) === 0 ? { class: null, label: `${formatBlock(block)} stays` }
-            : { class: classOf(when(block)), text: String(when(block)), label: `${formatBlock(block)}: ${text(block)} of ${moves.length}` }),
-        { scale: 'w', classes, label: 'Layer map: attention and feed-forward blocks by layer, with the order of removal' }),
+        title: steps.length > 0 ? 'Which blocks went, and when' : 'Which blocks went',
+        caption: `${of('attn')} attention blocks (attn) and ${of('ffn')} feed-forward blocks (ffn) were removed. ${steps.length > 0 ? `The numbers say in which order, first ${formatMove(moves[0]!)}; empty blocks stay. ` : ''}Layer 0 is the one next to the input.`,
+        charts: await layerMap(blocks, (block) => ({
+            class: when(block) === 0 ? null : classOf(when(block)), text: when(block) === 0 || steps.length === 0 ? '' : String(when(block)), label: `${formatBlock(block)}: ${text(block)}`
+        }), { scale: 'w', classes, label: `Layer map: attention and feed-forward blocks by layer, ${steps.length > 0 ? 'with the order of removal' : 'removed or not'}` }),
         legend: [
             ...Array.from({ length: classes }, (_, i): LegendItem => {
                 const numbers = moves.map((_, index) => index + 1).filter((number) => classOf(number) === i);
-                return { name: numbers.length > 1 ? `${numbers[0]} to ${numbers.at(-1)}` : String(numbers[0]), colour: `var(--w${i})` };
+                return { name: steps.length === 0 ? 'removed' : numbers.length > 1 ? `${numbers[0]} to ${numbers.at(-1)}` : String(numbers[0]), colour: `var(--w${i})` };
             }),
             { name: 'stays', colour: 'var(--none)' }
         ],
