@@ -103,15 +103,16 @@ export async function cells(all: readonly Cell[], { scale, classes, cellWidth, c
 }): Promise<Html> {
     const domain = Array.from({ length: classes }, (_, i) => i);
     const gap = cellWidth > 12 && cellHeight > 12 ? 2 : 1;
-    // as many column names as there is room for
-    const every = Math.ceil(columns.reduce((most, { length }) => Math.max(most, length), 0) * 8 / cellWidth);
+    // numbers as there is room for
+    const needed = columnTitle === undefined ? 1 : String(columns.length).length * 8 / cellWidth;
+    const every = [1, 2, 5, 10].find((n) => n >= needed) ?? 20;
     return draw({
         width: { step: cellWidth }, height: { step: cellHeight },
         data: { values: all.map((cell) => ({ text: '', dot: false, ...cell, class: cell.class ?? -1 })) },
         encoding: {
             x: {
                 field: 'column', type: 'nominal', title: columnTitle ?? null, scale: { domain: columns, paddingInner: gap / cellWidth, paddingOuter: 0 },
-                axis: { orient: 'top', labelAngle: 0, domain: false, ticks: false, values: columns.filter((_, i) => i === 0 || (i + 1) % every === 0), labelOverlap: false }
+                axis: { orient: 'top', labelAngle: 0, domain: false, ticks: false, values: columns.filter((_, i) => (i + 1) % every === 0 || (i === 0 && every > 2)), labelOverlap: false }
             },
             y: {
                 field: 'row', type: 'nominal', title: null, scale: { domain: rows, paddingInner: gap / cellHeight, paddingOuter: 0 },
