@@ -81,6 +81,8 @@ const comparisonSchema = z.object({
     calibration: z.object({ name: z.string(), sequences: z.number(), context: z.number() }),
     /** the text's name */
     text: z.string().nullable(),
+    /** all that the model has, in the order of the residual stream */
+    blocks: z.array(blockSchema),
     /** what searches depend on, by its name in messages */
     searchedWith: z.record(z.string(), z.string()),
     /** what the evaluations of their results depend on */
@@ -182,6 +184,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             model: uri,
             calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
             text: text === undefined ? null : path.basename(text),
+            blocks: blocks.map(({ kind, layer }) => ({ kind, layer })),
             searchedWith, evaluatedWith,
             dense: known?.dense ?? await evaluate(model, []),
             searches: previous?.searches ?? [],
