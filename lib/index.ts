@@ -18,6 +18,7 @@ export { writePruned, type Provenance, type WriteOptions } from './export/write.
 export { readGguf, type Gguf, type GgufTensorInfo } from './gguf.js';
 export { Model, resolveModel, type BlockInfo, type Choice, type Divergence, type EvaluateOptions, type LoadOptions, type ModelGraph, type Sequences } from './model.js';
 export { apply, inspect, journalOf, prune, type ApplyOptions, type Inspection, type Phase, type PruneOptions, type PruneResult, type SearchStart } from './prune.js';
-export { searchOrder, type Evaluator, type SearchMode, type SearchOptions, type SearchResult, type Step } from './search/blockpruner.js';
+export { comparisonReport, pruneReport, writeReport } from './report/index.js';
+export { searchOrder, type Candidate, type Evaluator, type SearchMode, type SearchOptions, type SearchResult, type Step } from './search/blockpruner.js';
 export { methods, movesOf, type Method, type MethodOptions } from './search/methods.js';
 export { formatOrder, readOrder } from './search/order.js';

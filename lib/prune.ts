@@ -8,12 +8,15 @@ import { loadCalibration, type Calibration, type CalibrationOptions } from './ca
 import { BlockprunerError } from './errors.js';
 import { meanNll, perplexityOf } from './evaluation/perplexity.js';
 import { PrefixEvaluator } from './evaluation/prefix.js';
+import { scoreTask, type TaskScores } from './evaluation/scores.js';
+import type { Task } from './evaluation/tasks.js';
 import { architectureOf, type Host } from './export/host.js';
 import { chooseHost } from './export/hosts.js';
-import { stockNll } from './export/stock-runtime.js';
+import { stockNll, stockSpeed, type Speed } from './export/stock-runtime.js';
 import { checkOutput, formatMerges, version, writePruned, type Merges } from './export/write.js';
 import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
 import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from './model.js';
+import { pruneReport, writeReport } from './report/index.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal } from './search/journal.js';
 import { checkMethod, checkSelection, movesOf, removesLayers, type Method } from './search/methods.js';
@@ -21,7 +24,7 @@ import { formatOrder } from './search/order.js';
 import { checkConfidence, DEFAULT_CONFIDENCE } from './search/race.js';
 
 /** What is being worked on: for progress bars. `done` and `total` are in the unit of the phase. */
-export type Phase = 'download' | 'load' | 'calibrate' | 'search' | 'write' | 'verify';
+export type Phase = 'download' | 'load' | 'calibrate' | 'score' | 'search' | 'write' | 'verify' | 'speed';
 
 export interface CommonOptions {
     /** The pruned GGUF to write. */
@@ -54,6 +57,15 @@ export interface PruneOptions extends CommonOptions {
      * that of the paper's repository.
      */
     orderFile?: string | undefined;
+    /**
+     * Write an HTML page there that shows what came of it, see {@link pruneReport}. For it, the speed of both files is measured in
+     * the stock runtime.
+     */
+    report?: string | undefined;
+    /** Score the model on these, as it is and pruned; {@link loadTask} reads them. */
+    tasks?: readonly Task[] | undefined;
+    /** The first so many questions of each task. Default: all. */
+    limit?: number | undefined;
     /** How it is decided what goes; see {@link Method}. Default: `blockpruner`. */
     method?: Method | undefined;
     /** Of the method `random`. Default: 0. */
@@ -95,17 +107,29 @@ export interface PruneResult {
     architecture: string;
     /** The architecture that the output is written as. */
     host: string;
+    /** How it was decided what goes; null where that was given. */
+    method: Method | null;
+    /** All that the model had, in the order of the residual stream. */
+    blocks: BlockInfo[];
     removed: Block[];
     /** of `laco`: what the weights of layers became, such as `blk.5 = -1 blk.5 + 1 blk.6 + 1 blk.7` */
     merged?: string[];
     /** none of `laco`, which removes all at once */
     steps: Step[];
+    calibration: { name: string; sequences: number; context: number };
     /** On the calibration text. */
     perplexity: { dense: number; pruned: number };
     parameters: { dense: number; pruned: number };
     bytes: { dense: number; pruned: number };
+    /** Of the tasks that were asked for. */
+    tasks: { dense: TaskScores[]; pruned: TaskScores[] };
+    /** In the stock runtime, in several rounds that the two files took in turns; null where no report was asked for. */
+    speed: { device: Device; threads: number; tokens: number; dense: Speed[]; pruned: Speed[] } | null;
     seconds: number;
 }
+
+/** How the speed is measured: a prompt of so many tokens, then as many generated; so often. */
+const SPEED_TOKENS = 128, SPEED_ROUNDS = 3;
 
 /** The stock runtime hands over every logit, about 0.3 µs each: of longer texts, evenly spread positions are compared. */
 const VERIFIED_LOGITS = 2 ** 25;
@@ -121,7 +145,7 @@ export function journalOf(output: string): string {
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const { remove, ratio, maxIncrease, method = 'blockpruner', methodSeed, blocks: selection = 'all', orderFile, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
+    const { remove, ratio, maxIncrease, method = 'blockpruner', methodSeed, blocks: selection = 'all', orderFile, report, limit, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
         throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
     }
@@ -138,11 +162,14 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
     checkConfidence(confidence);
     checkRange('keepBytes', options.keepBytes, 0, Infinity);
+    checkRange('limit', limit, 1, Infinity, true);
 
     const journalFile = journalOf(options.output);
-    for (const [what, name] of [['output', options.output], ['journal', journalFile]] as const) {
-        if (orderFile !== undefined && path.resolve(orderFile) === path.resolve(name)) {
-            throw new BlockprunerError(`the order file and the ${what} are both ${orderFile}: choose two names`);
+    const files = [['order file', orderFile], ['report', report], ['output', options.output], ['journal', journalFile]] as const;
+    for (const [i, [what, name]] of files.entries()) {
+        const same = files.slice(i + 1).find(([, other]) => name !== undefined && other !== undefined && path.resolve(name) === path.resolve(other));
+        if (same) {
+            throw new BlockprunerError(`the ${what} and the ${same[0]} are both ${name}: choose two names`);
         }
     }
 
@@ -155,6 +182,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         if (orderFile !== undefined) {
             // of a search that goes on, it is there already
             await checkOutput(orderFile, loaded.gguf, options.force === true || (resume === true && fs.existsSync(journalFile)), 'order file');
+        }
+        if (report !== undefined) {
+            await checkOutput(report, loaded.gguf, options.force, 'report');
         }
         if (method === 'laco') {
             return decideByLaco(loaded, blocks, host, calibration, options, selection);
@@ -183,6 +213,8 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         }
         const expected = Math.min(most, remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most));
         const total = Math.ceil(expected / atOnce);
+
+        const denseScores = await scoreTasks(loaded, options); // first: a task that can't be scored is found before the long work
 
         const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
         const journal = Journal.open(prefix, journalFile, {
@@ -219,18 +251,23 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         if (steps.length === 0) {
             throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease ?? 0)}`);
         }
-        return { dense, removed: [...order], steps, nll: concatenate(nll) };
+        return { dense, method, removed: [...order], steps, nll: concatenate(nll), tasks: { dense: denseScores, pruned: await scoreTasks(loaded, options, order) } };
     });
+    if (report !== undefined) {
+        await writeReport(report, await pruneReport(result), options.force);
+    }
     fs.rmSync(journalFile, { force: true });
     return result;
 }
 
-async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calibration: Calibration, { remove, ratio, output, signal, onProgress }: PruneOptions, selection: BlockSelection): Promise<Decision> {
+async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calibration: Calibration, options: PruneOptions, selection: BlockSelection): Promise<Decision> {
+    const { remove, ratio, output, signal, onProgress } = options;
     checkSelection('laco', selection);
     const ofLayer = layersOf(blocks)[0]!.length;
     if (remove !== undefined && remove % ofLayer !== 0) {
         throw new BlockprunerError(`can't remove ${remove} blocks: laco removes whole layers, ${ofLayer} at a time`);
     }
+    const denseScores = await scoreTasks(model, options);
     const dense = await perplexityOf(model, calibration, { signal });
     const context = {
         host, blocks, calibration, signal, folder: path.dirname(path.resolve(output)),
@@ -238,7 +275,16 @@ async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calib
         onProgress: (done: number, total: number) => onProgress?.('search', done, total)
     };
     const { removed, merges } = await collapse(model, context);
-    return { dense, removed, merges, steps: [], nll: await withCollapsed(model, context, { removed, merges }, (collapsed) => collapsed.evaluate(calibration, { signal })) };
+    const [nll, scores] = await withCollapsed(model, context, { removed, merges }, async (collapsed) => [await collapsed.evaluate(calibration, { signal }), await scoreTasks(collapsed, options)] as const);
+    return { dense, method: 'laco', removed, merges, steps: [], nll, tasks: { dense: denseScores, pruned: scores } };
+}
+
+async function scoreTasks(model: Model, { tasks = [], limit, signal, onProgress }: PruneOptions, skip: readonly Block[] = []): Promise<TaskScores[]> {
+    const scores: TaskScores[] = [];
+    for (const task of tasks) {
+        scores.push(await scoreTask(model, task, { skip, limit, signal, onProgress: (done, of) => onProgress?.('score', done, of) }));
+    }
+    return scores;
 }
 
 /** Removes given blocks, without a search, and writes the result as {@link prune} does. */
@@ -254,17 +300,17 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
         host.plan(without(blocks, options.order)); // before the long work
         const { signal, onProgress } = options;
         const dense = await perplexityOf(loaded!, calibration, { signal, onProgress: (done, total) => onProgress?.('search', done, total) });
-        return { dense, removed: [...options.order], steps: [], nll: await loaded!.evaluate(calibration, { skip: options.order, signal }) };
+        return { dense, method: null, removed: [...options.order], steps: [], tasks: { dense: [], pruned: [] }, nll: await loaded!.evaluate(calibration, { skip: options.order, signal }) };
     });
 }
 
 /** Which blocks go, the perplexity with all of them, and the NLL of each token of the calibration without them. */
-type Decision = Pick<PruneResult, 'removed' | 'steps'> & { dense: number; nll: Float32Array; merges?: Merges };
+type Decision = Pick<PruneResult, 'method' | 'removed' | 'steps' | 'tasks'> & { dense: number; nll: Float32Array; merges?: Merges };
 
 /** What prune and apply share: everything but the decision which blocks go. */
 async function withModel(
     uri: string,
-    options: CommonOptions,
+    options: CommonOptions & Pick<PruneOptions, 'report'>,
     load: (file: string, options: LoadOptions) => Promise<Model[]>,
     decide: (copies: Model[], blocks: BlockInfo[], host: Host, calibration: Calibration) => Promise<Decision>
 ): Promise<PruneResult> {
@@ -288,38 +334,48 @@ async function withModel(
         models.forEach((copy) => copy.dispose()); // before the stock runtime loads its copy
     }
 
-    const { removed, merges, steps, dense, nll } = decision;
+    const { method, removed, merges, steps, tasks, dense, nll } = decision;
     const pruned = Math.exp(meanNll(nll, calibration.length));
-    await writePruned(model.gguf, host, blocks, {
+    const provenance = {
         removed, merges,
         calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
         perplexity: { dense, pruned }
-    }, output, {
+    };
+    const stock = { device, gpuLayers, threads, flashAttention, signal };
+    let speed: PruneResult['speed'] = null;
+    await writePruned(model.gguf, host, blocks, provenance, output, {
         force,
         signal,
         onProgress: (done, total) => onProgress?.('write', done, total),
-        ...(verify && {
-            verify: async (written: string) => {
-                const stock = await stockNll(written, calibration, {
-                    device, gpuLayers, threads, flashAttention, signal, stride,
-                    onProgress: (done, total) => onProgress?.('verify', done, total)
-                });
+        verify: async (written: string) => {
+            if (verify) {
+                const values = await stockNll(written, calibration, { ...stock, stride, onProgress: (done, total) => onProgress?.('verify', done, total) });
                 const expected = nll.filter((_, position) => position % stride === 0);
-                const [found, searched] = [stock, expected].map((values) => Math.exp(meanNll(values, values.length + 1))) as [number, number];
+                const [found, searched] = [values, expected].map((all) => Math.exp(meanNll(all, all.length + 1))) as [number, number];
                 if (!(Math.abs(found / searched - 1) <= host.tolerance)) {
                     throw new BlockprunerError(`verification failed: the written file has perplexity ${found} in the stock runtime, the search found ${searched}; no file was kept`);
                 }
             }
-        })
+            if (options.report !== undefined) {
+                speed = { device, threads, tokens: SPEED_TOKENS, dense: [], pruned: [] };
+                for (let round = 0; round < SPEED_ROUNDS; round++) { // in turns: what else the computer does slows both down
+                    onProgress?.('speed', round, SPEED_ROUNDS);
+                    speed.dense.push(await stockSpeed(gguf.files[0]!, SPEED_TOKENS, stock));
+                    speed.pruned.push(await stockSpeed(written, SPEED_TOKENS, stock));
+                }
+            }
+        }
     });
 
     const written = await readGguf(output); // no signal: the file is there
     return {
-        model: uri, output, architecture: architectureOf(gguf), host: host.name, removed, steps,
+        model: uri, output, architecture: architectureOf(gguf), host: host.name, method, blocks, removed, steps,
         ...(merges && { merged: formatMerges(merges) }),
-        perplexity: { dense, pruned },
+        calibration: provenance.calibration,
+        perplexity: provenance.perplexity,
         parameters: { dense: parameters, pruned: countParameters(written) },
         bytes: { dense: gguf.bytes, pruned: written.bytes },
+        tasks, speed,
         seconds: (performance.now() - started) / 1000
     };
 }

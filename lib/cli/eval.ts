@@ -48,11 +48,15 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         }
         model.dispose();
         progress.stop();
-        console.log(argv.json ? JSON.stringify({ tasks: scores }) : scores.map(({ task, questions, acc, acc_norm }) =>
-            `${task.padEnd(14)} ${String(questions).padStart(6)} questions  acc ${percent(acc)}${acc_norm ? `  acc_norm ${percent(acc_norm)}` : ''}`).join('\n'));
+        console.log(argv.json ? JSON.stringify({ tasks: scores }) : scores.map(formatScores).join('\n'));
     } finally {
         progress.stop();
     }
+}
+
+/** A line of a table. */
+export function formatScores({ task, questions, acc, acc_norm }: TaskScores): string {
+    return `${task.padEnd(14)} ${String(questions).padStart(6)} questions  acc ${percent(acc)}${acc_norm ? `  acc_norm ${percent(acc_norm)}` : ''}`;
 }
 
 function percent({ value, stderr }: Score): string {

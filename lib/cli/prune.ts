@@ -3,15 +3,19 @@ import readline from 'node:readline/promises';
 import type { Argv } from 'yargs';
 import { formatBlock, formatMove } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
+import { loadTask } from '../evaluation/tasks.js';
 import { journalOf, prune, type PruneResult } from '../prune.js';
 import { methods } from '../search/methods.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
-import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
+import { formatScores, parseTask, taskOptions } from './eval.js';
+import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, lastCounts, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
 
 export const command = 'prune <model>';
 export const describe = 'Search the blocks that matter least and write the model without them';
 
 export const builder = (yargs: Argv) => modelArgument(yargs)
+    .parserConfiguration({ 'duplicate-arguments-array': true }) // several tasks
+    .middleware(lastCounts, true)
     .options({
         ...outputOptions,
         remove: { type: 'number', describe: 'Remove so many blocks' },
@@ -25,13 +29,17 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         memory: { type: 'number', describe: 'MiB on each device for what evaluations start from', defaultDescription: '2048' },
         resume: { type: 'boolean', describe: 'Go on with the search for this output that was stopped; --no-resume begins anew', defaultDescription: 'asks' },
         order: { type: 'string', describe: "Write the order there, after each removal, in the format of the paper's repository" },
+        report: { type: 'string', describe: 'Write an HTML page there that shows what came of it' },
+        ...taskOptions,
+        task: { ...taskOptions.task, describe: `Score the model on this, before and after: ${taskOptions.task.describe}` },
         ...calibrationOptions,
         ...deviceOptions,
         json: jsonOption
     })
     .example('$0 prune model.gguf --ratio 0.2 -o smaller.gguf', 'a fifth of the parameters')
     .example('$0 prune model.gguf --max-increase 0.1 -o smaller.gguf', 'all that costs at most 10 % perplexity')
-    .example('$0 prune hf:user/repo:Q4_K_M --remove 6 --calibration mine.txt -o smaller.gguf', 'six blocks, by your own text');
+    .example('$0 prune hf:user/repo:Q4_K_M --remove 6 --calibration mine.txt -o smaller.gguf', 'six blocks, by your own text')
+    .example('$0 prune model.gguf --ratio 0.2 -o smaller.gguf --report report.html --task arc-easy=test.jsonl --limit 400', 'with a page of charts');
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
     checkDevice(argv);
@@ -45,6 +53,8 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     checkNumber('confidence', argv.confidence);
     checkInteger('memory', argv.memory, 0);
     checkInteger('method-seed', argv['method-seed'], 0);
+    checkInteger('limit', argv.limit, 1);
+    const tasks = await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text))));
     const resume = argv.resume ?? await askToResume(journalOf(argv.output));
     const progress = new Progress();
     try {
@@ -59,6 +69,9 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             method: argv.method,
             methodSeed: argv['method-seed'],
             orderFile: argv.order,
+            report: argv.report,
+            tasks,
+            limit: argv.limit,
             search: argv.search,
             confidence: argv.confidence,
             keepBytes: argv.memory === undefined ? undefined : argv.memory * 2 ** 20,
@@ -107,7 +120,7 @@ export function printResult(result: PruneResult, json: boolean, verified: boolea
         console.log(JSON.stringify(result));
         return;
     }
-    const { perplexity, parameters, bytes } = result;
+    const { perplexity, parameters, bytes, tasks } = result;
     const change = (from: number, to: number) => `${to >= from ? '+' : '−'}${Math.abs(100 * (to / from - 1)).toFixed(1)} %`;
     console.log([
         `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
@@ -115,6 +128,7 @@ export function printResult(result: PruneResult, json: boolean, verified: boolea
         `perplexity  ${perplexity.dense.toFixed(4)} → ${perplexity.pruned.toFixed(4)} (${change(perplexity.dense, perplexity.pruned)}, calibration text)`,
         `parameters  ${millions(parameters.dense)} → ${millions(parameters.pruned)} (${change(parameters.dense, parameters.pruned)})`,
         `size        ${mib(bytes.dense)} → ${mib(bytes.pruned)} (${change(bytes.dense, bytes.pruned)})`,
+        ...tasks.dense.flatMap((dense, i) => [`before      ${formatScores(dense)}`, `after       ${formatScores(tasks.pruned[i]!)}`]),
         `${result.output} is written as '${result.host}'${verified ? ' and verified in the stock runtime' : ''}; ${result.seconds.toFixed(0)} s`
     ].join('\n'));
 }

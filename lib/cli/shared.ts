@@ -7,7 +7,7 @@ import { Model, resolveModel } from '../model.js';
 import type { Phase as PrunePhase } from '../prune.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
 
-type Phase = PrunePhase | 'score' | 'evaluate';
+type Phase = PrunePhase | 'evaluate';
 
 /** Options that several commands have; each has its text once. */
 export const deviceOptions = {
@@ -93,7 +93,7 @@ export function checkNumber(name: string, value: number | undefined): void {
     }
 }
 
-const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', evaluate: 'Evaluating', score: 'Scoring', write: 'Writing', verify: 'Verifying' };
+const phases: Record<Phase, string> = { download: 'Downloading', load: 'Loading', calibrate: 'Calibration', search: 'Searching', evaluate: 'Evaluating', score: 'Scoring', write: 'Writing', verify: 'Verifying', speed: 'Speed' };
 
 /** Progress on stderr: a bar with the time left where that is a terminal, else only the lines. */
 export class Progress {

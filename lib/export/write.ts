@@ -97,15 +97,24 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
         await handle.sync().finally(() => handle.close());
         await verify?.(partial);
         signal?.throwIfAborted();
-        if (!force) {
-            await linkOrCheck(partial, output);
-        }
-        await fs.rename(partial, output);
-        await fs.rm(partial, { force: true }); // renaming a file to its other link leaves both
+        await giveName(partial, output, force);
     } catch (error) {
         await fs.rm(partial, { force: true });
         throw error;
     }
+}
+
+/**
+ * Gives a complete file its name, at once.
+ * @param what what the file is, in messages
+ * @throws BlockprunerError if the name was taken meanwhile, and `force` is not set
+ */
+export async function giveName(partial: string, name: string, force = false, what = 'output'): Promise<void> {
+    if (!force) {
+        await linkOrCheck(partial, name, what);
+    }
+    await fs.rename(partial, name);
+    await fs.rm(partial, { force: true }); // renaming a file to its other link leaves both
 }
 
 /** How a model is written without some blocks, all but the name of the output. */
@@ -136,13 +145,13 @@ export function planFile(gguf: Gguf, host: Host, blocks: readonly Block[], remov
 }
 
 /** Takes a name for a file, and fails if it was taken meanwhile; on file systems without links, shortly before it is used. */
-async function linkOrCheck(file: string, name: string): Promise<void> {
+async function linkOrCheck(file: string, name: string, what: string): Promise<void> {
     try {
         await fs.link(file, name);
     } catch (error) {
         const exists = (error as NodeJS.ErrnoException).code === 'EEXIST' || await fs.stat(name).then(() => true, () => false);
         if (exists) {
-            throw new BlockprunerError(`the output ${name} exists: choose another name or give --force`);
+            throw new BlockprunerError(`the ${what} ${name} exists: choose another name or give --force`);
         }
     }
 }

@@ -10,10 +10,24 @@ import { DEFAULT_CONFIDENCE, Race } from './race.js';
  */
 export type SearchMode = 'full' | 'exact' | 'race';
 
+/** What was found of one candidate of a removal. */
+export interface Candidate {
+    move: Move;
+    /**
+     * Of the model without it and all blocks removed before; null where that is no finite number. It is exact if all sequences
+     * were evaluated; of a candidate that was stopped before, it is what those that were evaluated let expect.
+     */
+    perplexity: number | null;
+    /** sequences that it was evaluated on */
+    sequences: number;
+}
+
 export interface Step {
     removed: Move;
     /** of the model without all blocks removed so far */
     perplexity: number;
+    /** all that could have gone instead, and what did, in the order in which the paper's code tries them */
+    candidates: Candidate[];
     /** sequences evaluated for this removal, over all candidates */
     evaluations: number;
     seconds: number;
@@ -76,6 +90,11 @@ export interface Winner {
     nll: Float32Array[];
 }
 
+/** The winner, and what was found of all candidates, in their order. */
+export interface Outcome extends Winner {
+    candidates: Candidate[];
+}
+
 /**
  * BlockPruner's iterative search (Zhong et al. 2025, section 3.3 and algorithm 1, as its own code does it): remove the
  * block without which the perplexity is lowest, and repeat on what is left. Candidates stand in the order attention blocks
@@ -114,7 +133,7 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
             },
             onProgress: (decided) => options.onEvaluation?.(steps.length + 1, decided, candidates.length)
         };
-        const { move, nll } = await search.choose(contest);
+        const { move, nll, candidates: found } = await search.choose(contest);
         const perplexity = perplexityOfAll(nll);
         if (perplexity > limit) {
             break;
@@ -125,16 +144,32 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
         removed.push(...move);
         evaluator.remove([...removed]);
         current = nll;
-        const step = { removed: move.map(({ kind, layer }) => ({ kind, layer })), perplexity, evaluations, seconds: (performance.now() - started) / 1000 };
+        const step: Step = { removed: bare(move), perplexity, candidates: found, evaluations, seconds: (performance.now() - started) / 1000 };
         steps.push(step);
         options.onStep?.(step, steps.length);
     }
     return { dense, steps, nll: current };
 }
 
+/** Blocks without anything else that is known of them. */
+function bare(move: Move): Move {
+    return move.map(({ kind, layer }) => ({ kind, layer }));
+}
+
 /** exp of the mean over sequences of a sequence's mean NLL. */
 export function perplexityOfAll(nll: readonly Float32Array[]): number {
     return Math.exp(meanOf(nll.map(meanOf)));
+}
+
+/**
+ * What was found of a candidate.
+ * @param nll of each token of the sequences that were evaluated
+ * @param expected the mean NLL over all sequences that these let expect, where they aren't all
+ */
+export function candidateOf(move: Move, nll: readonly (Float32Array | undefined)[], all: number, expected: number): Candidate {
+    const seen = nll.filter((values) => values !== undefined);
+    const perplexity = seen.length === all ? perplexityOfAll(seen) : Math.exp(expected);
+    return { move: bare(move), perplexity: Number.isFinite(perplexity) ? perplexity : null, sequences: seen.length };
 }
 
 /** Infinity where a value is no number: an overflow is never the best. */

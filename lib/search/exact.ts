@@ -1,5 +1,5 @@
 import { formatMove, type Move } from '../blocks.js';
-import { meanOf, type Contest, type Winner } from './blockpruner.js';
+import { candidateOf, meanOf, type Candidate, type Contest, type Outcome, type Winner } from './blockpruner.js';
 
 /**
  * Finds the candidate with the lowest perplexity, with certainty.
@@ -16,7 +16,7 @@ export class ExactSearch {
     /** @param full evaluate every candidate on every sequence, in the order given, as the paper's code does */
     constructor(private readonly full: boolean) {}
 
-    async choose({ current, candidates, evaluate, onProgress, atOnce }: Contest): Promise<Winner> {
+    async choose({ current, candidates, evaluate, onProgress, atOnce }: Contest): Promise<Outcome> {
         const cost = (move: Move) => this.#lastCost.get(formatMove(move)) ?? 0;
         const order = this.full ? [...candidates] : [...candidates].sort((a, b) => cost(a) - cost(b));
         const currentMeans = current.map(meanOf);
@@ -27,6 +27,7 @@ export class ExactSearch {
         const batch = this.full ? sequences.length : atOnce > 1 ? 4 * atOnce : 1; // several devices need work for each
 
         let best: (Winner & { total: number }) | undefined;
+        const found = new Map<Move, Candidate>();
         for (const [index, move] of order.entries()) {
             const nll: Float32Array[] = [];
             let sum = 0, increase = 0, done = 0;
@@ -41,6 +42,7 @@ export class ExactSearch {
                 done += next.length;
             }
             this.#lastCost.set(formatMove(move), increase / done);
+            found.set(move, candidateOf(move, nll, sequences.length, meanOf(currentMeans) + increase / done));
             if (done === sequences.length) {
                 const total = nll.reduce((before, values) => before + meanOf(values), 0);
                 const earlier = best && candidates.indexOf(move) < candidates.indexOf(best.move);
@@ -50,6 +52,6 @@ export class ExactSearch {
             }
             onProgress(index + 1);
         }
-        return best!;
+        return { move: best!.move, nll: best!.nll, candidates: candidates.map((move) => found.get(move)!) };
     }
 }

@@ -2,7 +2,7 @@ import { Matrix, solve } from 'ml-matrix';
 import { probit, sampleVariance } from 'simple-statistics';
 import { formatMove, type Move } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
-import { meanOf, type Contest, type Winner } from './blockpruner.js';
+import { candidateOf, meanOf, type Contest, type Outcome } from './blockpruner.js';
 
 /**
  * Tokens of one text are alike, so a sequence tells less than as many independent tokens would: its mean varies more, by a
@@ -88,7 +88,7 @@ export class Race {
     /** @param confidence the probability that a removal is the right one, under the normal approximation */
     constructor(private readonly confidence: number) {}
 
-    async choose({ current, candidates, evaluate, onProgress, atOnce }: Contest): Promise<Winner> {
+    async choose({ current, candidates, evaluate, onProgress, atOnce }: Contest): Promise<Outcome> {
         const n = current.length;
         const shuffle = shuffled(n);
         // with several devices, first looks at all of their shares; of a block always at the same, which it is compared on
@@ -158,7 +158,7 @@ export class Race {
             estimate(next);
         }
         racers.forEach((racer) => this.#remember(racer));
-        return { move: best!.move, nll: best!.nll };
+        return { move: best!.move, nll: best!.nll, candidates: racers.map(({ move, nll, mean }) => candidateOf(move, nll, n, model.whole.mean + mean)) };
     }
 
     /** The mean cost over all sequences, as exactly as those evaluated so far tell. */

@@ -13,7 +13,7 @@ fs.writeFileSync(text, 'The whale rose from the sea, and the ship turned to meet
 
 describe('--help', () => {
     test.each([
-        ['prune', ['--output', '--force', '--verify', '--remove', '--ratio', '--max-increase', '--blocks', '--search', '--confidence', '--memory', '--resume', '--order', '--calibration', '--field', '--samples', '--context', '--seed', '--device', '--gpu-layers', '--threads', '--json']],
+        ['prune', ['--output', '--force', '--verify', '--remove', '--ratio', '--max-increase', '--blocks', '--search', '--confidence', '--memory', '--resume', '--order', '--report', '--task', '--limit', '--calibration', '--field', '--samples', '--context', '--seed', '--device', '--gpu-layers', '--threads', '--json']],
         ['apply', ['--order', '--remove', '--output', '--force', '--verify', '--calibration', '--samples', '--context', '--device', '--json']],
         ['perplexity', ['--text', '--field', '--context', '--skip', '--definition', '--device', '--gpu-layers', '--threads', '--json']],
         ['inspect', ['--json']]
@@ -46,11 +46,14 @@ describe('prune and apply', () => {
 
     test('print one JSON object', () => {
         const block = { kind: 'attn', layer: expect.any(Number) as number };
-        const step = { removed: [block], perplexity: expect.any(Number) as number, evaluations: expect.any(Number) as number, seconds: expect.any(Number) as number };
+        const candidate = { move: [block], perplexity: expect.any(Number) as number, sequences: 1 };
+        const step = (candidates: number) => ({ removed: [block], perplexity: expect.any(Number) as number, candidates: Array<typeof candidate>(candidates).fill(candidate), evaluations: expect.any(Number) as number, seconds: expect.any(Number) as number });
         const numbers = { dense: expect.any(Number) as number, pruned: expect.any(Number) as number };
         expect(result).toEqual({
-            model: tiny, output, architecture: 'llama', host: 'deci', removed: [block, block], steps: [step, step],
-            perplexity: numbers, parameters: numbers, bytes: numbers, seconds: expect.any(Number) as number
+            model: tiny, output, architecture: 'llama', host: 'deci', method: 'blockpruner', removed: [block, block], steps: [step(12), step(11)],
+            blocks: expect.arrayContaining([{ kind: 'ffn', layer: 11, parameters: 393472, bytes: 418816 }]) as unknown,
+            calibration: { name: 'calibration.txt', sequences: 1, context: 32 },
+            perplexity: numbers, parameters: numbers, bytes: numbers, tasks: { dense: [], pruned: [] }, speed: null, seconds: expect.any(Number) as number
         });
         expect(result.steps.map(({ removed, evaluations }) => [removed, evaluations])).toEqual([[[result.removed[0]], 12], [[result.removed[1]], 11]]);
         expect(result.perplexity.pruned).toBeCloseTo(result.steps[1]!.perplexity, 10);
@@ -73,7 +76,7 @@ describe('prune and apply', () => {
     test('write the same file, by a search and by its order', async () => {
         const again = file('applied.gguf');
         const applied = await runJson<PruneResult>('apply', tiny, '-o', again, '--order', order, '--remove', '2', ...short);
-        expect(applied).toEqual({ ...result, output: again, steps: [], seconds: expect.any(Number) as number });
+        expect(applied).toEqual({ ...result, output: again, method: null, steps: [], seconds: expect.any(Number) as number });
         expect(fs.readFileSync(again).equals(fs.readFileSync(output))).toBe(true);
     });
 

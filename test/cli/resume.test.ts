@@ -10,7 +10,7 @@ const file = (name: string) => path.join(folder, name);
 const search = (output: string, ...options: string[]) => ['prune', tiny, '-o', output, '--remove', '6', '--samples', '4', '--context', '64', '--no-verify', ...onCpu, ...options];
 
 /** What must not depend on whether a search was stopped. */
-const outcome = ({ removed, steps, perplexity }: PruneResult) => ({ removed, perplexity, steps: steps.map((step) => [step.removed, step.perplexity]) });
+const outcome = ({ removed, steps, perplexity }: PruneResult) => ({ removed, perplexity, steps: steps.map((step) => [step.removed, step.perplexity, step.candidates]) });
 
 const size = (name: string) => fs.statSync(name, { throwIfNoEntry: false })?.size ?? 0;
 

@@ -65,6 +65,15 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
         expect((await search({ 'attn.0': 1.125 }, { mode, limit })).order).toBe('');
     });
 
+    test('tells what was found of every candidate', async () => {
+        const { steps } = await search({ 'ffn.0': 2, 'attn.0': 4, 'attn.1': 3, 'ffn.1': NaN }, { mode, most: 2 });
+        const found = steps.map(({ candidates }) => candidates.map(({ move, perplexity, sequences }) => [formatMove(move), perplexity, sequences]));
+        expect(found).toEqual([
+            [['attn.0', Math.exp(6), 1], ['attn.1', Math.exp(5), 1], ['ffn.0', Math.exp(4), 1], ['ffn.1', null, 1]],
+            [['attn.0', Math.exp(8), 1], ['attn.1', Math.exp(7), 1], ['ffn.1', null, 1]]
+        ]);
+    });
+
     test('gives the NLL of the last model', async () => {
         expect((await search({ 'attn.0': 1, 'ffn.0': 0.5 }, { mode, limit: () => Math.exp(2.5) })).nll).toEqual([Float32Array.of(2.5)]);
     });
@@ -147,6 +156,24 @@ describe('the faster searches', () => {
         }
         expect(wrong / runs).toBeLessThan(1 - confidence);
         expect(asked).toBeLessThan(full); // or it would be no test: it did drop candidates
+    });
+
+    test.each(['exact', 'race'] as const)('%s estimates the perplexity of candidates that it stopped', async (mode) => {
+        const step = async (how: SearchMode) => {
+            const { candidates, evaluator } = madeUp({ blocks: 24, seed: 1 });
+            return (await searchOrder(evaluator, { moves: singly(candidates, 1), mode: how })).steps[0]!;
+        };
+        const [full, found] = [await step('full'), await step(mode)];
+        expect(found.candidates.map(({ move }) => move)).toEqual(full.candidates.map(({ move }) => move));
+        expect(found.candidates.reduce((sum, { sequences }) => sum + sequences, 0)).toBe(found.evaluations);
+        const stopped = found.candidates.filter(({ sequences }) => sequences < 16);
+        expect(stopped.length).toBeGreaterThan(8);
+        for (const [i, { perplexity, sequences }] of found.candidates.entries()) {
+            const exact = full.candidates[i]!;
+            expect(exact.sequences).toBe(16);
+            expect(perplexity! / exact.perplexity!).toBeCloseTo(1, sequences < 16 ? 1 : 12);
+        }
+        expect(found.candidates.find(({ move }) => formatMove(move) === formatMove(found.removed))).toMatchObject({ perplexity: found.perplexity, sequences: 16 });
     });
 
     test('exact stops a candidate only when it can no longer win', async () => {
