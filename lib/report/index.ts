@@ -205,7 +205,7 @@ async function sizeFigure({ parameters, bytes, speed }: PruneResult): Promise<Fi
 }
 
 /** A page that shows how methods of pruning compare, as one HTML file that needs nothing else. */
-export async function comparisonReport(comparison: Comparison & { blocks?: readonly Block[] }): Promise<string> {
+export async function comparisonReport(comparison: Comparison): Promise<string> {
     const { model, calibration, text, dense, pruned, seconds, blocks } = comparison;
     const rows = comparedRows(comparison).slice(1).map((row) => ({ ...row, name: nameOf(row) }));
     const methods = [...new Set(pruned.map(({ method }) => method))];
@@ -254,14 +254,12 @@ export async function comparisonReport(comparison: Comparison & { blocks?: reado
 }
 
 /** Which blocks each method removed: a higher ratio removes what a lower one does and more. */
-async function removedFigure(pruned: readonly ComparedModel[], ratios: readonly number[], all?: readonly Block[]): Promise<Figure> {
+async function removedFigure(pruned: readonly ComparedModel[], ratios: readonly number[], blocks: readonly Block[]): Promise<Figure> {
     const orders = new Map<string, ComparedModel[]>();
     for (const one of pruned) {
         const name = one.seed === null ? one.method : `${one.method}, seed ${one.seed}`;
         orders.set(name, [...(orders.get(name) ?? []), one]);
     }
-    const layers = 1 + Math.max(0, ...pruned.flatMap(({ removed }) => removed.map(({ layer }) => layer)));
-    const blocks = all ?? Array.from({ length: layers }, (_, layer): Block[] => [{ kind: 'attn', layer }, { kind: 'ffn', layer }]).flat();
     const names = [...orders.keys()];
     const classes = Math.min(4, ratios.length);
     const goneAt = (name: string, block: Block) => ratios.findIndex((ratio) => orders.get(name)!.some((one) => one.ratio === ratio && one.removed.some((gone) => sameBlock(gone, block))));
