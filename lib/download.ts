@@ -73,9 +73,9 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
         const total = Number(response.headers.get('content-encoding') === null && response.headers.get('content-length'));
         const chunks: Uint8Array[] = [];
         let done = 0;
-        for await (const chunk of response.body ?? []) { // fails where the connection ends before content-length
-            chunks.push(chunk as Uint8Array);
-            done += (chunk as Uint8Array).length;
+        for await (const chunk of (response.body ?? []) as AsyncIterable<Uint8Array>) { // fails where the connection ends before content-length
+            chunks.push(chunk);
+            done += chunk.length;
             if (Math.max(done, total) > MOST) {
                 throw new BlockprunerError(`it is larger than ${MOST / 2 ** 20} MiB; download it yourself, and give a part of it`);
             }
