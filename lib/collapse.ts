@@ -7,9 +7,10 @@ import { BlockprunerError } from './errors.js';
 import type { Host } from './export/host.js';
 import { planFile, type Merges } from './export/write.js';
 import { Model, type LoadOptions, type Sequences } from './model.js';
-import { collapseLayers, type MergedLayer } from './search/laco.js';
+import { collapseLayers, type LacoMethod, type MergedLayer } from './search/laco.js';
 
 export interface CollapseOptions {
+    method: LacoMethod;
     host: Host;
     blocks: readonly Block[];
     calibration: Sequences;
@@ -30,17 +31,17 @@ export interface Collapsed {
     similarity: number;
 }
 
-/** Similarity is measured on so many calibration sequences, at most: the paper uses a few sentences. */
-const SEQUENCES = 10;
+/** Similarity is measured on so many calibration sequences, at most: the paper's code has five sentences. */
+const SEQUENCES = 5;
 
 /**
  * Prunes whole layers by LaCo. Each candidate is written beside the output and loaded, so that what is compared is what a pruned
  * file computes, also where weights are quantized. The similarity is its code's: the cosine of the final hidden states of a whole
  * sequence, the mean over sequences.
- * @throws BlockprunerError if the layers differ in what they are made of, or no threshold lets enough layers go
+ * @throws BlockprunerError if the layers differ in what they are made of, or too few can go
  */
 export async function collapse(model: Model, options: CollapseOptions): Promise<Collapsed> {
-    const { host, blocks, calibration, isEnough, signal, onProgress } = options;
+    const { method, host, blocks, calibration, isEnough, signal, onProgress } = options;
     const { length } = calibration;
     const sequences: Sequences = { tokens: calibration.tokens.subarray(0, SEQUENCES * length), length };
     const size = model.embedding * (length - 1); // of the values of a sequence
@@ -50,8 +51,9 @@ export async function collapse(model: Model, options: CollapseOptions): Promise<
         const merges: Merges = new Map(layers.filter(({ layer, weights }) => weights.size > 1 || weights.get(layer) !== 1).map(({ layer, weights }) => [layer, weights]));
         return { removed, merges };
     };
-    let obstacle = '; whatever is merged, the outputs are too different';
+    let obstacle = '; the first layer and a last one stay';
     const found = await collapseLayers({
+        method,
         layers: layersOf(blocks).map(([block]) => block!.layer),
         isEnough: (layers) => isEnough(toBlocks(layers).removed),
         similarity: async (layers) => {

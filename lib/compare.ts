@@ -15,9 +15,11 @@ import { chooseHost } from './export/hosts.js';
 import { formatMerges, version } from './export/write.js';
 import { hashGguf, readGguf } from './gguf.js';
 import { Model, resolveModel, shareOf, type LoadOptions } from './model.js';
+import { comparisonReport } from './report/index.js';
 import { searchOrder, type SearchMode } from './search/blockpruner.js';
 import { differences, Journal, type JournalInputs } from './search/journal.js';
-import { methods, movesOf, type Method } from './search/methods.js';
+import { isLaco, type LacoMethod } from './search/laco.js';
+import { methods, movesOf, type GreedyMethod } from './search/methods.js';
 import { checkConfidence, DEFAULT_CONFIDENCE } from './search/race.js';
 
 /** The methods, and BlockPruner limited to blocks of one kind, as in the paper's ablation (section 5.2). */
@@ -25,7 +27,7 @@ export const comparedMethods = [...methods, 'blockpruner-attn', 'blockpruner-ffn
 export type ComparedMethod = (typeof comparedMethods)[number];
 
 /** How one of them searches for what to remove next. */
-function searchOf(compared: Exclude<ComparedMethod, 'laco'>): { method: Exclude<Method, 'laco'>; selection: BlockSelection } {
+function searchOf(compared: Exclude<ComparedMethod, LacoMethod>): { method: GreedyMethod; selection: BlockSelection } {
     switch (compared) {
         case 'blockpruner-attn': return { method: 'blockpruner', selection: 'attn' };
         case 'blockpruner-ffn': return { method: 'blockpruner', selection: 'ffn' };
@@ -34,7 +36,7 @@ function searchOf(compared: Exclude<ComparedMethod, 'laco'>): { method: Exclude<
 }
 
 export interface CompareOptions extends Pick<LoadOptions, 'device' | 'gpuLayers' | 'threads'> {
-    /** The folder for table.md, table.csv and results.json, made if it isn't there; they are written anew after each result. */
+    /** The folder for report.html, table.md, table.csv and results.json, made if it isn't there; they are written anew after each result. */
     output: string;
     /** Go on with the results in the folder. Default: false, which refuses a folder with anything in it. */
     resume?: boolean | undefined;
@@ -191,28 +193,29 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             pruned: known?.pruned ?? [],
             seconds: 0
         };
-        const save = () => {
+        const save = async () => {
             comparison.seconds = (previous?.seconds ?? 0) + (performance.now() - started) / 1000;
             comparison.pruned.sort((a, b) => a.ratio - b.ratio || comparedMethods.indexOf(a.method) - comparedMethods.indexOf(b.method));
             writeFile(path.join(output, 'results.json'), JSON.stringify(comparison, null, 1) + '\n');
             writeFile(path.join(output, 'table.md'), comparisonTable(comparison));
             writeFile(path.join(output, 'table.csv'), comparisonCsv(comparison));
+            writeFile(path.join(output, 'report.html'), await comparisonReport(comparison));
         };
-        save();
+        await save();
 
         for (const compared of chosen) {
             for (const seed of compared === 'random' ? Array.from({ length: seeds }, (_, i) => i) : [null]) {
                 const name = seed === null ? compared : `${compared}-${seed}`;
                 const isOurs = (one: { method: ComparedMethod; seed: number | null }) => one.method === compared && one.seed === seed;
                 const missing = ratios.filter((ratio) => !comparison.pruned.some((one) => isOurs(one) && one.ratio === ratio));
-                const add = (ratio: number, removed: Block[], quality: Quality, merged?: string[]) => {
+                const add = async (ratio: number, removed: Block[], quality: Quality, merged?: string[]) => {
                     comparison.pruned.push({ method: compared, seed, ratio, removedShare: share(removed), removed, ...(merged && { merged }), ...quality });
-                    save();
+                    await save();
                 };
-                if (compared === 'laco') {
+                if (isLaco(compared)) {
                     for (const ratio of missing) {
-                        onProgress?.(`laco at ${ratio}`);
-                        const context = { host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(removed) >= ratio, signal };
+                        onProgress?.(`${compared} at ${ratio}`);
+                        const context = { method: compared, host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(removed) >= ratio, signal };
                         const collapsed = await collapse(model, context).catch((error: unknown) => {
                             if (!(error instanceof BlockprunerError) || signal?.aborted) {
                                 throw error;
@@ -220,7 +223,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
                             onProgress?.(error.message);
                         });
                         if (collapsed) {
-                            add(ratio, collapsed.removed, await withCollapsed(model, context, collapsed, (other) => evaluate(other, [])), formatMerges(collapsed.merges));
+                            await add(ratio, collapsed.removed, await withCollapsed(model, context, collapsed, (other) => evaluate(other, [])), formatMerges(collapsed.merges));
                         }
                     }
                     continue;
@@ -243,7 +246,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
                     }));
                     found = { method: compared, seed, ratio: highest, steps };
                     comparison.searches = [...comparison.searches.filter((one) => !isOurs(one)), found];
-                    save();
+                    await save();
                     fs.rmSync(journalFile, { force: true });
                 }
                 for (const ratio of missing) {
@@ -254,7 +257,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
                         continue;
                     }
                     onProgress?.(`${name} at ${ratio}: perplexity and tasks`);
-                    add(ratio, removedAfter(last + 1), await evaluate(model, removedAfter(last + 1), found.steps[last]!.perplexity));
+                    await add(ratio, removedAfter(last + 1), await evaluate(model, removedAfter(last + 1), found.steps[last]!.perplexity));
                 }
             }
         }

@@ -73,7 +73,8 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
         const total = Number(response.headers.get('content-encoding') === null && response.headers.get('content-length'));
         const chunks: Uint8Array[] = [];
         let done = 0;
-        for await (const chunk of (response.body ?? []) as AsyncIterable<Uint8Array>) { // fails where the connection ends before content-length
+        // Node's streams can be iterated; of the DOM's types, which Vega's bring along, they can't
+        for await (const chunk of (response.body ?? []) as unknown as AsyncIterable<Uint8Array>) { // fails where the connection ends before content-length
             chunks.push(chunk);
             done += chunk.length;
             if (Math.max(done, total) > MOST) {

@@ -19,6 +19,7 @@ import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from '
 import { pruneReport, writeReport } from './report/index.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal } from './search/journal.js';
+import { isLaco, type LacoMethod } from './search/laco.js';
 import { checkMethod, checkSelection, movesOf, removesLayers, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
 import { checkConfidence, DEFAULT_CONFIDENCE } from './search/race.js';
@@ -155,8 +156,8 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         throw new BlockprunerError('ratio must be above 0: nothing would be removed');
     }
     checkMethod(method);
-    if (method === 'laco' && (maxIncrease !== undefined || orderFile !== undefined)) {
-        throw new BlockprunerError(`laco merges layers${orderFile !== undefined ? ', which an order file can\'t tell: leave out orderFile' : ' until enough are gone: say how much to remove by remove or ratio'}`);
+    if (isLaco(method) && (maxIncrease !== undefined || orderFile !== undefined)) {
+        throw new BlockprunerError(`${method} merges layers${orderFile !== undefined ? ', which an order file can\'t tell: leave out orderFile' : ' until enough are gone: say how much to remove by remove or ratio'}`);
     }
     checkRange('methodSeed', methodSeed, 0, 2 ** 32 - 1, true);
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
@@ -186,8 +187,8 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         if (report !== undefined) {
             await checkOutput(report, loaded.gguf, options.force, 'report');
         }
-        if (method === 'laco') {
-            return decideByLaco(loaded, blocks, host, calibration, options, selection);
+        if (isLaco(method)) {
+            return decideByLaco(loaded, blocks, host, calibration, { ...options, method });
         }
         await checkOutput(journalFile, loaded.gguf, true, 'journal');
         const movesFrom = await movesOf(method, { model: loaded, host, blocks, calibration, selection, seed: methodSeed, signal });
@@ -260,23 +261,23 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     return result;
 }
 
-async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calibration: Calibration, options: PruneOptions, selection: BlockSelection): Promise<Decision> {
-    const { remove, ratio, output, signal, onProgress } = options;
-    checkSelection('laco', selection);
+async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calibration: Calibration, options: PruneOptions & { method: LacoMethod }): Promise<Decision> {
+    const { method, blocks: selection = 'all', remove, ratio, output, signal, onProgress } = options;
+    checkSelection(method, selection);
     const ofLayer = layersOf(blocks)[0]!.length;
     if (remove !== undefined && remove % ofLayer !== 0) {
-        throw new BlockprunerError(`can't remove ${remove} blocks: laco removes whole layers, ${ofLayer} at a time`);
+        throw new BlockprunerError(`can't remove ${remove} blocks: ${method} removes whole layers, ${ofLayer} at a time`);
     }
     const denseScores = await scoreTasks(model, options);
     const dense = await perplexityOf(model, calibration, { signal });
     const context = {
-        host, blocks, calibration, signal, folder: path.dirname(path.resolve(output)),
+        method, host, blocks, calibration, signal, folder: path.dirname(path.resolve(output)),
         isEnough: (removed: readonly Block[]) => (remove !== undefined ? removed.length >= remove : shareOf(blocks, removed, model.parameters) >= ratio!),
         onProgress: (done: number, total: number) => onProgress?.('search', done, total)
     };
     const { removed, merges } = await collapse(model, context);
     const [nll, scores] = await withCollapsed(model, context, { removed, merges }, async (collapsed) => [await collapsed.evaluate(calibration, { signal }), await scoreTasks(collapsed, options)] as const);
-    return { dense, method: 'laco', removed, merges, steps: [], nll, tasks: { dense: denseScores, pruned: scores } };
+    return { dense, method, removed, merges, steps: [], nll, tasks: { dense: denseScores, pruned: scores } };
 }
 
 async function scoreTasks(model: Model, { tasks = [], limit, signal, onProgress }: PruneOptions, skip: readonly Block[] = []): Promise<TaskScores[]> {

@@ -7,7 +7,7 @@ import { parseTask, taskOptions } from './eval.js';
 import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, Interrupted, interruptSignal, jsonOption, lastCounts, modelArgument, searchOptions, searchSettings } from './shared.js';
 
 export const command = 'compare <model>';
-export const describe = 'Compare what methods of pruning cost, at several ratios, in a table';
+export const describe = 'Compare what methods of pruning cost, at several ratios, in a table and a report';
 
 export const builder = (yargs: Argv) => modelArgument(yargs)
     .parserConfiguration({ 'duplicate-arguments-array': true }) // several tasks
@@ -21,7 +21,7 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         'text-samples': { type: 'number', describe: 'Only the first so many sequences of it', defaultDescription: 'all' },
         ...searchOptions,
         resume: { type: 'boolean', default: false, describe: 'Go on with the results that are in the folder' },
-        output: { type: 'string', alias: 'o', demandOption: true, describe: 'The folder, for table.md, table.csv and results.json' },
+        output: { type: 'string', alias: 'o', demandOption: true, describe: 'The folder, for report.html, table.md, table.csv and results.json' },
         ...calibrationOptions,
         ...deviceOptions,
         json: jsonOption

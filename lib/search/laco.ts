@@ -5,6 +5,7 @@ export interface MergedLayer {
 }
 
 export interface LacoOptions {
+    method: LacoMethod;
     /** The numbers of the model's layers. */
     layers: readonly number[];
     /** Do few enough layers stay? */
@@ -21,17 +22,27 @@ const MERGED = 4, INTERVAL = 2;
 /** The lowest layer that others are merged into: L, as there. */
 const LOWEST = 1;
 
-/** The thresholds of similarity that are tried: the highest is taken at which enough layers go. */
-const THRESHOLDS = Array.from({ length: 19 }, (_, i) => (19 - i) / 20);
+/** The thresholds of similarity that are tried: the highest is taken at which enough layers go. The last lets everything go. */
+const THRESHOLDS = [...Array.from({ length: 19 }, (_, i) => (19 - i) / 20), -1];
+
+/**
+ * What becomes of a layer that takes in those behind it. `laco`: θ_l + Σ (θ_{l+k} − θ_l), as the paper has it. `laco-code`: its notebook
+ * adds each difference to what the one before left, θ ← θ + (θ_{l+k} − θ), so that only the last layer is left: θ_{l+K}.
+ */
+export type LacoMethod = 'laco' | 'laco-code';
+
+export function isLaco(method: string): method is LacoMethod {
+    return method === 'laco' || method === 'laco-code';
+}
 
 /**
  * LaCo, layer collapse (Yang, Cao and Zhao, Findings of EMNLP 2024, arXiv 2402.11187, algorithm 1): from the last layers down, a
- * layer takes in the ones behind it, θ_l + Σ (θ_{l+k} − θ_l), if the model's outputs stay similar enough. The paper chooses the
- * threshold by hand for each model and ratio; here it is the highest of 0.95, 0.90 … 0.05 at which enough layers go, and the last
- * merge takes in no more than are needed.
- * @returns undefined where no threshold is low enough
+ * layer takes in the ones behind it, if the model's outputs stay similar enough. The paper chooses the
+ * threshold by hand for each model and ratio; here it is the highest of 0.95, 0.90 … 0.05 and −1 at which enough layers go, and the
+ * last merge takes in no more than are needed.
+ * @returns undefined where too few layers can go
  */
-export async function collapseLayers({ layers, isEnough, similarity, onProgress }: LacoOptions): Promise<{ layers: readonly MergedLayer[]; threshold: number; similarity: number } | undefined> {
+export async function collapseLayers({ method, layers, isEnough, similarity, onProgress }: LacoOptions): Promise<{ layers: readonly MergedLayer[]; threshold: number; similarity: number } | undefined> {
     const known = new Map<string, number>();
     const similarityOf = async (candidate: readonly MergedLayer[]) => {
         const name = candidate.map(({ layer, weights }) => `${layer}: ${[...weights].join(' ')}`).join('; ');
@@ -44,7 +55,7 @@ export async function collapseLayers({ layers, isEnough, similarity, onProgress 
         let reached = 1;
         for (let at = current.length - MERGED; at >= LOWEST && !isEnough(current);) {
             const sizes = Array.from({ length: Math.min(MERGED, current.length - at) - 1 }, (_, i) => i + 1);
-            const candidate = mergeAt(current, at, sizes.find((size) => isEnough(mergeAt(current, at, size))) ?? sizes.at(-1)!);
+            const candidate = mergeAt(method, current, at, sizes.find((size) => isEnough(mergeAt(method, current, at, size))) ?? sizes.at(-1)!);
             const value = await similarityOf(candidate);
             if (value > threshold) {
                 current = candidate;
@@ -63,11 +74,12 @@ export async function collapseLayers({ layers, isEnough, similarity, onProgress 
 }
 
 /** The layer at an index takes in the `count` ones behind it. */
-function mergeAt(layers: readonly MergedLayer[], at: number, count: number): MergedLayer[] {
-    const base = layers[at]!;
-    const weights = new Map<number, number>();
-    const add = (layer: MergedLayer, factor: number) => layer.weights.forEach((weight, from) => weights.set(from, (weights.get(from) ?? 0) + factor * weight));
+function mergeAt(method: LacoMethod, layers: readonly MergedLayer[], at: number, count: number): MergedLayer[] {
+    const base = layers[at]!, taken = layers.slice(at + 1, at + 1 + count);
+    const sum = new Map<number, number>();
+    const add = (layer: MergedLayer, factor: number) => layer.weights.forEach((weight, from) => sum.set(from, (sum.get(from) ?? 0) + factor * weight));
     add(base, 1 - count);
-    layers.slice(at + 1, at + 1 + count).forEach((layer) => add(layer, 1));
-    return [...layers.slice(0, at), { layer: base.layer, weights: new Map([...weights].filter(([, weight]) => weight !== 0)) }, ...layers.slice(at + 1 + count)];
+    taken.forEach((layer) => add(layer, 1));
+    const weights = method === 'laco-code' ? taken.at(-1)!.weights : new Map([...sum].filter(([, weight]) => weight !== 0));
+    return [...layers.slice(0, at), { layer: base.layer, weights }, ...layers.slice(at + 1 + count)];
 }

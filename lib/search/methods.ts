@@ -3,6 +3,7 @@ import { BlockprunerError } from '../errors.js';
 import type { Host } from '../export/host.js';
 import type { Model, Sequences } from '../model.js';
 import { randomNumbers } from '../random.js';
+import { isLaco, type LacoMethod } from './laco.js';
 
 /**
  * How it is decided what goes.
@@ -14,10 +15,11 @@ import { randomNumbers } from '../random.js';
  * - `relative-magnitude`: the layers with the lowest E[|f(x)| / |x + f(x)|], measured once (Samragh et al. 2023, arXiv
  *   2312.09299, as ShortGPT compares with it).
  * - `block-influence`: as `shortgpt`, but single blocks.
- * - `laco`: layers are merged into others as long as the outputs stay similar (Yang et al. 2024); see laco.ts.
+ * - `laco`, `laco-code`: layers are merged into others as long as the outputs stay similar (Yang et al. 2024), by the paper's
+ *   formula or as its code does; see laco.ts.
  * - `random`: blocks at random.
  */
-export const methods = ['blockpruner', 'sleb', 'shortgpt', 'laco', 'relative-magnitude', 'block-influence', 'random'] as const;
+export const methods = ['blockpruner', 'sleb', 'shortgpt', 'laco', 'laco-code', 'relative-magnitude', 'block-influence', 'random'] as const;
 export type Method = (typeof methods)[number];
 
 /** @throws BlockprunerError if it is none */
@@ -29,8 +31,11 @@ export function checkMethod(name: string): asserts name is Method {
 
 /** Of the others, single blocks go where the model lets them. */
 export function removesLayers(method: Method): boolean {
-    return method === 'sleb' || method === 'shortgpt' || method === 'laco' || method === 'relative-magnitude';
+    return method === 'sleb' || method === 'shortgpt' || method === 'relative-magnitude' || isLaco(method);
 }
+
+/** The methods that remove blocks one after the other. */
+export type GreedyMethod = Exclude<Method, LacoMethod>;
 
 /** @throws BlockprunerError if a method of layers is to remove blocks of one kind */
 export function checkSelection(method: Method, selection: BlockSelection): void {
@@ -56,7 +61,7 @@ export interface MethodOptions {
  * What a method that removes blocks one after the other lets go next. Of methods that rank once, that is a single candidate, the lowest of what the host lets go; of
  * what goes together, by the mean.
  */
-export async function movesOf(method: Exclude<Method, 'laco'>, { model, host, blocks, calibration, selection = 'all', seed = 0, signal }: MethodOptions): Promise<(removed: readonly Block[]) => Move[]> {
+export async function movesOf(method: GreedyMethod, { model, host, blocks, calibration, selection = 'all', seed = 0, signal }: MethodOptions): Promise<(removed: readonly Block[]) => Move[]> {
     checkMethod(method);
     checkSelection(method, selection);
     const chosen = (move: Move) => move.every(({ kind }) => selection === 'all' || kind === selection);
