@@ -89,13 +89,13 @@ test('goes on with the results of a folder', async () => {
     await expect(compare(tiny, { ...options, ratios: [0.05], resume: true })).rejects.toThrow('results.json holds no results of a comparison');
 });
 
-test('the command writes table, CSV and JSON into a new folder', async () => {
+test('the command writes table, CSV, JSON and report into a new folder', async () => {
     const output = path.join(folder, 'comparison');
     const args = ['compare', tiny, '--ratios', '0.05', '--methods', 'shortgpt,block-influence', '--samples', '2', '--context', '64', '--device', 'cpu', '--threads', '1', '-o', output];
     const { code, stdout } = await run(...args);
     expect(code).toBe(0);
     expect(stdout).toContain('| 0.05 | ');
-    expect(fs.readdirSync(output).sort()).toEqual(['results.json', 'table.csv', 'table.md']);
+    expect(fs.readdirSync(output).sort()).toEqual(['report.html', 'results.json', 'table.csv', 'table.md']);
     expect((JSON.parse(fs.readFileSync(path.join(output, 'results.json'), 'utf8')) as Comparison).pruned.map(({ method }) => method)).toEqual(['shortgpt', 'block-influence']);
     expect(fs.readFileSync(path.join(output, 'table.md'), 'utf8')).toBe(stdout.replace(/\n\n$/, '\n'));
 

@@ -183,7 +183,7 @@ export async function scores(groups: readonly { heading: string; marks: readonly
         width: WIDTH, height: 40 + 20 * rows.length, autosize: { type: 'fit', contains: 'padding' },
         data: { values: marks },
         layer: [
-            ...(reference ? [{ data: { values: [reference] }, mark: { type: 'rule', strokeDash: [4, 3], stroke: 'var(--before)', strokeWidth: 1.5 }, encoding: { x: { field: 'value', type: 'quantitative' } } }] : []),
+            ...(reference ? [{ data: { values: [{ ...reference }] }, mark: { type: 'rule', strokeDash: [4, 3], stroke: 'var(--before)', strokeWidth: 1.5 }, encoding: { x: { field: 'value', type: 'quantitative' } } }] : []),
             { mark: { type: 'rule', strokeWidth: 2 }, encoding: { y, x: { field: 'low', type: 'quantitative', title: 'right answers', scale: { zero: false }, axis: { format: '.0%', tickCount: 5 } }, x2: { field: 'high' }, color: colour } },
             { mark: { type: 'point', filled: true, size: 64, opacity: 1, ariaRoleDescription: 'score' }, encoding: { y, x: { field: 'value', type: 'quantitative' }, color: colour, shape, description: { field: 'label' } } },
             heading(groups.map(({ heading: text }, i) => ({ text, row: `${i}//` })), y)

@@ -9,7 +9,7 @@ To make order.json again, from the root of the repository (pip install torch ggu
     python search.py $M tokens.json --blocks attn --remove 4 > attn.json
     python search.py $M tokens.json --blocks ffn --remove 4 > ffn.json
     python search.py $M tokens.json --influence > influence.json
-    python search.py $M tokens.json --laco 1,2,3,4,5,6 > laco.json
+    python search.py $M tokens.json --laco 1,2,4,5,6 > laco.json
     jq -n --slurpfile all all.json --slurpfile attn attn.json --slurpfile ffn ffn.json \\
         '{all: $all[0], attn: $attn[0], ffn: $ffn[0]}' > order.json
 
@@ -155,8 +155,9 @@ def search(model, tokens, kinds, remove):
     return steps
 
 
-def merged(model, at, count):
-    """LaCo's model: layer `at` takes in the `count` layers behind it, theta_l + sum(theta_{l+k} - theta_l); norms stay."""
+def merged(model, at, count, as_code):
+    """LaCo's model: layer `at` takes in the `count` layers behind it, theta_l + sum(theta_{l+k} - theta_l); norms stay. As its
+    code does it, the base changes while the differences are added."""
     new = copy.copy(model)
     new.layers -= count
     new.weights = {}
@@ -166,22 +167,24 @@ def merged(model, at, count):
         if at < layer <= at + count:
             continue
         if layer == at and "norm" not in rest:
-            weight = weight + sum(model.weights[f"blk.{at + k}.{rest}"] - weight for k in range(1, count + 1))
+            base = weight
+            for k in range(1, count + 1):
+                weight = weight + (model.weights[f"blk.{at + k}.{rest}"] - (weight if as_code else base))
         new.weights[name if layer <= at else f"blk.{layer - count}.{rest}"] = weight
     return new
 
 
 @torch.no_grad()
-def collapse(model, tokens, remove):
+def collapse(model, tokens, remove, as_code):
     """Algorithm 1 of LaCo (arXiv 2402.11187) with C = 4, I = 2, L = 1 and the highest threshold at which enough layers go."""
     hidden = lambda m: m.norm([*m.streams(tokens)][-1][:, :-1], "output_norm").flatten(1)
     dense = hidden(model)
-    for threshold in [t / 20 for t in range(19, 0, -1)]:
+    for threshold in [*(t / 20 for t in range(19, 0, -1)), -1]:
         current, kept, reached = model, list(range(model.layers)), 1
         at = current.layers - 4
         while at >= 1 and model.layers - current.layers < remove:
             count = min(3, current.layers - at - 1, remove - (model.layers - current.layers))
-            candidate = merged(current, at, count)
+            candidate = merged(current, at, count, as_code)
             similarity = F.cosine_similarity(hidden(candidate), dense, dim=1).mean().item()
             if similarity > threshold:
                 current, kept, reached = candidate, kept[: at + 1] + kept[at + 1 + count:], similarity
@@ -219,7 +222,8 @@ def main():
         print(json.dumps(model.influence(tokens), indent=1))
         return
     if args.laco is not None:
-        print(json.dumps({n: collapse(model, tokens, int(n)) for n in args.laco.split(",")}, indent=1))
+        print(json.dumps({name: {n: collapse(model, tokens, int(n), name == "laco-code") for n in args.laco.split(",")}
+                          for name in ("laco", "laco-code")}, indent=1))
         return
     every = {f"{kind}.{i}" for kind in ("attn", "ffn") for i in range(model.layers)}
     if args.skip is not None:

@@ -3,7 +3,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { collapse, withCollapsed } from '../../lib/collapse.js';
 import { chooseHost, Model, parseBlocks, perplexityOf, prune, readGguf, type Block } from '../../lib/index.js';
-import { collapseLayers, type MergedLayer } from '../../lib/search/laco.js';
+import { collapseLayers, type LacoMethod, type MergedLayer } from '../../lib/search/laco.js';
 import { run } from '../cli/run';
 import { quantize, randomModel, temporaryFolder, tiny } from '../models';
 
@@ -16,7 +16,7 @@ interface Collapse {
 const read = <T>(name: string) => JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
 const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
 const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
-const reference = read<Record<string, Collapse>>('laco.json');
+const reference = read<Record<LacoMethod, Record<string, Collapse>>>('laco.json');
 const folder = temporaryFolder();
 let f32: string;
 
@@ -25,11 +25,11 @@ beforeAll(async () => {
 });
 
 /** LaCo on a model, until so many layers are gone. */
-async function laco(file: string, layers: number) {
+async function laco(file: string, layers: number, method: LacoMethod = 'laco') {
     const model = await Model.load(file, { device: 'cpu', threads: 1, cacheType: 'f32' });
     try {
         const [host, blocks] = [await chooseHost(model.gguf), await model.blocks()];
-        const context = { host, blocks, calibration, folder, isEnough: (removed: readonly Block[]) => removed.length >= 2 * layers };
+        const context = { method, host, blocks, calibration, folder, isEnough: (removed: readonly Block[]) => removed.length >= 2 * layers };
         const found = await collapse(model, context);
         const kept = [...new Set(blocks.filter((block) => !found.removed.some(({ kind, layer }) => kind === block.kind && layer === block.layer)).map(({ layer }) => layer))];
         return { ...found, kept, perplexity: await withCollapsed(model, context, found, (collapsed) => perplexityOf(collapsed, calibration)) };
@@ -38,9 +38,9 @@ async function laco(file: string, layers: number) {
     }
 }
 
-test.each(Object.keys(reference))('makes what PyTorch makes, %s layers less', async (layers) => {
-    const expected = reference[layers]!;
-    const found = await laco(f32, Number(layers));
+test.each((['laco', 'laco-code'] as const).flatMap((method) => Object.keys(reference[method]).map((layers) => [method, layers] as const)))('%s makes what PyTorch makes, %s layers less', async (method, layers) => {
+    const expected = reference[method][layers]!;
+    const found = await laco(f32, Number(layers), method);
     expect([found.kept, found.threshold]).toEqual([expected.kept, expected.threshold]);
     expect(found.similarity).toBeCloseTo(expected.similarity, 3);
     expect(found.perplexity / expected.perplexity).toBeCloseTo(1, 3);
@@ -57,8 +57,8 @@ test.each(['Q8_0', 'Q4_K_M'] as const)('merges layers quantized as %s by dequant
 
 test('of what is merged, the weights are the sums that the paper says', async () => {
     const calls: string[] = [];
-    const name = (layers: readonly MergedLayer[]) => layers.map(({ layer, weights }) => (weights.size === 1 ? `${layer}` : `${layer}=${[...weights].map(([from, weight]) => `${weight}·${from}`).join('+')}`)).join(' ');
-    const options = { layers: [0, 1, 2, 3, 4, 5, 6, 7, 8], isEnough: (layers: readonly MergedLayer[]) => layers.length <= 4 };
+    const name = (layers: readonly MergedLayer[]) => layers.map(({ layer, weights }) => (weights.get(layer) === 1 ? `${layer}` : `${layer}=${[...weights].map(([from, weight]) => `${weight}·${from}`).join('+')}`)).join(' ');
+    const options = { method: 'laco' as const, layers: [0, 1, 2, 3, 4, 5, 6, 7, 8], isEnough: (layers: readonly MergedLayer[]) => layers.length <= 4 };
     const found = await collapseLayers({
         ...options,
         similarity: (layers) => {
@@ -75,7 +75,9 @@ test('of what is merged, the weights are the sums that the paper says', async ()
     // merged layers are merged again
     const again = await collapseLayers({ ...options, isEnough: (layers) => layers.length <= 3, similarity: () => Promise.resolve(0.99) });
     expect(name(again!.layers)).toBe('0 1 2=-2·2+1·3+1·4+-2·5+1·6+1·7+1·8');
-    expect(await collapseLayers({ ...options, similarity: () => Promise.resolve(0.01) })).toBeUndefined();
+    const last = await collapseLayers({ ...options, method: 'laco-code', similarity: () => Promise.resolve(0.01) });
+    expect([last!.threshold, name(last!.layers)]).toEqual([-1, '0 1 2=1·4 5=1·8']);
+    expect(await collapseLayers({ ...options, isEnough: () => false, similarity: () => Promise.resolve(0.99) })).toBeUndefined();
 });
 
 test('the command writes a verified file that says what was merged', async () => {
@@ -85,7 +87,7 @@ test('the command writes a verified file that says what was merged', async () =>
     expect(code).toBe(0);
     const result = JSON.parse(stdout) as { removed: Block[]; merged: string[]; perplexity: { pruned: number } };
     expect([result.removed, result.merged]).toEqual([parseBlocks('attn.4,ffn.4,attn.5,ffn.5'), ['blk.3 = -1 blk.3 + 1 blk.4 + 1 blk.5']]);
-    expect(result.perplexity.pruned / reference[2]!.perplexity).toBeCloseTo(1, 1); // the embedded model is Q8_0
+    expect(result.perplexity.pruned / reference.laco[2]!.perplexity).toBeCloseTo(1, 1); // the embedded model is Q8_0
     const { metadata } = await readGguf(output);
     expect([metadata['blockpruner.merged'], metadata['deci.block_count']]).toEqual([undefined, 10]); // arrays of text are not read
 
