@@ -37,16 +37,17 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     if (ratios.some((ratio) => !(ratio > 0 && ratio < 1))) {
         throw new BlockprunerError(`--ratios: write shares between 0 and 1, such as 0.1,0.2, not '${argv.ratios}'`);
     }
+    const signal = interruptSignal();
     try {
         const comparison = await compare(argv.model, {
             output: argv.output, resume: argv.resume,
             ratios, methods: argv.methods.split(',').map((name) => name.trim()) as ComparedMethod[], seeds: argv.seeds,
-            tasks: await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text)))), limit: argv.limit,
+            tasks: await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text), { signal }))), limit: argv.limit,
             text: argv.text, textSamples: argv['text-samples'],
             ...searchSettings(argv),
             calibration: calibrationOf(argv),
             device: argv.device, gpuLayers: argv['gpu-layers'], threads: argv.threads,
-            signal: interruptSignal(),
+            signal,
             onProgress: (what) => process.stderr.write(`${what}\n`)
         });
         console.log(argv.json ? JSON.stringify(comparison) : comparisonTable(comparison));

@@ -6,9 +6,8 @@ import { BlockprunerError } from '../errors.js';
 import { loadTask } from '../evaluation/tasks.js';
 import { journalOf, prune, type PruneResult } from '../prune.js';
 import { methods } from '../search/methods.js';
-import { DEFAULT_CONFIDENCE } from '../search/race.js';
 import { formatScores, parseTask, taskOptions } from './eval.js';
-import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, lastCounts, mib, millions, modelArgument, outputOptions, Progress } from './shared.js';
+import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, lastCounts, mib, millions, modelArgument, outputOptions, Progress, searchOptions, searchSettings } from './shared.js';
 
 export const command = 'prune <model>';
 export const describe = 'Search the blocks that matter least and write the model without them';
@@ -24,9 +23,7 @@ export const builder = (yargs: Argv) => modelArgument(yargs)
         blocks: { choices: ['all', 'attn', 'ffn'] as const, default: 'all' as const, describe: 'Which blocks may go' },
         method: { choices: methods, default: 'blockpruner' as const, describe: 'How it is decided what goes: greedily by perplexity on blocks (blockpruner) or layers (sleb), by merging layers (laco), or by ranks measured once' },
         'method-seed': { type: 'number', describe: 'Of the method random: another number gives another order', defaultDescription: '0' },
-        search: { choices: ['race', 'exact'] as const, default: 'race' as const, describe: "exact: the paper's choice for certain; race: the same with a stated probability, several times faster" },
-        confidence: { type: 'number', default: DEFAULT_CONFIDENCE, describe: 'race: the probability that a removal is the one that exact makes' },
-        memory: { type: 'number', describe: 'MiB on each device for what evaluations start from', defaultDescription: '2048' },
+        ...searchOptions,
         resume: { type: 'boolean', describe: 'Go on with the search for this output that was stopped; --no-resume begins anew', defaultDescription: 'asks' },
         order: { type: 'string', describe: "Write the order there, after each removal, in the format of the paper's repository" },
         report: { type: 'string', describe: 'Write an HTML page there that shows what came of it' },
@@ -50,11 +47,11 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     if (given !== 1) {
         throw new BlockprunerError(given === 0 ? 'say how much to remove: --remove N, --ratio R or --max-increase X' : 'give only one of --remove, --ratio and --max-increase');
     }
-    checkNumber('confidence', argv.confidence);
-    checkInteger('memory', argv.memory, 0);
     checkInteger('method-seed', argv['method-seed'], 0);
     checkInteger('limit', argv.limit, 1);
-    const tasks = await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text))));
+    const signal = interruptSignal();
+    const tasks = await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text), { signal })));
+    const settings = searchSettings(argv);
     const resume = argv.resume ?? await askToResume(journalOf(argv.output));
     const progress = new Progress();
     try {
@@ -72,15 +69,13 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             report: argv.report,
             tasks,
             limit: argv.limit,
-            search: argv.search,
-            confidence: argv.confidence,
-            keepBytes: argv.memory === undefined ? undefined : argv.memory * 2 ** 20,
+            ...settings,
             resume,
             calibration: calibrationOf(argv),
             device: argv.device,
             gpuLayers: argv['gpu-layers'],
             threads: argv.threads,
-            signal: interruptSignal(),
+            signal,
             onProgress: progress.update,
             onStart: ({ dense, candidates, kept, resumed }) => progress.line(
                 `dense perplexity ${dense.toFixed(4)}, ${candidates} candidates; the residual stream is kept at up to ${kept.boundaries} boundaries a sequence (${mib(kept.bytes)} now)${resumed > 0 ? `; ${resumed} evaluations resumed` : ''}`),
