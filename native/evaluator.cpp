@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -173,12 +172,13 @@ Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
 }
 
 // indexes into blocks() -> one flag a block
-static std::vector<bool> read_skip_set(const Napi::Array & indexes, size_t n_blocks) {
-    std::vector<bool> skip(n_blocks);
+std::vector<bool> Evaluator::read_skip_set(const Napi::Value & value) const {
+    const auto indexes = value.As<Napi::Array>();
+    std::vector<bool> skip(self->patch.blocks.size());
     for (uint32_t i = 0; i < indexes.Length(); i++) {
         const auto index = indexes.Get(i).As<Napi::Number>().Uint32Value();
-        if (index >= n_blocks) {
-            throw Napi::RangeError::New(indexes.Env(), "there is no block " + std::to_string(index));
+        if (index >= skip.size()) {
+            throw Napi::RangeError::New(value.Env(), "there is no block " + std::to_string(index));
         }
         skip[index] = true;
     }
@@ -191,21 +191,13 @@ static std::vector<bool> read_skip_set(const Napi::Array & indexes, size_t n_blo
 // keep: keep the residual stream on the device, at most so many boundaries of each sequence in all. Evaluations of a
 // sequence start at the last kept boundary before which their skip set is the same, and give the same values as without.
 Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
-    Napi::Env env = info.Env();
-    if (!self) {
-        throw Napi::Error::New(env, "the evaluator is disposed");
-    }
-    const auto     array   = info[0].As<Napi::Int32Array>();
-    const uint32_t length  = info[1].As<Napi::Number>().Uint32Value();
-    const auto     skip    = info[2].As<Napi::Array>();
-    const auto     options = info[3].As<Napi::Object>();
-    const auto     keep    = (size_t) (options.Get("keep").IsNumber() ? options.Get("keep").As<Napi::Number>().Uint32Value() : 0);
-    auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
-    check_sequences(env, *tokens, length);
-    const std::vector<bool> skipped = read_skip_set(skip, self->patch.blocks.size());
+    const auto sequences = read_sequences(info);
+    const auto skip      = read_skip_set(info[2]);
+    const auto options   = info[3].As<Napi::Object>();
+    const auto keep      = (size_t) (options.Get("keep").IsNumber() ? options.Get("keep").As<Napi::Number>().Uint32Value() : 0);
     auto nll = std::make_shared<std::vector<float>>();
-    return launch(env, options,
-        [s = self, tokens, length, skipped, nll, keep](const task_control & control) { s->evaluate(*tokens, length, skipped, keep, control, *nll); },
+    return launch(info.Env(), options,
+        [s = self, sequences, skip, nll, keep](const task_control & control) { s->evaluate(*sequences, skip, keep, control, *nll); },
         [nll](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *nll); });
 }
 
@@ -215,14 +207,9 @@ Napi::Value Evaluator::evaluate(const Napi::CallbackInfo & info) {
 // Result: of each ending the sum of its tokens' NLL, given the context.
 Napi::Value Evaluator::score(const Napi::CallbackInfo & info) {
     Napi::Env env = info.Env();
-    if (!self) {
-        throw Napi::Error::New(env, "the evaluator is disposed");
-    }
-    const auto array   = info[0].As<Napi::Int32Array>();
+    auto       tokens  = std::make_shared<std::vector<llama_token>>(read_tokens(info));
     const auto numbers = info[1].As<Napi::Uint32Array>();
-    auto tokens  = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
-    auto lengths = std::make_shared<std::vector<uint32_t>>(numbers.Data(), numbers.Data() + numbers.ElementLength());
-    check_tokens(env, *tokens);
+    auto       lengths = std::make_shared<std::vector<uint32_t>>(numbers.Data(), numbers.Data() + numbers.ElementLength());
 
     size_t used = 0;
     for (size_t i = 0; i + 1 < lengths->size(); i += 2) { // whole pairs: lib/model.ts makes them
@@ -238,10 +225,10 @@ Napi::Value Evaluator::score(const Napi::CallbackInfo & info) {
     if (used != tokens->size()) {
         throw Napi::RangeError::New(env, "the lengths don't add up to the tokens");
     }
-    const std::vector<bool> skipped = read_skip_set(info[2].As<Napi::Array>(), self->patch.blocks.size());
+    const auto skip = read_skip_set(info[2]);
     auto sums = std::make_shared<std::vector<double>>();
     return launch(env, info[3],
-        [s = self, tokens, lengths, skipped, sums](const task_control & control) { s->score(*tokens, *lengths, skipped, control, *sums); },
+        [s = self, tokens, lengths, skip, sums](const task_control & control) { s->score(*tokens, *lengths, skip, control, *sums); },
         [sums](Napi::Env env) { return typed_array<Napi::Float64Array>(env, *sums); });
 }
 
@@ -249,43 +236,29 @@ Napi::Value Evaluator::score(const Napi::CallbackInfo & info) {
 // pairs: boundaries a, b by the number of the block behind them, two of each pair; the number of blocks is the stream's end.
 // Result: of each pair, the means over all positions of cos(a, b) and of |b - a|/|b|.
 Napi::Value Evaluator::compare(const Napi::CallbackInfo & info) {
-    Napi::Env env = info.Env();
-    if (!self) {
-        throw Napi::Error::New(env, "the evaluator is disposed");
-    }
-    const auto     array   = info[0].As<Napi::Int32Array>();
-    const uint32_t length  = info[1].As<Napi::Number>().Uint32Value();
-    const auto     numbers = info[2].As<Napi::Uint32Array>();
-    auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
-    check_sequences(env, *tokens, length);
+    const auto sequences = read_sequences(info);
+    const auto numbers   = info[2].As<Napi::Uint32Array>();
     auto pairs = std::make_shared<std::vector<std::pair<size_t, size_t>>>();
     for (size_t i = 0; i + 1 < numbers.ElementLength(); i += 2) { // whole pairs: lib/model.ts makes them
         pairs->emplace_back(numbers[i], numbers[i + 1]);
         if (numbers[i] > self->patch.blocks.size() || numbers[i + 1] > self->patch.blocks.size()) {
-            throw Napi::RangeError::New(env, "there is no such boundary");
+            throw Napi::RangeError::New(info.Env(), "there is no such boundary");
         }
     }
     auto means = std::make_shared<std::vector<double>>();
-    return launch(env, info[3],
-        [s = self, tokens, length, pairs, means](const task_control & control) { s->compare(*tokens, length, *pairs, control, *means); },
+    return launch(info.Env(), info[3],
+        [s = self, sequences, pairs, means](const task_control & control) { s->compare(*sequences, *pairs, control, *means); },
         [means](Napi::Env env) { return typed_array<Napi::Float64Array>(env, *means); });
 }
 
 // hidden(tokens: Int32Array, length, skip: number[], { onProgress?(sequences), cancel? }): Promise<Float32Array>
 // Result: what the logits are computed from, of the tokens 0 .. length-2 of each sequence: [n_embd] values each.
 Napi::Value Evaluator::hidden(const Napi::CallbackInfo & info) {
-    Napi::Env env = info.Env();
-    if (!self) {
-        throw Napi::Error::New(env, "the evaluator is disposed");
-    }
-    const auto     array  = info[0].As<Napi::Int32Array>();
-    const uint32_t length = info[1].As<Napi::Number>().Uint32Value();
-    auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
-    check_sequences(env, *tokens, length);
-    const std::vector<bool> skipped = read_skip_set(info[2].As<Napi::Array>(), self->patch.blocks.size());
+    const auto sequences = read_sequences(info);
+    const auto skip      = read_skip_set(info[2]);
     auto values = std::make_shared<std::vector<float>>();
-    return launch(env, info[3],
-        [s = self, tokens, length, skipped, values](const task_control & control) { s->hidden(*tokens, length, skipped, control, *values); },
+    return launch(info.Env(), info[3],
+        [s = self, sequences, skip, values](const task_control & control) { s->hidden(*sequences, skip, control, *values); },
         [values](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *values); });
 }
 
@@ -297,43 +270,50 @@ Napi::Value Evaluator::hidden(const Napi::CallbackInfo & info) {
 // likeliest, else 0. Memory: vocabulary x length values three times.
 Napi::Value Evaluator::diverge(const Napi::CallbackInfo & info) {
     Napi::Env env = info.Env();
-    const auto other = Evaluator::Unwrap(info[3].As<Napi::Object>())->self;
-    if (!self || !other) {
-        throw Napi::Error::New(env, "the evaluator is disposed");
+    const auto sequences = read_sequences(info);
+    const auto other     = Evaluator::Unwrap(info[3].As<Napi::Object>())->self;
+    if (!other) {
+        throw Napi::Error::New(env, "the other evaluator is disposed");
     }
     const auto vocabulary = [](const state & s) { return llama_vocab_n_tokens(llama_model_get_vocab(s.model.get())); };
     if (vocabulary(*self) != vocabulary(*other)) {
         throw Napi::RangeError::New(env, "the models have different vocabularies, of " + std::to_string(vocabulary(*self)) + " and " + std::to_string(vocabulary(*other)) + " tokens");
     }
-    const auto     array  = info[0].As<Napi::Int32Array>();
-    const uint32_t length = info[1].As<Napi::Number>().Uint32Value();
-    auto tokens = std::make_shared<std::vector<llama_token>>(array.Data(), array.Data() + array.ElementLength());
-    check_sequences(env, *tokens, length);
-    if (length > other->context_size) {
+    if (sequences->length > other->context_size) {
         throw Napi::RangeError::New(env, "the other evaluator's context is shorter than the sequences");
     }
-    const std::vector<bool> skipped = read_skip_set(info[2].As<Napi::Array>(), self->patch.blocks.size());
+    const auto skip = read_skip_set(info[2]);
     auto values = std::make_shared<std::vector<float>>();
     return launch(env, info[4],
-        [s = self, other, tokens, length, skipped, values](const task_control & control) { s->diverge(*tokens, length, skipped, *other, control, *values); },
+        [s = self, other, sequences, skip, values](const task_control & control) { s->diverge(*sequences, skip, *other, control, *values); },
         [values](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *values); },
         other);
 }
 
-void Evaluator::check_sequences(Napi::Env env, const std::vector<llama_token> & tokens, uint32_t length) const {
-    if (length < 2 || length > self->context_size || tokens.empty() || tokens.size() % length != 0) {
-        throw Napi::RangeError::New(env, "the tokens must be whole sequences of 2 to " + std::to_string(self->context_size) + " tokens");
+// info[0]: tokens of the vocabulary
+std::vector<llama_token> Evaluator::read_tokens(const Napi::CallbackInfo & info) const {
+    if (!self) {
+        throw Napi::Error::New(info.Env(), "the evaluator is disposed");
     }
-    check_tokens(env, tokens);
-}
-
-void Evaluator::check_tokens(Napi::Env env, const std::vector<llama_token> & tokens) const {
+    const auto array = info[0].As<Napi::Int32Array>();
+    std::vector<llama_token> tokens(array.Data(), array.Data() + array.ElementLength());
     const llama_token n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(self->model.get()));
     for (const llama_token token : tokens) {
         if (token < 0 || token >= n_vocab) {
-            throw Napi::RangeError::New(env, "token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(n_vocab));
+            throw Napi::RangeError::New(info.Env(), "token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(n_vocab));
         }
     }
+    return tokens;
+}
+
+// info[0]: sequences of info[1] tokens, one after the other
+std::shared_ptr<Evaluator::token_sequences> Evaluator::read_sequences(const Napi::CallbackInfo & info) const {
+    auto sequences = std::make_shared<token_sequences>(token_sequences { read_tokens(info), info[1].As<Napi::Number>().Uint32Value() });
+    const uint32_t length = sequences->length;
+    if (length < 2 || length > self->context_size || sequences->tokens.empty() || sequences->tokens.size() % length != 0) {
+        throw Napi::RangeError::New(info.Env(), "the tokens must be whole sequences of 2 to " + std::to_string(self->context_size) + " tokens");
+    }
+    return sequences;
 }
 
 // Runs work on the state, one at a time.
@@ -384,7 +364,7 @@ void Evaluator::forget(const Napi::CallbackInfo & info) {
     if (self->busy) {
         throw Napi::Error::New(info.Env(), "the evaluator is at work: one evaluation at a time");
     }
-    self->forget(read_skip_set(info[0].As<Napi::Array>(), self->patch.blocks.size()));
+    self->forget(read_skip_set(info[0]));
 }
 
 static bool shares_start(const std::vector<bool> & before, const std::vector<bool> & skip) {
@@ -504,8 +484,9 @@ void Evaluator::state::read_nll(float * out) const {
 }
 
 void Evaluator::state::evaluate(
-        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip, size_t keep,
-        const task_control & control, std::vector<float> & nll) {
+        const token_sequences & sequences, const std::vector<bool> & skip, size_t keep, const task_control & control, std::vector<float> & nll) {
+    const auto & tokens = sequences.tokens;
+    const uint32_t length = sequences.length;
     // memory of sequences of another length is of no use (the last layer's FFN has one token less than the sequence)
     unused.erase(std::remove_if(unused.begin(), unused.end(), [&](const stream & s) { return s.tensor->ne[1] + 1 < length || s.tensor->ne[1] > length; }), unused.end());
 
@@ -663,8 +644,9 @@ void Evaluator::state::score(
 }
 
 void Evaluator::state::compare(
-        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<std::pair<size_t, size_t>> & pairs,
-        const task_control & control, std::vector<double> & means) {
+        const token_sequences & sequences, const std::vector<std::pair<size_t, size_t>> & pairs, const task_control & control, std::vector<double> & means) {
+    const auto & tokens = sequences.tokens;
+    const uint32_t length = sequences.length;
     sequence_batch batch(length);
     const size_t n_sequences = tokens.size()/length;
     // a graph has room for a few more operations a token, and what is compared stays in memory until its end
@@ -674,6 +656,7 @@ void Evaluator::state::compare(
     for (size_t from = 0; from < pairs.size(); from += n_at_once) {
         graph_patch::request request;
         request.skip.assign(patch.blocks.size(), false);
+        request.output = graph_patch::output::none;
         request.compare.assign(pairs.begin() + from, pairs.begin() + std::min(pairs.size(), from + n_at_once));
         patch.set_request(request);
         for (size_t sequence = 0; sequence < n_sequences; sequence++) {
@@ -704,11 +687,12 @@ void Evaluator::state::compare(
 }
 
 void Evaluator::state::hidden(
-        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip,
-        const task_control & control, std::vector<float> & values) {
+        const token_sequences & sequences, const std::vector<bool> & skip, const task_control & control, std::vector<float> & values) {
+    const auto & tokens = sequences.tokens;
+    const uint32_t length = sequences.length;
     graph_patch::request request;
-    request.skip = skip;
-    request.head = true;
+    request.skip   = skip;
+    request.output = graph_patch::output::hidden;
     patch.set_request(request);
     sequence_batch batch(length);
     const size_t n_sequences = tokens.size()/length;
@@ -742,8 +726,9 @@ struct distribution {
 } // namespace
 
 void Evaluator::state::diverge(
-        const std::vector<llama_token> & tokens, uint32_t length, const std::vector<bool> & skip, state & dense,
-        const task_control & control, std::vector<float> & values) {
+        const token_sequences & sequences, const std::vector<bool> & skip, state & dense, const task_control & control, std::vector<float> & values) {
+    const auto & tokens = sequences.tokens;
+    const uint32_t length = sequences.length;
     const size_t n_vocab     = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
     const size_t n_sequences = tokens.size()/length, n = length - 1;
     sequence_batch batch(length);
@@ -752,8 +737,8 @@ void Evaluator::state::diverge(
 
     const auto run_on = [&](state & s, const std::vector<bool> & left_out, const llama_token * first) {
         graph_patch::request request;
-        request.skip = left_out;
-        request.head = true;
+        request.skip   = left_out;
+        request.output = graph_patch::output::logits;
         s.patch.set_request(request);
         batch.set(first, s.patch);
         s.run(batch.batch);

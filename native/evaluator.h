@@ -38,6 +38,12 @@ private:
         stream            values;
     };
 
+    // One after the other, each of `length` tokens.
+    struct token_sequences {
+        std::vector<int32_t> tokens;
+        uint32_t             length;
+    };
+
     // All that a running evaluation needs, so that it outlives a dispose().
     struct state {
         std::shared_ptr<llama_model>   model;
@@ -55,16 +61,12 @@ private:
         const class task_control     * control = nullptr; // of the running evaluation
         std::atomic<bool>              busy { false };
 
-        void evaluate(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<bool> & skip, size_t keep,
-            const class task_control & control, std::vector<float> & nll);
+        void   evaluate(const token_sequences & sequences, const std::vector<bool> & skip, size_t keep, const class task_control & control, std::vector<float> & nll);
         void   score(const std::vector<int32_t> & tokens, const std::vector<uint32_t> & lengths, const std::vector<bool> & skip,
             const class task_control & control, std::vector<double> & sums);
-        void   compare(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<std::pair<size_t, size_t>> & pairs,
-            const class task_control & control, std::vector<double> & means);
-        void   hidden(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<bool> & skip,
-            const class task_control & control, std::vector<float> & values);
-        void   diverge(const std::vector<int32_t> & tokens, uint32_t length, const std::vector<bool> & skip, state & dense,
-            const class task_control & control, std::vector<float> & values);
+        void   compare(const token_sequences & sequences, const std::vector<std::pair<size_t, size_t>> & pairs, const class task_control & control, std::vector<double> & means);
+        void   hidden(const token_sequences & sequences, const std::vector<bool> & skip, const class task_control & control, std::vector<float> & values);
+        void   diverge(const token_sequences & sequences, const std::vector<bool> & skip, state & dense, const class task_control & control, std::vector<float> & values);
         void   run(const struct llama_batch & batch);
         void   read_nll(float * out) const;
         void   forget(const std::vector<bool> & skip);
@@ -74,8 +76,11 @@ private:
 
     static Napi::Value create(const Napi::CallbackInfo & info);
 
-    void        check_sequences(Napi::Env env, const std::vector<int32_t> & tokens, uint32_t length) const;
-    void        check_tokens(Napi::Env env, const std::vector<int32_t> & tokens) const;
+    // arguments, checked
+    std::vector<int32_t>             read_tokens(const Napi::CallbackInfo & info) const;
+    std::shared_ptr<token_sequences> read_sequences(const Napi::CallbackInfo & info) const;
+    std::vector<bool>                read_skip_set(const Napi::Value & value) const;
+
     // other: of an evaluator that the work uses too
     Napi::Value launch(Napi::Env env, const Napi::Value & options, std::function<void(const class task_control &)> work, std::function<Napi::Value(Napi::Env)> result,
         const std::shared_ptr<state> & other = nullptr);

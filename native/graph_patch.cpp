@@ -772,30 +772,31 @@ void graph_patch::apply(llm_graph_result & res) {
         nll.clear();
         logits.clear();
         hidden = nullptr;
-        const auto add_logits = [&](ggml_tensor * part, ggml_tensor * part_targets) {
-            nll.push_back(build_nll(ctx, part, part_targets));
-            if (req.head) {
-                logits.push_back(part);
-            }
-        };
         const auto outputs_of = [&](ggml_tensor * t) {
             return n_outputs < t->ne[1] ? ggml_view_2d(ctx, t, t->ne[0], n_outputs, t->nb[1], 0) : t;
         };
-        const int64_t rows = std::max<int64_t>(32, logits_bytes/ggml_row_size(res.t_logits->type, res.t_logits->ne[0]));
-        const auto head = rows < n_outputs ? find_head(graph, res.t_embd, res.t_logits) : std::vector<ggml_tensor *>();
-        if (head.empty()) {
-            add_logits(outputs_of(res.t_logits), targets_in);
-        } else {
-            for (int64_t first = 0; first < n_outputs; first += rows) {
-                const int64_t count = std::min(rows, n_outputs - first);
-                add_logits(part_of_head(ctx, head, res.t_embd, first, count), ggml_view_1d(ctx, targets_in, count, first*sizeof(int32_t)));
-            }
-        }
-        results.insert(results.end(), nll.begin(), nll.end());
-        results.insert(results.end(), logits.begin(), logits.end());
-        if (req.head) {
+        if (req.output == output::hidden) {
             hidden = outputs_of(res.t_embd);
             results.push_back(hidden);
+        } else if (req.output != output::none) {
+            const int64_t rows = std::max<int64_t>(32, logits_bytes/ggml_row_size(res.t_logits->type, res.t_logits->ne[0]));
+            const auto head = rows < n_outputs ? find_head(graph, res.t_embd, res.t_logits) : std::vector<ggml_tensor *>();
+            std::vector<ggml_tensor *> parts;
+            if (head.empty()) {
+                parts.push_back(outputs_of(res.t_logits));
+                nll.push_back(build_nll(ctx, parts.back(), targets_in));
+            } else {
+                for (int64_t first = 0; first < n_outputs; first += rows) {
+                    const int64_t count = std::min(rows, n_outputs - first);
+                    parts.push_back(part_of_head(ctx, head, res.t_embd, first, count));
+                    nll.push_back(build_nll(ctx, parts.back(), ggml_view_1d(ctx, targets_in, count, first*sizeof(int32_t))));
+                }
+            }
+            results.insert(results.end(), nll.begin(), nll.end());
+            if (req.output == output::logits) {
+                logits = parts;
+                results.insert(results.end(), logits.begin(), logits.end());
+            }
         }
         for (ggml_tensor * t : results) {
             set_readable(t);

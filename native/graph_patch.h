@@ -49,6 +49,14 @@ public:
     // Why the last graph could not be patched; empty if it could.
     std::string error;
 
+    // What the next graphs end in, of the output positions: only what it takes is computed.
+    enum class output {
+        nll,
+        logits, // and nll
+        hidden, // what the logits are computed from
+        none,   // there are only boundaries to compare
+    };
+
     // What the next graphs compute.
     struct request {
         std::vector<bool> skip;         // the blocks to leave out (index into blocks)
@@ -57,11 +65,11 @@ public:
         std::vector<size_t> capture;    // the blocks whose boundaries shall be readable
         std::vector<std::pair<size_t, size_t>> compare; // boundaries to compare; one past the last block: the stream's end
         bool              outputs_first = true; // false: outputs are spread over the batch, so that the model must select them
-        bool              head = false; // the logits, and what they are computed from, shall be readable
+        enum output       output = output::nll;
 
         bool operator==(const request & o) const {
             return skip == o.skip && start == o.start && boundary == o.boundary && capture == o.capture && compare == o.compare &&
-                outputs_first == o.outputs_first && head == o.head;
+                outputs_first == o.outputs_first && output == o.output;
         }
     };
     void set_request(request r);
@@ -81,10 +89,9 @@ public:
     struct comparison { ggml_tensor * dot, * a, * b, * difference; };
     std::vector<comparison> comparisons;
 
-    // F32, one value for each output position, over the tensors in order; of the last graph.
+    // As asked for, of the last graph, F32: one value for each output position and [n_vocab, n], over the tensors in order;
+    // [n_embd, n].
     std::vector<ggml_tensor *> nll;
-
-    // Of a request for the head: F32 [n_vocab, n], over the tensors in order, and F32 [n_embd, n], of the output positions.
     std::vector<ggml_tensor *> logits;
     ggml_tensor              * hidden = nullptr;
 
