@@ -1,30 +1,24 @@
 // Compares scoring many endings at once with one ending at a time: `npm run bench:eval -- --help`. They take turns, on the same few
 // questions each, so that a machine that becomes slower slows down both.
-import fs from 'node:fs';
-import os from 'node:os';
-import path from 'node:path';
 import { mean, median, sampleStandardDeviation } from 'simple-statistics';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
 import evalCommand from '../dist/cli/eval.js';
 import scores from '../dist/evaluation/scores.js';
+import { describe, options, setting, write } from './shared.mjs';
 
 const { loadTask, Model } = blockpruner;
-const root = path.resolve(import.meta.dirname, '..');
-const versions = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'));
 
 const argv = await yargs(hideBin(process.argv))
     .scriptName('npm run bench:eval --')
     .usage('$0 --task BENCHMARK=FILE … [options]\n\nCompares ways to score endings and writes bench/results/NAME.md and .json')
     .options({
-        model: { type: 'string', default: path.join(root, 'models', 'blockpruner-tiny.gguf'), defaultDescription: 'the embedded model', describe: 'GGUF file' },
+        ...options,
         name: { type: 'string', default: 'eval-embedded', describe: 'Name of the results' },
         task: { type: 'string', array: true, nargs: 1, demandOption: true, describe: 'As in blockpruner eval' },
         turns: { type: 'number', default: 6, describe: 'Turns of each way on each task' },
-        questions: { type: 'number', default: 20, describe: 'Questions in a turn' },
-        device: { type: 'string', default: 'cpu', describe: 'Where to compute' },
-        threads: { type: 'number', default: os.availableParallelism(), describe: 'CPU threads' }
+        questions: { type: 'number', default: 20, describe: 'Questions in a turn' }
     })
     .strict().wrap(120).parseAsync();
 
@@ -91,20 +85,8 @@ async function tokensOf(questions) {
     return { endings, tokens, distinct };
 }
 
-const report = {
-    model: path.basename(argv.model), modelBytes: fs.statSync(argv.model).size, turns: argv.turns, questions: argv.questions,
-    machine: {
-        cpu: os.cpus()[0].model.trim(), threads: argv.threads, memory: os.totalmem(), device: argv.device,
-        system: `${os.type()} ${os.arch()}`, node: process.version, blockpruner: versions.version, nodeLlamaCpp: versions.dependencies['node-llama-cpp']
-    },
-    date: new Date().toISOString().slice(0, 10),
-    results
-};
-const file = path.join(root, 'bench', 'results', argv.name);
-fs.mkdirSync(path.dirname(file), { recursive: true });
-fs.writeFileSync(`${file}.json`, JSON.stringify(report, null, 1) + '\n');
-fs.writeFileSync(`${file}.md`, markdown(report));
-console.log(markdown(report));
+const report = { ...setting(argv), turns: argv.turns, questions: argv.questions, results };
+console.log(write(argv.name, report, markdown(report)));
 
 function markdown({ model, turns, questions, machine, date, results }) {
     const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -114,7 +96,7 @@ function markdown({ model, turns, questions, machine, date, results }) {
     return `# Scoring endings: ${model}
 
 ${turns} turns of ${questions} questions of each task; ${date}.
-${machine.cpu}, ${machine.threads === 1 ? '1 thread' : `${machine.threads} threads`}, ${(machine.memory / 2 ** 30).toFixed(2)} GiB, ${machine.device}, ${machine.system}, Node.js ${machine.node}, blockpruner ${machine.blockpruner}, node-llama-cpp ${machine.nodeLlamaCpp}.
+${describe(machine)}
 
 | task | endings | ms an ending, one at a time | ms an ending, batched | times faster | times less CPU time | times fewer tokens | same choice |
 |---|---|---|---|---|---|---|---|

@@ -3,16 +3,13 @@
 // and prefix can be timed on a few candidates of each removal: every candidate of naive takes the same.
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import fs from 'node:fs';
-import os from 'node:os';
 import path from 'node:path';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
+import { describe, gib, options, setting, write } from './shared.mjs';
 
 const { chooseHost, formatMove, loadCalibration, Model, parseBlock, PrefixEvaluator, searchOrder, without } = blockpruner;
-const root = path.resolve(import.meta.dirname, '..');
-const read = (file) => JSON.parse(fs.readFileSync(path.join(root, file), 'utf8'));
 
 const ways = {
     naive: { mode: 'full', keepBytes: 0 },
@@ -25,7 +22,7 @@ const argv = await yargs(hideBin(process.argv))
     .scriptName('npm run bench --')
     .usage('$0 [options]\n\nCompares the ways to search and writes bench/results/NAME.md and .json')
     .options({
-        model: { type: 'string', default: path.join(root, 'models', 'blockpruner-tiny.gguf'), defaultDescription: 'the embedded model', describe: 'GGUF file' },
+        ...options,
         name: { type: 'string', default: 'embedded', describe: 'Name of the results' },
         remove: { type: 'number', default: 12, describe: 'Removals' },
         sample: { type: 'number', describe: 'Time naive and prefix on so many candidates of each removal, and scale', defaultDescription: 'all' },
@@ -34,8 +31,6 @@ const argv = await yargs(hideBin(process.argv))
         context: { type: 'number', default: 256, describe: 'Tokens in a sequence' },
         calibration: { type: 'string', describe: 'Calibration text', defaultDescription: 'embedded text' },
         memory: { type: 'number', default: 2048, describe: 'MiB for the residual stream' },
-        device: { type: 'string', default: 'cpu', describe: 'Where to compute' },
-        threads: { type: 'number', default: os.availableParallelism(), describe: 'CPU threads' },
         way: { type: 'string', hidden: true }
     })
     .strict().wrap(120).parseAsync();
@@ -136,13 +131,13 @@ async function compare() {
             Object.assign(search, { ended, memory });
             console.error(`${String(round).padStart(3)} ${search.name.padEnd(7)} ${(step.removed ?? '').padEnd(8)} ${step.seconds.toFixed(1).padStart(7)} s ${step.passes.toFixed(1).padStart(6)} passes`);
         }
-        write(searches, blocks); // what there is so far
+        writeResults(searches, blocks); // what there is so far
     }
-    console.log(write(searches, blocks));
+    console.log(writeResults(searches, blocks));
 }
 
 /** Writes the results of the removals that were made. */
-function write(searches, blocks) {
+function writeResults(searches, blocks) {
     const { pass } = searches[0];
     const order = (steps) => steps.flatMap(({ removed }) => removed ?? []);
     const total = (steps, what) => steps.reduce((sum, step) => sum + step[what], 0);
@@ -160,21 +155,12 @@ function write(searches, blocks) {
     });
     const naive = results[0];
     const report = {
-        model: path.basename(argv.model), modelBytes: fs.statSync(argv.model).size, blocks, removals: longest, sample: argv.sample,
+        ...setting(argv), blocks, removals: longest, sample: argv.sample,
         calibration: { text: path.basename(argv.calibration ?? 'embedded'), sequences: argv.samples, tokens: argv.context },
         memoryBudget: argv.memory * 2 ** 20, pass,
-        machine: {
-            cpu: os.cpus()[0].model.trim(), threads: argv.threads, memory: os.totalmem(), device: argv.device,
-            system: `${os.type()} ${os.arch()}`, node: process.version, blockpruner: read('package.json').version, nodeLlamaCpp: read('package.json').dependencies['node-llama-cpp']
-        },
-        date: new Date().toISOString().slice(0, 10),
         results: results.map((result) => ({ ...result, ratio: naive.seconds / result.seconds, floor: result.passes / longest }))
     };
-    const file = path.join(root, 'bench', 'results', argv.name);
-    fs.mkdirSync(path.dirname(file), { recursive: true });
-    fs.writeFileSync(`${file}.json`, JSON.stringify(report, null, 1) + '\n');
-    fs.writeFileSync(`${file}.md`, markdown(report));
-    return markdown(report);
+    return write(argv.name, report, markdown(report));
 }
 
 async function nextMessage(child) {
@@ -183,7 +169,6 @@ async function nextMessage(child) {
 }
 
 function markdown({ model, modelBytes, blocks, removals, sample, calibration, memoryBudget, pass, machine, date, results }) {
-    const gib = (bytes) => (bytes / 2 ** 30).toFixed(2);
     const exact = results.find(({ name }) => name === 'exact').order;
     const agreement = ({ order }) => {
         const common = Math.min(order.length, exact.length);
@@ -200,7 +185,7 @@ function markdown({ model, modelBytes, blocks, removals, sample, calibration, me
     return `# Search: ${model}
 
 ${removals} of ${blocks} blocks removed; calibration ${calibration.text}, ${calibration.sequences} sequences of ${calibration.tokens} tokens; ${date}.
-${machine.cpu}, ${machine.threads} threads, ${gib(machine.memory)} GiB, ${machine.device}, ${machine.system}, Node.js ${machine.node}, blockpruner ${machine.blockpruner}, node-llama-cpp ${machine.nodeLlamaCpp}.
+${describe(machine)}
 
 | search | passes | seconds | times faster than naive | times the floor | peak memory, GiB | the order of exact |
 |---|---|---|---|---|---|---|

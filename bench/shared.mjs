@@ -1,0 +1,43 @@
+// What the benchmarks share: the model and the machine that they run on, and where their results go.
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+
+const root = path.resolve(import.meta.dirname, '..');
+
+export const options = {
+    model: { type: 'string', default: path.join(root, 'models', 'blockpruner-tiny.gguf'), defaultDescription: 'the embedded model', describe: 'GGUF file' },
+    device: { type: 'string', default: 'cpu', describe: 'Where to compute' },
+    threads: { type: 'number', default: os.availableParallelism(), describe: 'CPU threads' }
+};
+
+/** What figures depend on, beside what was measured. */
+export function setting({ model, device, threads }) {
+    const { version, dependencies } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'));
+    return {
+        model: path.basename(model), modelBytes: fs.statSync(model).size,
+        machine: {
+            cpu: os.cpus()[0].model.trim(), threads, memory: os.totalmem(), device,
+            system: `${os.type()} ${os.arch()}`, node: process.version, blockpruner: version, nodeLlamaCpp: dependencies['node-llama-cpp']
+        },
+        date: new Date().toISOString().slice(0, 10)
+    };
+}
+
+export function gib(bytes) {
+    return (bytes / 2 ** 30).toFixed(2);
+}
+
+/** A line about the machine. */
+export function describe({ cpu, threads, memory, device, system, node, blockpruner, nodeLlamaCpp }) {
+    return `${cpu}, ${threads === 1 ? '1 thread' : `${threads} threads`}, ${gib(memory)} GiB, ${device}, ${system}, Node.js ${node}, blockpruner ${blockpruner}, node-llama-cpp ${nodeLlamaCpp}.`;
+}
+
+/** Writes bench/results/NAME.json and .md; returns what the latter says. */
+export function write(name, report, markdown) {
+    const file = path.join(root, 'bench', 'results', name);
+    fs.mkdirSync(path.dirname(file), { recursive: true });
+    fs.writeFileSync(`${file}.json`, JSON.stringify(report, null, 1) + '\n');
+    fs.writeFileSync(`${file}.md`, markdown);
+    return markdown;
+}
