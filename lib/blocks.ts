@@ -27,6 +27,11 @@ export function formatMove(move: Move): string {
     return move.map(formatBlock).join(' ');
 }
 
+/** Blocks without anything else that is known of them. */
+export function bare(blocks: readonly Block[]): Block[] {
+    return blocks.map(({ kind, layer }) => ({ kind, layer }));
+}
+
 /** The blocks that are not among others. */
 export function without<T extends Block>(blocks: readonly T[], gone: readonly Block[]): T[] {
     return blocks.filter((block) => !gone.some((other) => sameBlock(block, other)));

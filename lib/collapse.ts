@@ -1,12 +1,11 @@
-import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
-import path from 'node:path';
 import { loadAddon, runNative } from './addon.js';
-import { layersOf, type Block } from './blocks.js';
-import { BlockprunerError } from './errors.js';
+import { bare, layersOf, type Block } from './blocks.js';
+import { BlockprunerError, MethodError } from './errors.js';
 import type { Host } from './export/host.js';
 import { planFile, type Merges } from './export/write.js';
 import { Model, type LoadOptions, type Sequences } from './model.js';
+import { partialIn } from './output.js';
 import { collapseLayers, type LacoMethod, type MergedLayer } from './search/laco.js';
 
 export interface CollapseOptions {
@@ -47,7 +46,7 @@ export async function collapse(model: Model, options: CollapseOptions): Promise<
     const size = model.embedding * (length - 1); // of the values of a sequence
     const dense = await model.hidden(sequences, { signal });
     const toBlocks = (layers: readonly MergedLayer[]) => {
-        const removed = blocks.filter(({ layer }) => !layers.some((kept) => kept.layer === layer)).map(({ kind, layer }) => ({ kind, layer }));
+        const removed = bare(blocks.filter(({ layer }) => !layers.some((kept) => kept.layer === layer)));
         const merges: Merges = new Map(layers.filter(({ layer, weights }) => weights.size > 1 || weights.get(layer) !== 1).map(({ layer, weights }) => [layer, weights]));
         return { removed, merges };
     };
@@ -72,14 +71,14 @@ export async function collapse(model: Model, options: CollapseOptions): Promise<
         onProgress: onProgress && ((done) => onProgress(done, 1))
     });
     if (!found) {
-        throw new BlockprunerError(`LaCo can't remove so much of ${model.path}${obstacle}`);
+        throw new MethodError(`LaCo can't remove so much of ${model.path}${obstacle}`);
     }
     return { ...toBlocks(found.layers), threshold: found.threshold, similarity: found.similarity };
 }
 
 /** Writes a model with merged layers, loads it where the model is, and deletes it when the work is done. */
 export async function withCollapsed<T>(model: Model, { host, blocks, folder, signal }: Pick<CollapseOptions, 'host' | 'blocks' | 'folder' | 'signal'>, { removed, merges }: Pick<Collapsed, 'removed' | 'merges'>, work: (collapsed: Model) => Promise<T>): Promise<T> {
-    const file = path.join(folder, `.blockpruner-partial-${crypto.randomUUID()}.gguf`);
+    const file = partialIn(folder, '.gguf');
     const load: LoadOptions = { device: model.device, gpuLayers: model.gpuLayers, threads: model.threads, signal };
     try {
         const addon = await loadAddon();

@@ -1,30 +1,28 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { stringify } from 'csv-stringify/sync';
-import { z } from 'zod';
-import type { Block, BlockSelection, Move } from './blocks.js';
-import { loadCalibration, readSamples, type CalibrationOptions } from './calibration/index.js';
+import { bare, type Block, type BlockSelection } from './blocks.js';
+import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 import { collapse, withCollapsed } from './collapse.js';
-import { BlockprunerError, messageOf } from './errors.js';
-import { perplexityOf, textPerplexity } from './evaluation/perplexity.js';
+import { BlockprunerError, messageOf, MethodError } from './errors.js';
+import { measurePerplexity, perplexityOf, textSequences } from './evaluation/perplexity.js';
 import { PrefixEvaluator } from './evaluation/prefix.js';
-import { scoreTask, type Score } from './evaluation/scores.js';
+import { scoreTasks } from './evaluation/scores.js';
 import type { Task } from './evaluation/tasks.js';
+import type { Host } from './export/host.js';
 import { chooseHost } from './export/hosts.js';
-import { formatMerges, version } from './export/write.js';
-import { hashGguf, readGguf } from './gguf.js';
-import { Model, resolveModel, shareOf, type LoadOptions } from './model.js';
+import { formatMerges } from './export/write.js';
+import { readGguf } from './gguf.js';
+import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from './model.js';
+import { writeText } from './output.js';
 import { comparisonReport } from './report/index.js';
+import { comparedMethods, comparisonCsv, comparisonSchema, comparisonTable, type ComparedMethod, type ComparedModel, type Comparison, type Quality } from './results.js';
 import { searchOrder, type SearchMode } from './search/blockpruner.js';
-import { differences, Journal, type JournalInputs } from './search/journal.js';
+import { describeSequences, differences, Journal, searchInputs } from './search/journal.js';
 import { isLaco, type LacoMethod } from './search/laco.js';
-import { methods, movesOf, type GreedyMethod } from './search/methods.js';
+import { movesOf, type GreedyMethod } from './search/methods.js';
 import { checkConfidence, DEFAULT_CONFIDENCE } from './search/race.js';
-
-/** The methods, and BlockPruner limited to blocks of one kind, as in the paper's ablation (section 5.2). */
-export const comparedMethods = [...methods, 'blockpruner-attn', 'blockpruner-ffn'] as const;
-export type ComparedMethod = (typeof comparedMethods)[number];
+import { nameOf } from './text.js';
 
 /** How one of them searches for what to remove next. */
 function searchOf(compared: Exclude<ComparedMethod, LacoMethod>): { method: GreedyMethod; selection: BlockSelection } {
@@ -64,56 +62,6 @@ export interface CompareOptions extends Pick<LoadOptions, 'device' | 'gpuLayers'
     onProgress?: ((what: string) => void) | undefined;
 }
 
-const blockSchema = z.object({ kind: z.enum(['attn', 'ffn']), layer: z.number().int().nonnegative() });
-const scoreSchema = z.object({ value: z.number(), stderr: z.number().nullable() });
-const qualitySchema = z.object({
-    /** perplexity on the calibration text */
-    calibration: z.number(),
-    /** on the text, if one is given; against the dense model: mean KL divergence in nats, share of equal top-1 tokens */
-    text: z.object({ perplexity: z.number(), divergence: z.number(), sameTop: z.number() }).nullable(),
-    tasks: z.array(z.object({ task: z.string(), questions: z.number(), acc: scoreSchema, acc_norm: scoreSchema.nullable() }))
-});
-const method = z.enum(comparedMethods);
-/** of `random` */
-const seed = z.number().int().nullable();
-
-/** What results.json holds. */
-const comparisonSchema = z.object({
-    model: z.string(),
-    calibration: z.object({ name: z.string(), sequences: z.number(), context: z.number() }),
-    /** the text's name */
-    text: z.string().nullable(),
-    /** all that the model has, in the order of the residual stream */
-    blocks: z.array(blockSchema),
-    /** what searches depend on, by its name in messages */
-    searchedWith: z.record(z.string(), z.string()),
-    /** what the evaluations of their results depend on */
-    evaluatedWith: z.record(z.string(), z.string()),
-    dense: qualitySchema,
-    /** each method's order of removal, up to the highest ratio that it was asked for, or can reach; not of laco, which has none */
-    searches: z.array(z.object({
-        method, seed, ratio: z.number(),
-        steps: z.array(z.object({ removed: z.array(blockSchema), perplexity: z.number(), evaluations: z.number(), seconds: z.number() }))
-    })),
-    /** by ratio */
-    pruned: z.array(qualitySchema.extend({
-        method, seed,
-        /** as asked for */
-        ratio: z.number(),
-        /** share of the parameters that is gone: the fewest blocks that are at least the ratio */
-        removedShare: z.number(),
-        removed: z.array(blockSchema),
-        /** of laco: what the weights of layers became */
-        merged: z.array(z.string()).optional()
-    })),
-    /** of all runs that made it */
-    seconds: z.number()
-});
-export type Comparison = z.infer<typeof comparisonSchema>;
-/** How good a model without some blocks is. */
-export type Quality = z.infer<typeof qualitySchema>;
-export type ComparedModel = Comparison['pruned'][number];
-
 /**
  * Prunes a model by several methods at several ratios, and evaluates what is left, as the paper's tables 1 and 2 do. No model is
  * written: a pruned file computes what its skip set computes. A method's order is found once, for the highest ratio.
@@ -140,23 +88,16 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     const file = await resolveModel(uri, { signal });
     const gguf = await readGguf(file, signal);
     const host = await chooseHost(gguf, signal);
-    const samples = text === undefined ? '' : await readSamples(text, options.calibration?.field, { signal }); // before the long work
     const models = await Model.loadOnEach(file, { device, gpuLayers, threads, signal });
     const model = models[0]!;
     try {
         const blocks = await model.blocks(signal);
         const calibration = await loadCalibration(model, options.calibration, signal);
-        const share = (removed: readonly Block[]) => shareOf(blocks, removed, model.parameters);
-        const searchedWith = {
-            model: `SHA-256 ${await hashGguf(gguf, signal)}`,
-            calibration: `${calibration.tokens.length / calibration.length} × ${calibration.length} tokens, SHA-256 ${sha256(calibration.tokens)}`,
-            search: search === 'race' ? `race, confidence ${confidence}` : search,
-            device: `${model.device}, ${gpuLayers ?? 'all'} layers`,
-            version
-        };
+        const sequences = text === undefined ? undefined : await textSequences(model, text, { samples: textSamples, context: calibration.length, field: options.calibration?.field, signal });
+        const searchedWith = await searchInputs(model, calibration, search, confidence, signal);
         const evaluatedWith = {
-            text: text === undefined ? 'none' : `${textSamples ?? 'all'} × ${calibration.length} tokens, SHA-256 ${sha256(samples)}`,
-            tasks: `${tasks.map(({ name }) => name).join(', ') || 'none'}, ${limit ?? 'all'} questions, SHA-256 ${sha256(JSON.stringify(tasks))}`
+            text: sequences ? describeSequences(sequences) : 'none',
+            tasks: `${tasks.map(({ name }) => name).join(', ') || 'none'}, ${limit ?? 'all'} questions, SHA-256 ${crypto.createHash('sha256').update(JSON.stringify(tasks)).digest('hex')}`
         };
         const other = previous && differences(previous.searchedWith, searchedWith);
         if (other) {
@@ -164,18 +105,12 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         }
         const known = previous && !differences(previous.evaluatedWith, evaluatedWith) ? previous : undefined;
 
-        const evaluateText = async (other: Model, skip: readonly Block[]) => {
-            const { perplexity, dense } = await textPerplexity(other, text!, { skip, dense: model, samples: textSamples, context: calibration.length, field: options.calibration?.field, signal });
-            return { perplexity, divergence: dense!.divergence, sameTop: dense!.sameTop };
-        };
-        const evaluate = async (other: Model, skip: readonly Block[], perplexity?: number): Promise<Quality> => {
-            const scores: Quality['tasks'] = [];
-            for (const task of tasks) {
-                scores.push(await scoreTask(other, task, { skip, limit, signal }));
-            }
+        const evaluate = async (pruned: Model, skip: readonly Block[], calibrated?: number): Promise<Quality> => {
+            const scores = await scoreTasks(pruned, tasks, { skip, limit, signal }); // first: a question that can't be scored is found soon
+            const onText = sequences && await measurePerplexity(pruned, sequences, { skip, dense: model, signal });
             return {
-                calibration: perplexity ?? await perplexityOf(other, calibration, { skip, signal }),
-                text: text === undefined ? null : await evaluateText(other, skip),
+                calibration: finite(calibrated ?? await perplexityOf(pruned, calibration, { skip, signal })),
+                text: onText ? { perplexity: finite(onText.perplexity), divergence: finite(onText.dense!.divergence), sameTop: onText.dense!.sameTop } : null,
                 tasks: scores
             };
         };
@@ -185,8 +120,8 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         const comparison: Comparison = {
             model: uri,
             calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
-            text: text === undefined ? null : path.basename(text),
-            blocks: blocks.map(({ kind, layer }) => ({ kind, layer })),
+            text: text === undefined ? null : nameOf(text),
+            blocks: bare(blocks),
             searchedWith, evaluatedWith,
             dense: known?.dense ?? await evaluate(model, []),
             searches: previous?.searches ?? [],
@@ -196,68 +131,21 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         const save = async () => {
             comparison.seconds = (previous?.seconds ?? 0) + (performance.now() - started) / 1000;
             comparison.pruned.sort((a, b) => a.ratio - b.ratio || comparedMethods.indexOf(a.method) - comparedMethods.indexOf(b.method));
-            writeFile(path.join(output, 'results.json'), JSON.stringify(comparison, null, 1) + '\n');
-            writeFile(path.join(output, 'table.md'), comparisonTable(comparison));
-            writeFile(path.join(output, 'table.csv'), comparisonCsv(comparison));
-            writeFile(path.join(output, 'report.html'), await comparisonReport(comparison));
+            const write = (name: string, content: string) => writeText(path.join(output, name), content, { force: true });
+            write('results.json', JSON.stringify(comparison, null, 1) + '\n');
+            write('table.md', comparisonTable(comparison));
+            write('table.csv', comparisonCsv(comparison));
+            write('report.html', await comparisonReport(comparison));
         };
         await save();
 
-        for (const compared of chosen) {
-            for (const seed of compared === 'random' ? Array.from({ length: seeds }, (_, i) => i) : [null]) {
-                const name = seed === null ? compared : `${compared}-${seed}`;
-                const isOurs = (one: { method: ComparedMethod; seed: number | null }) => one.method === compared && one.seed === seed;
-                const missing = ratios.filter((ratio) => !comparison.pruned.some((one) => isOurs(one) && one.ratio === ratio));
-                const add = async (ratio: number, removed: Block[], quality: Quality, merged?: string[]) => {
-                    comparison.pruned.push({ method: compared, seed, ratio, removedShare: share(removed), removed, ...(merged && { merged }), ...quality });
-                    await save();
-                };
-                if (isLaco(compared)) {
-                    for (const ratio of missing) {
-                        onProgress?.(`${compared} at ${ratio}`);
-                        const context = { method: compared, host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(removed) >= ratio, signal };
-                        const collapsed = await collapse(model, context).catch((error: unknown) => {
-                            if (!(error instanceof BlockprunerError) || signal?.aborted) {
-                                throw error;
-                            }
-                            onProgress?.(error.message);
-                        });
-                        if (collapsed) {
-                            await add(ratio, collapsed.removed, await withCollapsed(model, context, collapsed, (other) => evaluate(other, [])), formatMerges(collapsed.merges));
-                        }
-                    }
-                    continue;
-                }
-                const { method, selection } = searchOf(compared);
-                const reachable = share(blocks.filter(({ kind }) => selection === 'all' || kind === selection));
-                const highest = Math.max(0, ...ratios.filter((ratio) => ratio < reachable));
-                let found = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
-                if (!found) {
-                    onProgress?.(`${name}: what goes`);
-                    const moves = await movesOf(method, { model, host, blocks, calibration, selection, seed: seed ?? undefined, signal });
-                    const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
-                    evaluator.remove([]); // forgets what the last method left
-                    const journalFile = path.join(output, `${name}.journal`);
-                    const steps: Comparison['searches'][number]['steps'] = [];
-                    await withJournal(evaluator, journalFile, { ...searchedWith, method: name }, async (journal) => searchOrder(journal, {
-                        onStep: ({ removed, perplexity, evaluations, seconds }) => steps.push({ removed: [...removed], perplexity, evaluations, seconds }),
-                        mode: search, confidence,
-                        moves: (removed): readonly Move[] => (share(removed) >= highest ? [] : moves(removed))
-                    }));
-                    found = { method: compared, seed, ratio: highest, steps };
-                    comparison.searches = [...comparison.searches.filter((one) => !isOurs(one)), found];
-                    await save();
-                    fs.rmSync(journalFile, { force: true });
-                }
-                for (const ratio of missing) {
-                    const removedAfter = (count: number) => found.steps.slice(0, count).flatMap((step) => step.removed);
-                    const last = found.steps.findIndex((_, i) => share(removedAfter(i + 1)) >= ratio);
-                    if (last < 0) {
-                        onProgress?.(`${name} can't remove ${ratio}`);
-                        continue;
-                    }
-                    onProgress?.(`${name} at ${ratio}: perplexity and tasks`);
-                    await add(ratio, removedAfter(last + 1), await evaluate(model, removedAfter(last + 1), found.steps[last]!.perplexity));
+        const run: Run = { models, blocks, host, calibration, ratios, search, confidence, keepBytes, output, comparison, save, evaluate, signal, onProgress };
+        for (const method of chosen) {
+            if (isLaco(method)) {
+                await compareLaco(run, method);
+            } else {
+                for (const seed of method === 'random' ? Array.from({ length: seeds }, (_, i) => i) : [null]) {
+                    await compareSearch(run, method, seed);
                 }
             }
         }
@@ -267,8 +155,109 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     }
 }
 
-function sha256(data: string | Int32Array): string {
-    return crypto.createHash('sha256').update(data).digest('hex');
+/** What the methods work with. */
+interface Run extends Required<Pick<CompareOptions, 'output' | 'ratios' | 'search' | 'confidence'>>, Pick<CompareOptions, 'keepBytes' | 'signal' | 'onProgress'> {
+    /** copies of one */
+    models: readonly Model[];
+    blocks: readonly BlockInfo[];
+    host: Host;
+    calibration: Calibration;
+    /** what was found so far; save() writes it */
+    comparison: Comparison;
+    save: () => Promise<void>;
+    /** @param calibrated the perplexity on the calibration text, if it is known */
+    evaluate: (pruned: Model, skip: readonly Block[], calibrated?: number) => Promise<Quality>;
+}
+
+/** Each ratio has a search of its own, and a model with other weights. */
+async function compareLaco(run: Run, method: LacoMethod): Promise<void> {
+    const { models: [model], blocks, host, calibration, output, evaluate, signal, onProgress } = run;
+    for (const ratio of missingRatios(run, method, null)) {
+        onProgress?.(`${method} at ${ratio}`);
+        try {
+            const context = { method, host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(run, removed) >= ratio, signal };
+            const collapsed = await collapse(model!, context);
+            const quality = await withCollapsed(model!, context, collapsed, (pruned) => evaluate(pruned, []));
+            await add(run, { method, seed: null, ratio, removed: collapsed.removed, merged: formatMerges(collapsed.merges), ...quality });
+        } catch (error) {
+            if (!(error instanceof MethodError)) {
+                throw error;
+            }
+            onProgress?.(error.message);
+        }
+    }
+}
+
+/** One search, whose first removals are those of lower ratios. */
+async function compareSearch(run: Run, compared: Exclude<ComparedMethod, LacoMethod>, seed: number | null): Promise<void> {
+    const { models: [model], blocks, ratios, comparison, output, save, evaluate, onProgress } = run;
+    const name = seed === null ? compared : `${compared}-${seed}`;
+    const { selection } = searchOf(compared);
+    const reachable = share(run, blocks.filter(({ kind }) => selection === 'all' || kind === selection));
+    const highest = Math.max(0, ...ratios.filter((ratio) => ratio < reachable));
+    const isOurs = (one: { method: ComparedMethod; seed: number | null }) => one.method === compared && one.seed === seed;
+    let found = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
+    if (!found) {
+        onProgress?.(`${name}: what goes`);
+        const journal = path.join(output, `${name}.journal`);
+        found = { method: compared, seed, ratio: highest, steps: await findSteps(run, compared, seed, highest, journal, name) };
+        comparison.searches = [...comparison.searches.filter((one) => !isOurs(one)), found];
+        await save();
+        fs.rmSync(journal, { force: true });
+    }
+    const { steps } = found;
+    const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
+    for (const ratio of missingRatios(run, compared, seed)) {
+        const last = steps.findIndex((_, i) => share(run, removedAfter(i + 1)) >= ratio);
+        if (last < 0) {
+            onProgress?.(`${name} can't remove ${ratio}`);
+            continue;
+        }
+        onProgress?.(`${name} at ${ratio}: perplexity and tasks`);
+        const removed = removedAfter(last + 1);
+        await add(run, { method: compared, seed, ratio, removed, ...await evaluate(model!, removed, steps[last]!.perplexity) });
+    }
+}
+
+/** What a method removes until a ratio is reached; it goes on where one with the same inputs was stopped. */
+async function findSteps(run: Run, compared: Exclude<ComparedMethod, LacoMethod>, seed: number | null, ratio: number, journalFile: string, name: string): Promise<Comparison['searches'][number]['steps']> {
+    const { models, host, blocks, calibration, search, confidence, keepBytes, comparison, signal, onProgress } = run;
+    const { method, selection } = searchOf(compared);
+    const moves = await movesOf(method, { model: models[0]!, host, blocks, calibration, selection, seed: seed ?? undefined, signal });
+    const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
+    evaluator.remove([]); // forgets what the last method left
+    const journal = Journal.open(evaluator, journalFile, { ...comparison.searchedWith, method: name }, true);
+    const steps: Comparison['searches'][number]['steps'] = [];
+    await searchOrder(journal, {
+        onStep: ({ removed, perplexity, evaluations, seconds }) => steps.push({ removed: [...removed], perplexity, evaluations, seconds }),
+        mode: search, confidence,
+        moves: (removed) => (share(run, removed) >= ratio ? [] : moves(removed))
+    }).catch((error: unknown) => {
+        if (!(error instanceof MethodError)) {
+            throw error;
+        }
+        onProgress?.(`${name}: ${error.message}`); // lower ratios may be reached
+    }).finally(() => journal.close());
+    return steps;
+}
+
+function missingRatios({ ratios, comparison }: Run, method: ComparedMethod, seed: number | null): number[] {
+    return ratios.filter((ratio) => !comparison.pruned.some((one) => one.method === method && one.seed === seed && one.ratio === ratio));
+}
+
+async function add(run: Run, pruned: Omit<ComparedModel, 'removedShare'>): Promise<void> {
+    const { method, seed, ratio, removed, ...rest } = pruned;
+    run.comparison.pruned.push({ method, seed, ratio, removedShare: share(run, removed), removed, ...rest });
+    await run.save();
+}
+
+function share({ blocks, models }: Run, removed: readonly Block[]): number {
+    return shareOf(blocks, removed, models[0]!.parameters);
+}
+
+/** What overflowed in a broken model is as bad as can be. */
+function finite(value: number): number {
+    return Number.isNaN(value) ? Infinity : value;
 }
 
 /** The results that are in a folder. Nothing else may be there: it is ours, or new. */
@@ -297,95 +286,4 @@ function checkFolder(folder: string, resume: boolean): Comparison | undefined {
     } catch {
         throw new BlockprunerError(`${results} holds no results of a comparison by this version: choose another folder`);
     }
-}
-
-/** Runs a search that goes on where one with the same inputs was stopped. */
-async function withJournal<T>(evaluator: PrefixEvaluator, file: string, inputs: JournalInputs, work: (journal: Journal) => Promise<T>): Promise<T> {
-    const journal = Journal.open(evaluator, file, inputs, true);
-    return work(journal).finally(() => journal.close());
-}
-
-/** A file is complete, or as it was before. */
-function writeFile(file: string, content: string): void {
-    fs.writeFileSync(`${file}.partial`, content);
-    fs.renameSync(`${file}.partial`, file);
-}
-/** A row of the table. */
-export interface ComparedRow {
-    method: ComparedMethod | 'dense';
-    /** how many seeds it is the mean of */
-    seeds: number;
-    ratio: number;
-    removed: number;
-    calibration: number;
-    text: Quality['text'];
-    /** by task: the score that the paper reports, acc_norm where there is one */
-    tasks: Score[];
-}
-
-/** One row for each method and ratio; the mean over the seeds of `random`. */
-export function comparedRows({ dense, pruned }: Comparison): ComparedRow[] {
-    const scores = ({ tasks }: Quality) => tasks.map(({ acc, acc_norm }) => acc_norm ?? acc);
-    const groups = new Map<string, ComparedModel[]>();
-    for (const one of pruned) {
-        const key = `${one.ratio}/${one.method}`;
-        groups.set(key, [...(groups.get(key) ?? []), one]);
-    }
-    const row = (method: ComparedRow['method'], ratio: number, group: readonly Quality[], removed: number): ComparedRow => {
-        const mean = (value: (one: Quality) => number) => group.reduce((sum, one) => sum + value(one), 0) / group.length;
-        return {
-            method, ratio, removed, seeds: group.length,
-            calibration: mean(({ calibration }) => calibration),
-            text: dense.text && { perplexity: mean(({ text }) => text!.perplexity), divergence: mean(({ text }) => text!.divergence), sameTop: mean(({ text }) => text!.sameTop) },
-            tasks: dense.tasks.map(({ acc }, i) => ({
-                value: mean((one) => scores(one)[i]!.value),
-                stderr: acc.stderr === null ? null : mean((one) => scores(one)[i]!.stderr!)
-            }))
-        };
-    };
-    return [
-        row('dense', 0, [dense], 0),
-        ...[...groups.values()].map((group) => row(group[0]!.method, group[0]!.ratio, group, group.reduce((sum, { removedShare }) => sum + removedShare, 0) / group.length))
-    ];
-}
-
-/** The paper's table, in Markdown: of each ratio the best of a column is bold. */
-export function comparisonTable(comparison: Comparison): string {
-    const rows = comparedRows(comparison);
-    const percent = (share: number) => (100 * share).toFixed(1);
-    const average = ({ tasks }: ComparedRow) => tasks.reduce((sum, { value }) => sum + value, 0) / tasks.length;
-    const columns: { title: string; value: (row: ComparedRow) => number; text?: (row: ComparedRow) => string; lower?: boolean }[] = [
-        { title: 'perplexity, calibration', value: (row) => row.calibration, text: (row) => row.calibration.toFixed(2), lower: true },
-        ...(comparison.text === null ? [] : [
-            { title: `perplexity, ${comparison.text.replaceAll('|', '/')}`, value: (row: ComparedRow) => row.text!.perplexity, text: (row: ComparedRow) => row.text!.perplexity.toFixed(2), lower: true },
-            { title: 'KL divergence', value: (row: ComparedRow) => row.text!.divergence, text: (row: ComparedRow) => row.text!.divergence.toFixed(3), lower: true },
-            { title: 'equal top-1', value: (row: ComparedRow) => row.text!.sameTop }
-        ]),
-        ...comparison.dense.tasks.map(({ task }, i) => ({
-            title: task.replaceAll('|', '/'),
-            value: (row: ComparedRow) => row.tasks[i]!.value,
-            text: ({ tasks }: ComparedRow) => percent(tasks[i]!.value) + (tasks[i]!.stderr === null ? '' : ` ± ${percent(tasks[i]!.stderr)}`)
-        })),
-        ...(comparison.dense.tasks.length > 1 ? [{ title: 'average', value: average }] : [])
-    ];
-    const cell = (row: ComparedRow, { value, text = (row) => percent(value(row)), lower }: (typeof columns)[number]) => {
-        const rivals = rows.filter(({ ratio }) => ratio === row.ratio).map(value);
-        const best = lower ? Math.min(...rivals) : Math.max(...rivals);
-        return row.ratio > 0 && rivals.length > 1 && value(row) === best ? `**${text(row)}**` : text(row);
-    };
-    return [
-        ['ratio', 'removed', 'method', ...columns.map(({ title }) => title)],
-        Array(3 + columns.length).fill('---'),
-        ...rows.map((row) => [row.ratio === 0 ? '' : row.ratio, `${percent(row.removed)} %`, row.seeds > 1 ? `${row.method} (mean of ${row.seeds})` : row.method, ...columns.map((column) => cell(row, column))])
-    ].map((cells) => `| ${cells.join(' | ')} |`).join('\n') + '\n';
-}
-
-/** The same as CSV, with scores and standard errors as shares. */
-export function comparisonCsv(comparison: Comparison): string {
-    const names = comparison.dense.tasks.map(({ task }) => task);
-    return stringify([
-        ['method', 'seeds', 'ratio', 'removed', 'calibration_perplexity', 'text_perplexity', 'text_kl_divergence', 'text_same_top', ...names.flatMap((name) => [name, `${name}_stderr`])],
-        ...comparedRows(comparison).map(({ method, seeds, ratio, removed, calibration, text, tasks }) =>
-            [method, seeds, ratio, removed, calibration, text?.perplexity, text?.divergence, text?.sameTop, ...tasks.flatMap(({ value, stderr }) => [value, stderr])])
-    ]);
 }

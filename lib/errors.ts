@@ -6,6 +6,9 @@ export class BlockprunerError extends Error {
     override readonly name = 'BlockprunerError';
 }
 
+/** A method of pruning can't do with this model what was asked of it; another one, or less, may work. */
+export class MethodError extends BlockprunerError {}
+
 /** The message of anything that was thrown. */
 export function messageOf(error: unknown): string {
     return error instanceof Error ? error.message : String(error);

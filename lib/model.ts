@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import { chooseDevice, loadAddon, runNative, type Device, type NativeBlock, type NativeEvaluator, type NativeModel } from './addon.js';
-import { formatBlock, sameBlock, without, type Block } from './blocks.js';
+import { bare, formatBlock, sameBlock, without, type Block } from './blocks.js';
 import { BlockprunerError, messageOf } from './errors.js';
 import { fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
 
@@ -409,7 +409,7 @@ export class Model {
             const own = block.tensors.flatMap((name) => tensors.get(name) ?? []);
             return {
                 ...block,
-                reads: block.reads.map((index) => ({ kind: found[index]!.kind, layer: found[index]!.layer })),
+                reads: bare(block.reads.map((index) => found[index]!)),
                 parameters: own.reduce((sum, tensor) => sum + parametersOf(tensor), 0),
                 bytes: own.reduce((sum, tensor) => sum + tensor.bytes, 0)
             };

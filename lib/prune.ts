@@ -1,24 +1,25 @@
-import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Device } from './addon.js';
-import { formatBlock, layersOf, sameBlock, without, type Block, type BlockSelection, type Move } from './blocks.js';
+import { bare, formatBlock, layersOf, sameBlock, without, type Block, type BlockSelection, type Move } from './blocks.js';
 import { collapse, withCollapsed } from './collapse.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 import { BlockprunerError } from './errors.js';
 import { meanNll, perplexityOf } from './evaluation/perplexity.js';
 import { PrefixEvaluator } from './evaluation/prefix.js';
-import { scoreTask, type TaskScores } from './evaluation/scores.js';
+import { scoreTasks, type TaskOptions } from './evaluation/scores.js';
 import type { Task } from './evaluation/tasks.js';
 import { architectureOf, type Host } from './export/host.js';
 import { chooseHost } from './export/hosts.js';
-import { stockNll, stockSpeed, type Speed } from './export/stock-runtime.js';
-import { checkOutput, formatMerges, version, writePruned, type Merges } from './export/write.js';
-import { hashGguf, parametersOf, readGguf, type Gguf } from './gguf.js';
+import { stockNll, stockSpeed } from './export/stock-runtime.js';
+import { formatMerges, writePruned, type Merges } from './export/write.js';
+import { parametersOf, readGguf, type Gguf } from './gguf.js';
 import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from './model.js';
-import { pruneReport, writeReport } from './report/index.js';
+import { checkOutput, writeText } from './output.js';
+import { pruneReport } from './report/index.js';
+import type { PruneResult } from './results.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
-import { Journal } from './search/journal.js';
+import { Journal, searchInputs } from './search/journal.js';
 import { isLaco, type LacoMethod } from './search/laco.js';
 import { checkMethod, checkSelection, movesOf, removesLayers, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
@@ -102,33 +103,6 @@ export interface ApplyOptions extends CommonOptions {
     order: readonly Block[];
 }
 
-export interface PruneResult {
-    model: string;
-    output: string;
-    architecture: string;
-    /** The architecture that the output is written as. */
-    host: string;
-    /** How it was decided what goes; null where that was given. */
-    method: Method | null;
-    /** All that the model had, in the order of the residual stream. */
-    blocks: BlockInfo[];
-    removed: Block[];
-    /** of `laco`: what the weights of layers became, such as `blk.5 = -1 blk.5 + 1 blk.6 + 1 blk.7` */
-    merged?: string[];
-    /** none of `laco`, which removes all at once */
-    steps: Step[];
-    calibration: { name: string; sequences: number; context: number };
-    /** On the calibration text. */
-    perplexity: { dense: number; pruned: number };
-    parameters: { dense: number; pruned: number };
-    bytes: { dense: number; pruned: number };
-    /** Of the tasks that were asked for. */
-    tasks: { dense: TaskScores[]; pruned: TaskScores[] };
-    /** In the stock runtime, in several rounds that the two files took in turns; null where no report was asked for. */
-    speed: { device: Device; threads: number; tokens: number; dense: Speed[]; pruned: Speed[] } | null;
-    seconds: number;
-}
-
 /** How the speed is measured: a prompt of so many tokens, then as many generated; so often. */
 const SPEED_TOKENS = 128, SPEED_ROUNDS = 3;
 
@@ -146,7 +120,7 @@ export function journalOf(output: string): string {
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const { remove, ratio, maxIncrease, method = 'blockpruner', methodSeed, blocks: selection = 'all', orderFile, report, limit, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
+    const { remove, ratio, maxIncrease, method = 'blockpruner', methodSeed, blocks: selection = 'all', orderFile, report, tasks = [], limit, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
         throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
     }
@@ -215,17 +189,14 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         const expected = Math.min(most, remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most));
         const total = Math.ceil(expected / atOnce);
 
-        const denseScores = await scoreTasks(loaded, options); // first: a task that can't be scored is found before the long work
+        const scoring = scoringOf(options);
+        const denseScores = await scoreTasks(loaded, tasks, scoring); // first: a task that can't be scored is found before the long work
 
         const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
         const journal = Journal.open(prefix, journalFile, {
-            model: `SHA-256 ${await hashGguf(loaded.gguf, signal)}`,
-            calibration: `${prefix.sequences} × ${calibration.length} tokens, SHA-256 ${crypto.createHash('sha256').update(calibration.tokens).digest('hex')}`,
+            ...await searchInputs(loaded, calibration, search, confidence, signal),
             blocks: selection,
-            method: method === 'random' ? `random ${methodSeed ?? 0}` : method,
-            search: search === 'race' ? `race, confidence ${confidence}` : search,
-            device: `${loaded.device}, ${loaded.gpuLayers ?? 'all'} layers`,
-            version
+            method: method === 'random' ? `random ${methodSeed ?? 0}` : method
         }, resume ?? false);
         const resumed = journal.found;
 
@@ -244,7 +215,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             onStep(step, number) {
                 order.push(...step.removed);
                 if (orderFile !== undefined) {
-                    fs.writeFileSync(orderFile, formatOrder(order));
+                    writeText(orderFile, formatOrder(order), { force: true, what: 'order file' });
                 }
                 options.onStep?.(step, number, dense);
             }
@@ -252,23 +223,24 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         if (steps.length === 0) {
             throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease ?? 0)}`);
         }
-        return { dense, method, removed: [...order], steps, nll: concatenate(nll), tasks: { dense: denseScores, pruned: await scoreTasks(loaded, options, order) } };
+        return { dense, method, removed: [...order], steps, nll: concatenate(nll), tasks: { dense: denseScores, pruned: await scoreTasks(loaded, tasks, { ...scoring, skip: order }) } };
     });
     if (report !== undefined) {
-        await writeReport(report, await pruneReport(result), options.force);
+        writeText(report, await pruneReport(result), { force: options.force, what: 'report' });
     }
     fs.rmSync(journalFile, { force: true });
     return result;
 }
 
 async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calibration: Calibration, options: PruneOptions & { method: LacoMethod }): Promise<Decision> {
-    const { method, blocks: selection = 'all', remove, ratio, output, signal, onProgress } = options;
+    const { method, blocks: selection = 'all', remove, ratio, output, tasks = [], signal, onProgress } = options;
+    const scoring = scoringOf(options);
     checkSelection(method, selection);
     const ofLayer = layersOf(blocks)[0]!.length;
     if (remove !== undefined && remove % ofLayer !== 0) {
         throw new BlockprunerError(`can't remove ${remove} blocks: ${method} removes whole layers, ${ofLayer} at a time`);
     }
-    const denseScores = await scoreTasks(model, options);
+    const denseScores = await scoreTasks(model, tasks, scoring);
     const dense = await perplexityOf(model, calibration, { signal });
     const context = {
         method, host, blocks, calibration, signal, folder: path.dirname(path.resolve(output)),
@@ -276,16 +248,12 @@ async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calib
         onProgress: (done: number, total: number) => onProgress?.('search', done, total)
     };
     const { removed, merges } = await collapse(model, context);
-    const [nll, scores] = await withCollapsed(model, context, { removed, merges }, async (collapsed) => [await collapsed.evaluate(calibration, { signal }), await scoreTasks(collapsed, options)] as const);
+    const [nll, scores] = await withCollapsed(model, context, { removed, merges }, async (collapsed) => [await collapsed.evaluate(calibration, { signal }), await scoreTasks(collapsed, tasks, scoring)] as const);
     return { dense, method, removed, merges, steps: [], nll, tasks: { dense: denseScores, pruned: scores } };
 }
 
-async function scoreTasks(model: Model, { tasks = [], limit, signal, onProgress }: PruneOptions, skip: readonly Block[] = []): Promise<TaskScores[]> {
-    const scores: TaskScores[] = [];
-    for (const task of tasks) {
-        scores.push(await scoreTask(model, task, { skip, limit, signal, onProgress: (done, of) => onProgress?.('score', done, of) }));
-    }
-    return scores;
+function scoringOf({ limit, signal, onProgress }: PruneOptions): TaskOptions {
+    return { limit, signal, onProgress: (done, total) => onProgress?.('score', done, total) };
 }
 
 /** Removes given blocks, without a search, and writes the result as {@link prune} does. */
@@ -410,7 +378,7 @@ export async function inspect(model: string, options: Pick<CommonOptions, 'signa
             }
             reason = error.message;
         }
-        return { architecture: loaded.architecture, host: host?.name ?? null, reason, moves: (host?.moves(blocks) ?? []).map((move) => move.map(({ kind, layer }) => ({ kind, layer }))), layers: loaded.layers, blocks };
+        return { architecture: loaded.architecture, host: host?.name ?? null, reason, moves: (host?.moves(blocks) ?? []).map(bare), layers: loaded.layers, blocks };
     } finally {
         loaded.dispose();
     }

@@ -49,7 +49,7 @@ test('its figures are those of single evaluations', async () => {
 
 test('the table has a row for each, with the mean of the random ones, and marks the best', () => {
     const lines = comparisonTable(comparison).trimEnd().split('\n');
-    expect(lines[0]).toBe('| ratio | removed | method | perplexity, calibration | perplexity, LICENSE | KL divergence | equal top-1 | ends |');
+    expect(lines[0]).toBe('| Ratio | Removed | Method | Perplexity, calibration | Perplexity, LICENSE | KL divergence | Equal top-1 | ends |');
     expect(lines.slice(2).map((line) => line.split(' | ')[2])).toEqual(['dense', ...['blockpruner', 'shortgpt', 'random (mean of 2)'], ...['blockpruner', 'shortgpt', 'random (mean of 2)']]);
     expect(lines[2]).not.toContain('**');
     expect(lines.slice(3, 6).filter((line) => /\| \*\*[\d.]+\*\* \|/.test(line)).length).toBeGreaterThan(0);
@@ -83,6 +83,14 @@ test('goes on with the results of a folder', async () => {
     const other = await compare(tiny, { ...options, ratios: [0.05], tasks: [], methods: ['blockpruner'], resume: true, onProgress });
     expect(seen).toEqual(['the model as it is', 'blockpruner at 0.05: perplexity and tasks']);
     expect(other.pruned).toEqual([{ ...comparison.pruned[0], tasks: [] }]);
+
+    // a perplexity that overflowed is null in JSON
+    const kept = fs.readFileSync(path.join(output, 'results.json'), 'utf8');
+    fs.writeFileSync(path.join(output, 'results.json'), JSON.stringify({ ...other, pruned: other.pruned.map((one) => ({ ...one, calibration: Infinity })) }));
+    const broken = await compare(tiny, { ...options, ratios: [0.05], tasks: [], methods: ['blockpruner'], resume: true });
+    expect(broken.pruned[0]!.calibration).toBe(Infinity);
+    expect(comparisonTable(broken)).toMatch(/blockpruner \| ∞ \|/);
+    fs.writeFileSync(path.join(output, 'results.json'), kept);
 
     await expect(compare(tiny, { ...options, ratios: [0.05], calibration: { samples: 3, context: 64 }, resume: true })).rejects.toThrow(/are of searches with another calibration \(2 × 64 tokens.*now 3 × 64 tokens/);
     fs.writeFileSync(path.join(output, 'results.json'), '{}');

@@ -1,17 +1,15 @@
 import fs from 'node:fs';
 import type { Argv } from 'yargs';
-import { compare, comparedMethods, comparisonTable, type ComparedMethod } from '../compare.js';
+import { compare } from '../compare.js';
 import { BlockprunerError } from '../errors.js';
-import { loadTask } from '../evaluation/tasks.js';
-import { parseTask, taskOptions } from './eval.js';
-import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, Interrupted, interruptSignal, jsonOption, lastCounts, modelArgument, searchOptions, searchSettings } from './shared.js';
+import { comparedMethods, comparisonTable, type ComparedMethod } from '../results.js';
+import { loadTasks, taskOptions } from './eval.js';
+import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, Interrupted, interruptSignal, jsonOption, modelArgument, repeatableTask, searchOptions, searchSettings } from './shared.js';
 
 export const command = 'compare <model>';
 export const describe = 'Compare what methods of pruning cost, at several ratios, in a table and a report';
 
-export const builder = (yargs: Argv) => modelArgument(yargs)
-    .parserConfiguration({ 'duplicate-arguments-array': true }) // several tasks
-    .middleware(lastCounts, true)
+export const builder = (yargs: Argv) => repeatableTask(modelArgument(yargs))
     .options({
         ratios: { type: 'string', default: '0.1,0.2,0.3', describe: 'Shares of the parameters to remove' },
         methods: { type: 'string', default: comparedMethods.join(), describe: 'The methods' },
@@ -42,7 +40,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         const comparison = await compare(argv.model, {
             output: argv.output, resume: argv.resume,
             ratios, methods: argv.methods.split(',').map((name) => name.trim()) as ComparedMethod[], seeds: argv.seeds,
-            tasks: await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text), { signal }))), limit: argv.limit,
+            tasks: await loadTasks(argv.task ?? [], { signal }), limit: argv.limit,
             text: argv.text, textSamples: argv['text-samples'],
             ...searchSettings(argv),
             calibration: calibrationOf(argv),

@@ -1,11 +1,11 @@
 import fs from 'node:fs';
 import type { Argv } from 'yargs';
 import { parseBlocks } from '../blocks.js';
-import { isUri } from '../download.js';
+import { isUri, type DownloadOptions } from '../download.js';
 import { BlockprunerError } from '../errors.js';
-import { scoreTask, type Score, type TaskScores } from '../evaluation/scores.js';
+import { scoreTasks, type Score, type TaskScores } from '../evaluation/scores.js';
 import { loadTask, taskNames, type Task, type TaskSource } from '../evaluation/tasks.js';
-import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, lastCounts, loadModel, modelArgument, Progress, skipOption } from './shared.js';
+import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, loadModel, modelArgument, Progress, repeatableTask, skipOption } from './shared.js';
 
 export const command = 'eval <model>';
 export const describe = 'Score a model on multiple-choice benchmarks, with any blocks left out';
@@ -15,9 +15,7 @@ export const taskOptions = {
     limit: { type: 'number', describe: 'Score the first so many questions of each', defaultDescription: 'all' }
 } as const;
 
-export const builder = (yargs: Argv) => modelArgument(yargs)
-    .parserConfiguration({ 'duplicate-arguments-array': true }) // several tasks
-    .middleware(lastCounts, true)
+export const builder = (yargs: Argv) => repeatableTask(modelArgument(yargs))
     .options({
         ...taskOptions,
         task: { ...taskOptions.task, demandOption: true },
@@ -33,19 +31,12 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     checkDevice(argv);
     checkInteger('limit', argv.limit, 1);
     const skip = parseBlocks(argv.skip);
-    const sources = argv.task.map(parseTask);
     const progress = new Progress();
     const signal = interruptSignal();
     try {
-        const tasks: Task[] = [];
-        for (const source of sources) {
-            tasks.push(await loadTask(source, { signal, onProgress: (done, total) => progress.update('download', done, total) }));
-        }
+        const tasks = await loadTasks(argv.task, { signal, onProgress: (done, total) => progress.update('download', done, total) });
         const model = await loadModel(argv, progress, signal);
-        const scores: TaskScores[] = [];
-        for (const task of tasks) {
-            scores.push(await scoreTask(model, task, { skip, limit: argv.limit, signal, onProgress: (done, total) => progress.update('score', done, total) }));
-        }
+        const scores = await scoreTasks(model, tasks, { skip, limit: argv.limit, signal, onProgress: (done, total) => progress.update('score', done, total) });
         model.dispose();
         progress.stop();
         console.log(argv.json ? JSON.stringify({ tasks: scores }) : scores.map(formatScores).join('\n'));
@@ -61,6 +52,15 @@ export function formatScores({ task, questions, acc, acc_norm }: TaskScores): st
 
 function percent({ value, stderr }: Score): string {
     return `${(100 * value).toFixed(2)}${stderr === null ? '' : ` ± ${(100 * stderr).toFixed(2)}`} %`;
+}
+
+/** What --task names, each time; all are understood before the first is read. */
+export async function loadTasks(texts: readonly string[], options: DownloadOptions): Promise<Task[]> {
+    const tasks: Task[] = [];
+    for (const source of texts.map(parseTask)) {
+        tasks.push(await loadTask(source, options));
+    }
+    return tasks;
 }
 
 /** `piqa=FILE,LABELS`, `multiple-choice=FILE,context:a,choices:b,answer:c`; a file, or a URI's query, may have commas in its name. */

@@ -3,18 +3,16 @@ import readline from 'node:readline/promises';
 import type { Argv } from 'yargs';
 import { formatBlock, formatMove } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
-import { loadTask } from '../evaluation/tasks.js';
-import { journalOf, prune, type PruneResult } from '../prune.js';
+import { journalOf, prune } from '../prune.js';
+import type { PruneResult } from '../results.js';
 import { methods } from '../search/methods.js';
-import { formatScores, parseTask, taskOptions } from './eval.js';
-import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, lastCounts, mib, millions, modelArgument, outputOptions, Progress, searchOptions, searchSettings } from './shared.js';
+import { formatScores, loadTasks, taskOptions } from './eval.js';
+import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress, repeatableTask, searchOptions, searchSettings } from './shared.js';
 
 export const command = 'prune <model>';
 export const describe = 'Search the blocks that matter least and write the model without them';
 
-export const builder = (yargs: Argv) => modelArgument(yargs)
-    .parserConfiguration({ 'duplicate-arguments-array': true }) // several tasks
-    .middleware(lastCounts, true)
+export const builder = (yargs: Argv) => repeatableTask(modelArgument(yargs))
     .options({
         ...outputOptions,
         remove: { type: 'number', describe: 'Remove so many blocks' },
@@ -50,7 +48,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     checkInteger('method-seed', argv['method-seed'], 0);
     checkInteger('limit', argv.limit, 1);
     const signal = interruptSignal();
-    const tasks = await Promise.all((argv.task ?? []).map((text) => loadTask(parseTask(text), { signal })));
+    const tasks = await loadTasks(argv.task ?? [], { signal });
     const settings = searchSettings(argv);
     const resume = argv.resume ?? await askToResume(journalOf(argv.output));
     const progress = new Progress();

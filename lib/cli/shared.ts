@@ -47,13 +47,15 @@ export const skipOption = { type: 'string', default: '', describe: 'Blocks to le
 
 export const jsonOption = { type: 'boolean', default: false, describe: 'Print one JSON object on stdout' } as const;
 
-/** Where arguments may be repeated: of all but --task, the last one counts, as elsewhere. */
-export function lastCounts(argv: Record<string, unknown>): void {
-    for (const [key, value] of Object.entries(argv)) {
-        if (key !== '_' && key !== 'task' && Array.isArray(value)) {
-            argv[key] = value.at(-1);
+/** Lets --task be repeated; of all else, the last one counts, as elsewhere. */
+export function repeatableTask<T>(yargs: Argv<T>): Argv<T> {
+    return yargs.parserConfiguration({ 'duplicate-arguments-array': true }).middleware((argv: Record<string, unknown>) => {
+        for (const [key, value] of Object.entries(argv)) {
+            if (key !== '_' && key !== 'task' && Array.isArray(value)) {
+                argv[key] = value.at(-1);
+            }
         }
-    }
+    }, true);
 }
 
 /** The positional MODEL of every command. */

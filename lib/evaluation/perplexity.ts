@@ -41,12 +41,12 @@ export function meanNll(nll: Float32Array, length: number, first = 0): number {
     return total / sequences;
 }
 
-/** Perplexity of the paper's definition, of a model without some of its blocks. */
+/** Perplexity of the paper's definition. */
 export async function perplexityOf(model: Model, sequences: Sequences, options: EvaluateOptions = {}): Promise<number> {
     return Math.exp(meanNll(await model.evaluate(sequences, options), sequences.length));
 }
 
-export interface TextPerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
+export interface TextOptions {
     /** Tokens in a sequence. Default: 512. */
     context?: number | undefined;
     /** Default: `paper`. */
@@ -55,35 +55,50 @@ export interface TextPerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
     field?: string | undefined;
     /** The first so many sequences. Default: all. */
     samples?: number | undefined;
-    /** Compare with this model, which has the same vocabulary; it may be the same model, with all its blocks. */
-    dense?: Model | undefined;
+    signal?: AbortSignal | undefined;
 }
 
 /**
- * Perplexity of a model on a text file; the tokens after the last full sequence are dropped.
+ * A text file cut into sequences; the tokens after the last full one are dropped.
  * @throws BlockprunerError if the text is shorter than one sequence (`llama.cpp`: two)
  */
-export async function textPerplexity(model: Model, file: string, options: TextPerplexityOptions = {}): Promise<Perplexity> {
-    const { context = 512, definition = 'paper', field, samples = Infinity, dense, ...evaluation } = options;
-    const all = await model.tokenize(await readSamples(file, field, { signal: options.signal }), options.signal);
+export async function textSequences(model: Model, file: string, { context = 512, definition = 'paper', field, samples = Infinity, signal }: TextOptions = {}): Promise<Sequences> {
+    const all = await model.tokenize(await readSamples(file, field, { signal }), signal);
     const available = Math.floor(all.length / context);
     const needed = definition === 'llama.cpp' ? 2 : 1; // its tool refuses less than two chunks
     if (available < needed) {
         throw new BlockprunerError(`${file} is too short: it has ${all.length} tokens, and ${needed * context} are needed; give a longer text or a smaller --context`);
     }
-    const sequences = Math.min(available, samples);
-    const tokens = all.slice(0, sequences * context);
+    const tokens = all.slice(0, Math.min(available, samples) * context);
     if (definition === 'llama.cpp' && model.bos !== null) {
-        for (let sequence = 0; sequence < sequences; sequence++) {
-            tokens[sequence * context] = model.bos;
+        for (let start = 0; start < tokens.length; start += context) {
+            tokens[start] = model.bos;
         }
     }
-    const first = definition === 'llama.cpp' ? Math.floor(context / 2) : 0;
-    const mean = (values: Float32Array) => meanNll(values, context, first);
-    const compared = dense && await model.diverge({ tokens, length: context }, dense, evaluation);
-    const nll = mean(compared?.nll ?? await model.evaluate({ tokens, length: context }, evaluation));
+    return { tokens, length: context };
+}
+
+export interface PerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
+    /** Default: `paper`. */
+    definition?: PerplexityDefinition | undefined;
+    /** Compare with this model, which has the same vocabulary; it may be the same model, with all its blocks. */
+    dense?: Model | undefined;
+}
+
+/** Perplexity of a model on sequences, cut for the same definition. */
+export async function measurePerplexity(model: Model, sequences: Sequences, { definition = 'paper', dense, ...evaluation }: PerplexityOptions = {}): Promise<Perplexity> {
+    const { tokens, length } = sequences;
+    const first = definition === 'llama.cpp' ? Math.floor(length / 2) : 0;
+    const mean = (values: Float32Array) => meanNll(values, length, first);
+    const compared = dense && await model.diverge(sequences, dense, evaluation);
+    const nll = mean(compared?.nll ?? await model.evaluate(sequences, evaluation));
     return {
-        perplexity: Math.exp(nll), nll, tokens: sequences * (context - 1 - first), sequences,
+        perplexity: Math.exp(nll), nll, tokens: tokens.length / length * (length - 1 - first), sequences: tokens.length / length,
         ...(compared && { dense: { perplexity: Math.exp(mean(compared.denseNll)), divergence: mean(compared.divergence), sameTop: mean(compared.sameTop) } })
     };
+}
+
+/** Perplexity of a model on a text file; errors as {@link textSequences}. */
+export async function textPerplexity(model: Model, file: string, options: TextOptions & PerplexityOptions = {}): Promise<Perplexity> {
+    return measurePerplexity(model, await textSequences(model, file, options), options);
 }

@@ -45,6 +45,20 @@ export async function scoreTask(model: Model, task: Task, options: TaskOptions =
     return { task: task.name, questions: nll.length, acc: scoreOf(right.acc), acc_norm: task.normalized ? scoreOf(right.norm) : null };
 }
 
+/** Zero-shot scores of several tasks; errors as {@link scoreTask}. */
+export async function scoreTasks(model: Model, tasks: readonly Task[], options: TaskOptions = {}): Promise<TaskScores[]> {
+    const scores: TaskScores[] = [];
+    for (const task of tasks) {
+        scores.push(await scoreTask(model, task, options));
+    }
+    return scores;
+}
+
+/** The score that the paper reports: acc_norm where there is one. */
+export function reportedScore({ acc, acc_norm }: Pick<TaskScores, 'acc' | 'acc_norm'>): Score {
+    return acc_norm ?? acc;
+}
+
 /**
  * The negative log-likelihood of each ending of each question. Context and ending are tokenised together, as the LM Evaluation
  * Harness does: the ending's tokens are those after the context's number of tokens.

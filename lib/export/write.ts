@@ -1,10 +1,11 @@
-import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../addon.js';
 import { formatBlock, without, type Block } from '../blocks.js';
-import { BlockprunerError, messageOf } from '../errors.js';
+import { BlockprunerError } from '../errors.js';
 import { hashGguf, type Gguf } from '../gguf.js';
+import { checkOutput, giveName, partialIn } from '../output.js';
+import { version } from '../version.js';
 import { architectureOf, splitKeys, splitName, type Host } from './host.js';
 
 /** The layers that others were merged into: how much each of the model's layers counts in the sum that its weights are. */
@@ -25,42 +26,6 @@ export interface WriteOptions {
     verify?: ((file: string) => Promise<void>) | undefined;
     onProgress?: ((bytes: number, total: number) => void) | undefined;
     signal?: AbortSignal | undefined;
-}
-
-/**
- * Finds out, before any long work, that a file can be written.
- * @param what what the file is, in messages
- * @throws BlockprunerError if it exists (and `force` is not set), is the model itself, or its folder can't be written to
- */
-export async function checkOutput(output: string, gguf: Gguf, force = false, what = 'output'): Promise<void> {
-    if (output === '') {
-        throw new BlockprunerError(`the ${what} has no name: give a file name`);
-    }
-    const folder = path.dirname(path.resolve(output));
-    const stat = await fs.stat(output, { bigint: true }).catch(() => undefined);
-    if (stat) {
-        for (const file of gguf.files) {
-            const source = await fs.stat(file, { bigint: true });
-            if (source.ino === stat.ino && source.dev === stat.dev) {
-                throw new BlockprunerError(`the ${what} ${output} is the model itself: choose another name`);
-            }
-        }
-        if (!stat.isFile()) {
-            throw new BlockprunerError(`the ${what} ${output} is ${stat.isDirectory() ? 'a folder' : 'no regular file'}: give a file name`);
-        }
-        if (!force) {
-            throw new BlockprunerError(`the ${what} ${output} exists: choose another name or give --force`);
-        }
-    }
-    // writing a file is the only test that holds for root, read-only file systems and Windows alike
-    const probe = path.join(folder, `.blockpruner-${crypto.randomUUID()}`);
-    try {
-        await fs.writeFile(probe, '');
-        await fs.unlink(probe);
-    } catch (error) {
-        const { code } = error as NodeJS.ErrnoException;
-        throw new BlockprunerError(`can't write to the folder ${folder}: ${code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is no folder' : messageOf(error)}`);
-    }
 }
 
 /**
@@ -86,7 +51,7 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
         throw new BlockprunerError(`there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed and ${Math.floor(bavail * bsize / 2 ** 20)} MiB free in ${folder}`);
     }
 
-    const partial = path.join(folder, `.blockpruner-partial-${crypto.randomUUID()}.gguf`);
+    const partial = partialIn(folder, '.gguf');
     try {
         await runNative(signal, async (cancel) => addon.writeGguf({
             ...plan,
@@ -97,24 +62,11 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
         await handle.sync().finally(() => handle.close());
         await verify?.(partial);
         signal?.throwIfAborted();
-        await giveName(partial, output, force);
+        giveName(partial, output, force);
     } catch (error) {
         await fs.rm(partial, { force: true });
         throw error;
     }
-}
-
-/**
- * Gives a complete file its name, at once.
- * @param what what the file is, in messages
- * @throws BlockprunerError if the name was taken meanwhile, and `force` is not set
- */
-export async function giveName(partial: string, name: string, force = false, what = 'output'): Promise<void> {
-    if (!force) {
-        await linkOrCheck(partial, name, what);
-    }
-    await fs.rename(partial, name);
-    await fs.rm(partial, { force: true }); // renaming a file to its other link leaves both
 }
 
 /** How a model is written without some blocks, all but the name of the output. */
@@ -144,18 +96,6 @@ export function planFile(gguf: Gguf, host: Host, blocks: readonly Block[], remov
     };
 }
 
-/** Takes a name for a file, and fails if it was taken meanwhile; on file systems without links, shortly before it is used. */
-async function linkOrCheck(file: string, name: string, what: string): Promise<void> {
-    try {
-        await fs.link(file, name);
-    } catch (error) {
-        const exists = (error as NodeJS.ErrnoException).code === 'EEXIST' || await fs.stat(name).then(() => true, () => false);
-        if (exists) {
-            throw new BlockprunerError(`the ${what} ${name} exists: choose another name or give --force`);
-        }
-    }
-}
-
 function provenanceKeys(gguf: Gguf, { removed, merges, calibration, perplexity }: Provenance, hash: string): GgufValue[] {
     return [
         { key: 'blockpruner.version', type: 'string', value: version },
@@ -176,6 +116,3 @@ function provenanceKeys(gguf: Gguf, { removed, merges, calibration, perplexity }
 export function formatMerges(merges: Merges): string[] {
     return [...merges].map(([layer, weights]) => `blk.${layer} = ${[...weights].map(([from, weight]) => `${weight} blk.${from}`).join(' + ')}`);
 }
-
-/* eslint-disable-next-line @typescript-eslint/no-require-imports -- outside of lib, where TypeScript doesn't look */
-export const { version } = require('../../package.json') as { version: string };

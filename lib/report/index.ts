@@ -1,16 +1,12 @@
-import crypto from 'node:crypto';
-import fs from 'node:fs/promises';
 import path from 'node:path';
 import { formatBlock, formatMove, sameBlock, type Block, type Move } from '../blocks.js';
-import { comparedRows, type ComparedModel, type ComparedRow, type Comparison } from '../compare.js';
-import { BlockprunerError, messageOf } from '../errors.js';
-import type { Score, TaskScores } from '../evaluation/scores.js';
+import { reportedScore, type Score } from '../evaluation/scores.js';
 import type { Speed } from '../export/stock-runtime.js';
-import { giveName, version } from '../export/write.js';
 import { shareOf } from '../model.js';
-import type { PruneResult } from '../prune.js';
-import type { Candidate } from '../search/blockpruner.js';
+import { comparedColumns, comparedRows, formatRowName, isBest, type ComparedColumn, type ComparedModel, type ComparedRow, type Comparison, type PruneResult } from '../results.js';
+import type { Candidate } from '../search/contest.js';
 import { bars, cells, columnWidth, layerMap, lines, scores, series, type Bar, type Cell, type Point } from './charts.js';
+import { version } from '../version.js';
 import { html, page, type Figure, type LegendItem, type Table } from './page.js';
 
 /**
@@ -164,7 +160,7 @@ async function taskFigure({ tasks }: PruneResult): Promise<Figure | undefined> {
     if (tasks.dense.length === 0) {
         return undefined;
     }
-    const pairs = tasks.dense.map((dense, i) => ({ name: dense.task, questions: dense.questions, before: scoreOf(dense), after: scoreOf(tasks.pruned[i]!) }));
+    const pairs = tasks.dense.map((dense, i) => ({ name: dense.task, questions: dense.questions, before: reportedScore(dense), after: reportedScore(tasks.pruned[i]!) }));
     return {
         title: 'Task scores',
         caption: `Share of right answers before and after: ${pairs.map(({ name, before, after }) => `${name} ${score(before)} → ${score(after)}`).join('; ')}. Bars are standard errors; higher is better.`,
@@ -228,12 +224,12 @@ export async function comparisonReport(comparison: Comparison): Promise<string> 
     });
     const taskFigures = dense.tasks.map(async (task, i): Promise<Figure> => ({
         title: `Task scores: ${task.task}`,
-        caption: `Share of right answers of ${task.questions} questions; ${score(scoreOf(task))} as the model is (the dashed line). Highest ${ratios.map((ratio) => { const best = bestAt(ratio, (row) => -row.tasks[i]!.value); return `at ${percent(ratio)}: ${score(best.tasks[i]!)} by ${best.name}`; }).join('; ')}. Bars are standard errors; higher is better.`,
+        caption: `Share of right answers of ${task.questions} questions; ${score(reportedScore(task))} as the model is (the dashed line). Highest ${ratios.map((ratio) => { const best = bestAt(ratio, (row) => -row.tasks[i]!.value); return `at ${percent(ratio)}: ${score(best.tasks[i]!)} by ${best.name}`; }).join('; ')}. Bars are standard errors; higher is better.`,
         charts: rows.length === 0 ? [] : [await scores(ratios.map((ratio) => ({
             heading: `${percent(ratio)} removed`,
             marks: rows.filter((row) => row.ratio === ratio).map((row) => ({ name: row.name, ...row.tasks[i]!, series: seriesOf(row.method), label: `${row.name} at ${percent(ratio)}: ${score(row.tasks[i]!)}` }))
-        })), { label: `Dot chart: scores of ${task.task} by ratio and method, with standard errors`, reference: scoreOf(task) })],
-        table: { caption: `Scores of ${task.task}`, head: ['Method', 'Ratio', 'Score'], rows: [['the model as it is', '', score(scoreOf(task))], ...rows.map((row) => [row.name, percent(row.ratio), score(row.tasks[i]!)])] }
+        })), { label: `Dot chart: scores of ${task.task} by ratio and method, with standard errors`, reference: reportedScore(task) })],
+        table: { caption: `Scores of ${task.task}`, head: ['Method', 'Ratio', 'Score'], rows: [['the model as it is', '', score(reportedScore(task))], ...rows.map((row) => [row.name, percent(row.ratio), score(row.tasks[i]!)])] }
     }));
     return page({
         title: path.basename(model),
@@ -277,48 +273,18 @@ async function removedFigure(pruned: readonly ComparedModel[], ratios: readonly 
     };
 }
 
-function nameOf({ method, seeds }: ComparedRow): string {
-    return method === 'dense' ? 'the model as it is' : seeds > 1 ? `${method} (mean of ${seeds})` : method;
+function nameOf(row: ComparedRow): string {
+    return row.method === 'dense' ? 'the model as it is' : formatRowName(row);
 }
 
 /** The whole table; of each ratio, the best of a column is marked. */
 function comparisonRows(comparison: Comparison): Table {
-    const rows = comparedRows(comparison);
-    // what is better is lower
-    const columns: { title: string; value: (row: ComparedRow) => number; text: (row: ComparedRow) => string }[] = [
-        { title: 'Perplexity, calibration', value: (row) => row.calibration, text: (row) => number(row.calibration) },
-        ...(comparison.text === null ? [] : [
-            { title: `Perplexity, ${comparison.text}`, value: (row: ComparedRow) => row.text!.perplexity, text: (row: ComparedRow) => number(row.text!.perplexity) },
-            { title: 'KL divergence', value: (row: ComparedRow) => row.text!.divergence, text: (row: ComparedRow) => row.text!.divergence.toFixed(3) },
-            { title: 'Equal top-1', value: (row: ComparedRow) => -row.text!.sameTop, text: (row: ComparedRow) => percent(row.text!.sameTop) }
-        ]),
-        ...comparison.dense.tasks.map(({ task }, i) => ({ title: task, value: (row: ComparedRow) => -row.tasks[i]!.value, text: (row: ComparedRow) => score(row.tasks[i]!) }))
-    ];
+    const rows = comparedRows(comparison), columns = comparedColumns(comparison);
+    const text = ({ unit, of }: ComparedColumn, row: ComparedRow) => (unit === 'perplexity' ? number(of(row).value) : unit === 'nats' ? of(row).value.toFixed(3) : score(of(row)));
     return {
         caption: 'All figures', head: ['Method', 'Ratio', 'Removed', ...columns.map(({ title }) => title)],
-        rows: rows.map((row) => {
-            const rivals = rows.filter(({ ratio }) => ratio === row.ratio);
-            return [nameOf(row), row.ratio === 0 ? '' : percent(row.ratio), percent(row.removed), ...columns.map(({ value, text }) => (
-                { text: text(row), best: rivals.length > 1 && value(row) === Math.min(...rivals.map(value)) }))];
-        })
+        rows: rows.map((row) => [nameOf(row), row.ratio === 0 ? '' : percent(row.ratio), percent(row.removed), ...columns.map((column) => ({ text: text(column, row), best: isBest(column, row, rows) }))])
     };
-}
-
-/** Writes a report beside its place, and only then under its name. */
-export async function writeReport(file: string, report: string, force = false): Promise<void> {
-    const partial = path.join(path.dirname(path.resolve(file)), `.blockpruner-partial-${crypto.randomUUID()}.html`);
-    try {
-        await fs.writeFile(partial, report);
-        await giveName(partial, file, force, 'report');
-    } catch (error) {
-        await fs.rm(partial, { force: true });
-        throw error instanceof BlockprunerError ? error : new BlockprunerError(`can't write the report ${file}: ${messageOf(error)}`);
-    }
-}
-
-/** The score that the paper reports. */
-function scoreOf({ acc, acc_norm }: TaskScores): Score {
-    return acc_norm ?? acc;
 }
 
 function bestOf(rounds: readonly Speed[]): Speed {
@@ -326,6 +292,9 @@ function bestOf(rounds: readonly Speed[]): Speed {
 }
 
 function number(value: number): string {
+    if (!Number.isFinite(value)) {
+        return '∞';
+    }
     const digits = Math.abs(value) < 100 ? 2 : Math.abs(value) < 1000 ? 1 : 0;
     return value < 1e9 ? value.toLocaleString('en-US', { minimumFractionDigits: digits, maximumFractionDigits: digits }) : value.toExponential(2);
 }

@@ -1,11 +1,34 @@
+import crypto from 'node:crypto';
 import fs from 'node:fs';
 import { z } from 'zod';
 import { formatBlock, type Block } from '../blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
-import type { Evaluator } from './blockpruner.js';
+import { hashGguf } from '../gguf.js';
+import type { Model, Sequences } from '../model.js';
+import { version } from '../version.js';
+import type { Evaluator, SearchMode } from './blockpruner.js';
 
 /** What the evaluations in a journal depend on, by its name in messages. */
 export type JournalInputs = Record<string, string>;
+
+/**
+ * What any search depends on, beside its method.
+ * @param confidence of `race`
+ */
+export async function searchInputs(model: Model, { tokens, length }: Sequences, search: SearchMode, confidence: number, signal?: AbortSignal): Promise<JournalInputs> {
+    return {
+        model: `SHA-256 ${await hashGguf(model.gguf, signal)}`,
+        calibration: describeSequences({ tokens, length }),
+        search: search === 'race' ? `race, confidence ${confidence}` : search,
+        device: `${model.device}, ${model.gpuLayers ?? 'all'} layers`,
+        version
+    };
+}
+
+/** `16 × 512 tokens, SHA-256 …` */
+export function describeSequences({ tokens, length }: Sequences): string {
+    return `${tokens.length / length} × ${length} tokens, SHA-256 ${crypto.createHash('sha256').update(tokens).digest('hex')}`;
+}
 
 const headerSchema = z.object({ journal: z.literal(1), inputs: z.record(z.string(), z.string()) });
 const recordSchema = z.object({ skip: z.string(), sequence: z.number().int().nonnegative(), nll: z.base64().min(4) });

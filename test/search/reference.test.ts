@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { formatBlock, Model, PrefixEvaluator, searchOrder, without, type Block } from '../../lib/index.js';
-import { perplexityOfAll } from '../../lib/search/blockpruner.js';
+import { perplexityOfAll } from '../../lib/search/contest.js';
 import { quantize, temporaryFolder, tiny } from '../models';
 
 interface Reference {

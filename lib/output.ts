@@ -1,0 +1,87 @@
+// The files that are written: each appears under its name only when it is complete.
+import crypto from 'node:crypto';
+import fs from 'node:fs';
+import path from 'node:path';
+import { BlockprunerError, messageOf } from './errors.js';
+import type { Gguf } from './gguf.js';
+
+/**
+ * Finds out, before any long work, that a file can be written.
+ * @param what what the file is, in messages
+ * @throws BlockprunerError if it exists (and `force` is not set), is the model itself, or its folder can't be written to
+ */
+export async function checkOutput(output: string, gguf: Gguf, force = false, what = 'output'): Promise<void> {
+    if (output === '') {
+        throw new BlockprunerError(`the ${what} has no name: give a file name`);
+    }
+    const folder = path.dirname(path.resolve(output));
+    const stat = await fs.promises.stat(output, { bigint: true }).catch(() => undefined);
+    if (stat) {
+        for (const file of gguf.files) {
+            const source = await fs.promises.stat(file, { bigint: true });
+            if (source.ino === stat.ino && source.dev === stat.dev) {
+                throw new BlockprunerError(`the ${what} ${output} is the model itself: choose another name`);
+            }
+        }
+        if (!stat.isFile()) {
+            throw new BlockprunerError(`the ${what} ${output} is ${stat.isDirectory() ? 'a folder' : 'no regular file'}: give a file name`);
+        }
+        if (!force) {
+            throw new BlockprunerError(`the ${what} ${output} exists: choose another name or give --force`);
+        }
+    }
+    // writing a file is the only test that holds for root, read-only file systems and Windows alike
+    const probe = partialIn(folder, '');
+    try {
+        await fs.promises.writeFile(probe, '');
+        await fs.promises.unlink(probe);
+    } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        throw new BlockprunerError(`can't write to the folder ${folder}: ${code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is no folder' : messageOf(error)}`);
+    }
+}
+
+/** A name that nothing has yet, for what isn't complete. */
+export function partialIn(folder: string, ending: string): string {
+    return path.join(folder, `.blockpruner-partial-${crypto.randomUUID()}${ending}`);
+}
+
+/**
+ * Gives a complete file its name, at once.
+ * @param what what the file is, in messages
+ * @throws BlockprunerError if the name was taken meanwhile, and `force` is not set
+ */
+export function giveName(partial: string, name: string, force = false, what = 'output'): void {
+    if (!force) {
+        linkOrCheck(partial, name, what);
+    }
+    fs.renameSync(partial, name);
+    fs.rmSync(partial, { force: true }); // renaming a file to its other link leaves both
+}
+
+/** Takes a name for a file, and fails if it was taken meanwhile; on file systems without links, shortly before it is used. */
+function linkOrCheck(file: string, name: string, what: string): void {
+    try {
+        fs.linkSync(file, name);
+    } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === 'EEXIST' || fs.existsSync(name)) {
+            throw new BlockprunerError(`the ${what} ${name} exists: choose another name or give --force`);
+        }
+    }
+}
+
+/**
+ * Writes a small file, a page or a table.
+ * @param what what it is, in messages
+ * @throws BlockprunerError if it can't be written, or exists and `force` is not set; it is then as it was before
+ */
+export function writeText(file: string, text: string, { force = false, what = 'file' }: { force?: boolean | undefined; what?: string } = {}): void {
+    const partial = partialIn(path.dirname(path.resolve(file)), path.extname(file));
+    try {
+        fs.writeFileSync(partial, text);
+        giveName(partial, file, force, what);
+    } catch (error) {
+        fs.rmSync(partial, { force: true });
+        throw error instanceof BlockprunerError ? error : new BlockprunerError(`can't write the ${what} ${file}: ${messageOf(error)}`);
+    }
+}
