@@ -22,11 +22,12 @@ const config = {
     line: { aria: false }, rule: { aria: false }, text: { aria: false, fontSize: 12, fill: 'var(--ink)' }
 };
 
-/** Categories' colours and shapes, told apart in either way. The glyphs are the shapes, for legends. */
+/** Categories' colours and shapes, told apart in either way; as many as there are methods to compare. The glyphs are the shapes, for legends. */
 export const series = [
     { colour: 'var(--s0)', shape: 'circle', glyph: '●' }, { colour: 'var(--s1)', shape: 'square', glyph: '■' }, { colour: 'var(--s2)', shape: 'triangle-up', glyph: '▲' },
     { colour: 'var(--s3)', shape: 'diamond', glyph: '◆' }, { colour: 'var(--s4)', shape: 'cross', glyph: '✚' }, { colour: 'var(--s5)', shape: 'triangle-down', glyph: '▼' },
-    { colour: 'var(--s6)', shape: 'triangle-right', glyph: '▶' }, { colour: 'var(--s7)', shape: 'triangle-left', glyph: '◀' }, { colour: 'var(--s8)', shape: 'M-1,-.3H1V.3H-1Z', glyph: '▬' }
+    { colour: 'var(--s6)', shape: 'triangle-right', glyph: '▶' }, { colour: 'var(--s7)', shape: 'triangle-left', glyph: '◀' }, { colour: 'var(--s8)', shape: 'M-1,-.3H1V.3H-1Z', glyph: '▬' },
+    { colour: 'var(--s9)', shape: 'M0,-1L.29,-.4L.95,-.31L.48,.15L.59,.81L0,.5L-.59,.81L-.48,.15L-.95,-.31L-.29,-.4Z', glyph: '★' }
 ];
 
 /** Takes a quarter of a second: only where a report is written. */

@@ -206,17 +206,17 @@ export async function comparisonReport(comparison: Comparison): Promise<string> 
     const rows = comparedRows(comparison).slice(1).map((row) => ({ ...row, name: nameOf(row) }));
     const methods = [...new Set(pruned.map(({ method }) => method))];
     const ratios = [...new Set(pruned.map(({ ratio }) => ratio))].sort((a, b) => a - b);
-    const seriesOf = (method: string) => methods.findIndex((name) => method === name) % series.length;
-    const legend = methods.map((name, i): LegendItem => ({ name, colour: series[i % series.length]!.colour, glyph: series[i % series.length]!.glyph }));
+    const seriesOf = (method: string) => methods.findIndex((name) => method === name);
+    const legend = methods.map((name, i): LegendItem => ({ name, colour: series[i]!.colour, glyph: series[i]!.glyph }));
     const bestAt = (ratio: number, value: (row: (typeof rows)[number]) => number) => rows.filter((row) => row.ratio === ratio).reduce((a, b) => (value(b) < value(a) ? b : a));
 
     const perplexityOver = async (what: string, before: number, value: (row: (typeof rows)[number]) => number): Promise<Figure> => ({
         title: `Perplexity on ${what}`,
         caption: `${number(before)} as the model is. Lowest ${ratios.map((ratio) => `at ${percent(ratio)}: ${number(value(bestAt(ratio, value)))} by ${bestAt(ratio, value).name}`).join('; ')}. Lower is better.`,
         charts: rows.length === 0 ? [] : [await lines(methods.flatMap((method, i): Point[] => [
-            { series: i % series.length, x: 0, y: before, label: `the model as it is: perplexity ${number(before)}` },
+            { series: i, x: 0, y: before, label: `the model as it is: perplexity ${number(before)}` },
             ...rows.filter((row) => row.method === method).map((row) => ({
-                series: i % series.length, x: row.removed, y: value(row), label: `${row.name} at ${percent(row.ratio)}: perplexity ${number(value(row))}, ${percent(row.removed)} of the parameters removed`
+                series: i, x: row.removed, y: value(row), label: `${row.name} at ${percent(row.ratio)}: perplexity ${number(value(row))}, ${percent(row.removed)} of the parameters removed`
             }))
         ]).filter((point) => Number.isFinite(point.y)), { y: 'perplexity', label: `Line chart: perplexity on ${what}, by the share of the parameters that is removed, for each method` })],
         legend,

@@ -6,7 +6,7 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { source as axe, type AxeResults } from 'axe-core';
 import type { Browser, Page } from 'puppeteer-core';
-import { comparisonReport, formatBlock, formatMove, methods, pruneReport, type Block, type Comparison, type PruneResult, type Quality } from '../../lib/index.js';
+import { comparedMethods as methods, comparisonReport, formatBlock, formatMove, pruneReport, type Block, type Comparison, type PruneResult, type Quality } from '../../lib/index.js';
 import { expectRefused, onCpu, run, runJson, short, shortSearch, start } from '../cli/run';
 import { temporaryFolder, tiny } from '../models';
 
@@ -29,7 +29,7 @@ const comparison: Comparison = {
     calibration: { name: hostile, sequences: 2, context: 64 }, text: hostile, searchedWith: {}, evaluatedWith: {}, dense: quality(2), searches: [], seconds: 5,
     pruned: [0.1, 0.2].flatMap((ratio) => methods.flatMap((method, i) => (method === 'random' ? [0, 1] : [null]).map((seed) => ({
         method, seed, ratio, removedShare: ratio + 0.01 * i,
-        removed: ([{ kind: 'ffn', layer: i }, { kind: 'attn', layer: i + 1 }, { kind: 'ffn', layer: 7 + (seed ?? 0) }] as Block[]).slice(0, ratio === 0.1 ? 1 : 3),
+        removed: ([{ kind: 'ffn', layer: i }, { kind: 'attn', layer: (i + 1) % 10 }, { kind: 'attn', layer: (i + 5 + (seed ?? 0)) % 10 }] as Block[]).slice(0, ratio === 0.1 ? 1 : 3),
         ...quality(2 + 40 * ratio * (i + 1) ** 2 + (seed ?? 0))
     })))).filter(({ method, ratio }) => method !== 'sleb' || ratio < 0.2)
 };
@@ -194,6 +194,14 @@ const chrome = process.env.CHROME_PATH;
         expect(await labels(page, 'Perplexity on the calibration text')).toHaveLength(rows + methods.length);
         expect(await labels(page, `Perplexity on ${hostile}`)).toHaveLength(rows + methods.length);
         expect(await labels(page, 'Task scores: piqa')).toHaveLength(rows);
+        const [lines, legend] = await page.evaluate(() => {
+            const figure = [...document.querySelectorAll('section')].find((section) => section.querySelector('h2')?.textContent === 'Perplexity on the calibration text')!;
+            return [
+                [...figure.querySelectorAll('svg .mark-line path')].map((line) => line.getAttribute('stroke')),
+                [...figure.querySelectorAll('.legend li')].map((item) => `${getComputedStyle(item.firstElementChild!).color} ${item.firstElementChild!.textContent}`)
+            ];
+        });
+        expect([new Set(lines).size, lines.length, new Set(legend).size]).toEqual(Array(3).fill(methods.length));
         expect(await labels(page, 'Which blocks each method removed')).toHaveLength((methods.length + 1) * comparison.blocks.length);
         const table = await cellsOf(page, 'All figures');
         expect(table.map(([method, ratio]) => [method, ratio])).toEqual([['the model as it is', ''], ...[0.1, 0.2].flatMap((ratio) =>
