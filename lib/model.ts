@@ -233,7 +233,7 @@ export class Model {
         return this.#native.describe().bos;
     }
 
-    /** Token ids of a text, with BOS (and EOS) where the model wants them; control tokens in the text stay text. */
+    /** Token ids of a text, with BOS where the model wants it, never EOS; control tokens in the text stay text. */
     async tokenize(text: string, signal?: AbortSignal): Promise<Int32Array> {
         return runNative(signal, (cancel) => this.#native.tokenize(text, { cancel }));
     }

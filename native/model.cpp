@@ -109,8 +109,8 @@ Napi::Value Model::load(const Napi::CallbackInfo & info) {
         });
 }
 
-// tokenize(text, { onProgress?, cancel? }): Promise<Int32Array>; BOS and EOS where the model wants them, text of
-// control tokens is text
+// tokenize(text, { onProgress?, cancel? }): Promise<Int32Array>; BOS where the model wants it, never EOS;
+// text of control tokens is text
 Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
     if (!model) {
         throw Napi::Error::New(info.Env(), "the model is disposed");
@@ -133,6 +133,9 @@ Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
                 throw std::runtime_error("the text could not be tokenised");
             }
             tokens->resize(n);
+            if (llama_vocab_get_add_eos(vocab) && n > 0 && tokens->back() == llama_vocab_eos(vocab)) {
+                tokens->pop_back(); // a text is never the whole of what is evaluated: endings follow contexts, sequences are cut
+            }
             control.check();
         },
         [tokens](Napi::Env env) { return typed_array<Napi::Int32Array>(env, *tokens); });

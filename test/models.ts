@@ -125,6 +125,12 @@ export async function withZeroed(model: string, output: string, zeroed: string[]
     return output;
 }
 
+/** A copy of a model with other metadata. */
+export async function withMetadata(model: string, output: string, set: GgufPlan['set']): Promise<string> {
+    await writeGguf({ output, sources: [model], set, tensors: (await readGguf(model)).tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] })) });
+    return output;
+}
+
 export async function writeGguf(plan: Pick<GgufPlan, 'output' | 'sources' | 'tensors'> & Partial<GgufPlan>): Promise<void> {
     await (await loadAddon()).writeGguf({ remove: [], rename: [], select: [], set: [], ...plan }, {});
 }

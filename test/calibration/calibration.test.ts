@@ -1,8 +1,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
-import { defaultCalibration, loadCalibration, Model, readGguf } from '../../lib/index.js';
+import { defaultCalibration, loadCalibration, Model } from '../../lib/index.js';
 import { readSamples } from '../../lib/calibration/index.js';
-import { temporaryFolder, tiny, writeGguf } from '../models';
+import { temporaryFolder, tiny, withMetadata } from '../models';
 
 const folder = temporaryFolder();
 let model: Model;
@@ -30,13 +30,7 @@ describe('sequences', () => {
     });
 
     test('begin with BOS once, where the model wants one', async () => {
-        const file = path.join(folder, 'bos.gguf');
-        const { tensors } = await readGguf(tiny);
-        await writeGguf({
-            output: file, sources: [tiny],
-            set: [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }, { key: 'tokenizer.ggml.bos_token_id', type: 'u32', value: 7 }],
-            tensors: tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] }))
-        });
+        const file = await withMetadata(tiny, path.join(folder, 'bos.gguf'), [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }, { key: 'tokenizer.ggml.bos_token_id', type: 'u32', value: 7 }]);
         const withBos = await Model.load(file, { device: 'cpu', threads: 1 });
         const { tokens } = await loadCalibration(withBos, { file: write('story.txt', story), context: 50 });
         expect(withBos.bos).toBe(7);

@@ -1,9 +1,9 @@
 // Both definitions of perplexity, worked out by hand from the values of single tokens.
 import fs from 'node:fs';
 import path from 'node:path';
-import { apply, meanNll, Model, parseBlocks, perplexityOf, readGguf, textPerplexity } from '../../lib/index.js';
+import { apply, meanNll, Model, parseBlocks, perplexityOf, textPerplexity } from '../../lib/index.js';
 import { run } from '../cli/run';
-import { fixture, quantize, temporaryFolder, tiny, writeGguf } from '../models';
+import { fixture, quantize, temporaryFolder, tiny, withMetadata } from '../models';
 
 const folder = temporaryFolder();
 const file = path.join(folder, 'text.txt');
@@ -66,13 +66,8 @@ describe("llama.cpp's: the second half of each chunk", () => {
     test('as it is where the model wants no BOS', () => expectSecondHalf(model));
 
     test('with BOS as its first token where the model wants one', async () => {
-        const output = path.join(folder, 'bos.gguf');
-        await writeGguf({
-            output, sources: [tiny],
-            set: [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }],
-            tensors: (await readGguf(tiny)).tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] }))
-        });
-        const withBos = await Model.load(output, { device: 'cpu', threads: 1 });
+        const file = await withMetadata(tiny, path.join(folder, 'bos.gguf'), [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }]);
+        const withBos = await Model.load(file, { device: 'cpu', threads: 1 });
         expect(withBos.bos).toBe(0);
         await expectSecondHalf(withBos, 0);
         withBos.dispose();

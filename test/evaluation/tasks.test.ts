@@ -3,7 +3,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { loadTask, Model, scoreTask, type Choice, type Question, type TaskSource } from '../../lib/index.js';
 import { parseTask } from '../../lib/cli/eval.js';
-import { fixture, quantize, randomNumbers, temporaryFolder, tiny } from '../models';
+import { endingsNll } from '../../lib/evaluation/scores.js';
+import { fixture, quantize, randomNumbers, temporaryFolder, tiny, withMetadata } from '../models';
 
 const folder = temporaryFolder();
 const write = (name: string, text: string) => {
@@ -136,4 +137,14 @@ test('scores are shares of right answers, with their standard errors', async () 
     expect(scores).toMatchObject({ task: 'made up', questions: 4, acc: { value: 0.75, stderr: 0.25 }, acc_norm: { value: 0.75 } });
     expect(await scoreTask(model, { ...task, normalized: false }, { limit: 3 })).toEqual({ task: 'made up', questions: 3, acc: { value: 1, stderr: 0 }, acc_norm: null });
     model.dispose();
+});
+
+test('a tokenizer that ends texts with EOS does not end contexts or endings with it', async () => {
+    const file = await withMetadata(tiny, path.join(folder, 'eos.gguf'), [{ key: 'tokenizer.ggml.add_eos_token', type: 'bool', value: true }]);
+    const [plain, withEos] = await Promise.all([tiny, file].map((name) => Model.load(name, { device: 'cpu', threads: 1 })));
+    expect(await withEos!.tokenize('The sea')).toEqual(await plain!.tokenize('The sea'));
+    const task = { name: 'made up', normalized: true, questions: [{ choices: ['x', ' the sea.', ' zqx'].map((ending) => ({ context: 'The ship went to', ending })), answer: 1 }] };
+    expect(await endingsNll(withEos!, task)).toEqual(await endingsNll(plain!, task));
+    plain!.dispose();
+    withEos!.dispose();
 });

@@ -194,12 +194,12 @@ const chrome = process.env.CHROME_PATH;
         expect(await labels(page, 'Perplexity on the calibration text')).toHaveLength(rows + methods.length);
         expect(await labels(page, `Perplexity on ${hostile}`)).toHaveLength(rows + methods.length);
         expect(await labels(page, 'Task scores: piqa')).toHaveLength(rows);
-        const [lines, legend] = await page.evaluate(() => {
+        const { lines, legend } = await page.evaluate(() => {
             const figure = [...document.querySelectorAll('section')].find((section) => section.querySelector('h2')?.textContent === 'Perplexity on the calibration text')!;
-            return [
-                [...figure.querySelectorAll('svg .mark-line path')].map((line) => line.getAttribute('stroke')),
-                [...figure.querySelectorAll('.legend li')].map((item) => `${getComputedStyle(item.firstElementChild!).color} ${item.firstElementChild!.textContent}`)
-            ];
+            return {
+                lines: [...figure.querySelectorAll('svg .mark-line path')].map((line) => line.getAttribute('stroke')),
+                legend: [...figure.querySelectorAll('.legend li')].map((item) => `${getComputedStyle(item.firstElementChild!).color} ${item.firstElementChild!.textContent}`)
+            };
         });
         expect([new Set(lines).size, lines.length, new Set(legend).size]).toEqual(Array(3).fill(methods.length));
         expect(await labels(page, 'Which blocks each method removed')).toHaveLength((methods.length + 1) * comparison.blocks.length);
