@@ -21,7 +21,7 @@ import type { PruneResult } from './results.js';
 import { searchOrder, type SearchMode, type Step } from './search/blockpruner.js';
 import { Journal, searchInputs } from './search/journal.js';
 import { isLaco, type LacoMethod } from './search/laco.js';
-import { checkMethod, checkSelection, movesOf, removesLayers, type Method } from './search/methods.js';
+import { checkMethod, checkSelection, movesOf, possibleMoves, removesLayers, type Method } from './search/methods.js';
 import { formatOrder } from './search/order.js';
 import { checkConfidence, DEFAULT_CONFIDENCE } from './search/race.js';
 
@@ -165,14 +165,14 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             return decideByLaco(loaded, blocks, host, calibration, { ...options, method });
         }
         await checkOutput(journalFile, loaded.gguf, true, 'journal');
-        const movesFrom = await movesOf(method, { model: loaded, host, blocks, calibration, selection, seed: methodSeed, signal });
-        const first = movesFrom([]);
+        const possible = possibleMoves(method, { host, blocks, selection });
+        const first = possible([]);
         const which = `${selection === 'all' ? '' : `${selection} `}blocks`;
         if (first.length === 0) {
             throw new BlockprunerError(`no ${which} of this model can go: it is written as ${host.name}, ${host.reason}`);
         }
         const candidates = blocks.filter((block) => selection === 'all' || block.kind === selection);
-        const most = mostRemovable(movesFrom);
+        const most = mostRemovable(possible);
         const share = (removed: readonly Block[]) => shareOf(blocks, removed, loaded.parameters);
         if (remove !== undefined && remove > most) {
             throw new BlockprunerError(`can't remove ${remove} blocks: at most ${most} of this model's ${candidates.length} ${which} can go`);
@@ -189,6 +189,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         const expected = Math.min(most, remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most));
         const total = Math.ceil(expected / atOnce);
 
+        const movesFrom = await movesOf(method, { model: loaded, host, blocks, calibration, selection, seed: methodSeed, signal });
         const scoring = scoringOf(options);
         const denseScores = await scoreTasks(loaded, tasks, scoring); // first: a task that can't be scored is found before the long work
 
@@ -204,11 +205,11 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         const order: Block[] = [];
         const { steps, nll } = await searchOrder(journal, {
             mode: search, confidence,
-            moves: (removed) => (ratio !== undefined && share(removed) >= ratio ? [] : movesFrom(removed).filter(({ length }) => removed.length + length <= (remove ?? Infinity))),
+            moves: (removed) => (ratio !== undefined && share(removed) >= ratio ? [] : movesFrom(removed, (remove ?? Infinity) - removed.length)),
             ...(maxIncrease !== undefined && { limit: (value: number) => value * (1 + maxIncrease) }),
             onStart: (value) => {
                 dense = value;
-                options.onStart?.({ dense, candidates: first.length, resumed, kept: { boundaries: Math.min(prefix.room, blocks.length - 1), bytes: models.reduce((total, { work }) => total + work.keptBytes, 0) } });
+                options.onStart?.({ dense, candidates: movesFrom([]).length, resumed, kept: { boundaries: Math.min(prefix.room, blocks.length - 1), bytes: models.reduce((total, { work }) => total + work.keptBytes, 0) } });
                 onProgress?.('search', 0, total);
             },
             onEvaluation: (step, decided, of) => onProgress?.('search', step - 1 + decided / of, total),
@@ -220,8 +221,14 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                 options.onStep?.(step, number, dense);
             }
         }).finally(() => journal.close());
-        if (steps.length === 0) {
-            throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease ?? 0)}`);
+        if (steps.length === 0 && maxIncrease !== undefined) {
+            throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease)}`);
+        }
+        if (remove !== undefined && order.length < remove) {
+            throw new BlockprunerError(`can't remove ${remove} blocks: after ${order.length}, all that can go is more than ${remove - order.length} at once`);
+        }
+        if (ratio !== undefined && share(order) < ratio) {
+            throw new BlockprunerError(`can't remove ${percent(ratio)} of the parameters: after ${percent(share(order))} nothing more can go`);
         }
         return { dense, method, removed: [...order], steps, nll: concatenate(nll), tasks: { dense: denseScores, pruned: await scoreTasks(loaded, tasks, { ...scoring, skip: order }) } };
     });

@@ -44,53 +44,79 @@ export function checkSelection(method: Method, selection: BlockSelection): void 
     }
 }
 
-export interface MethodOptions {
-    model: Model;
+/** Of what moves are made. */
+interface MoveOptions {
     host: Host;
     /** All of the model's, in the order of the residual stream. */
     blocks: readonly Block[];
-    calibration: Sequences;
     /** Which may go. Default: all. */
     selection?: BlockSelection | undefined;
+}
+
+export interface MethodOptions extends MoveOptions {
+    model: Model;
+    calibration: Sequences;
     /** `random`: the order is another with another number. Default: 0. */
     seed?: number | undefined;
     signal?: AbortSignal | undefined;
 }
 
+const isOfBlocks = (method: GreedyMethod) => !removesLayers(method);
+
+/** What a method ranks: blocks or layers. */
+function unitsOf(method: GreedyMethod, { blocks, selection = 'all' }: MoveOptions): Move[] {
+    return (isOfBlocks(method) ? blocks.map((block): Move => [block]) : layersOf(blocks)).filter((unit) => isChosen(unit, selection));
+}
+
+function isChosen(move: Move, selection: BlockSelection): boolean {
+    return move.every(({ kind }) => selection === 'all' || kind === selection);
+}
+
 /**
- * What a method that removes blocks one after the other lets go next. Of methods that rank once, that is a single candidate, the lowest of what the host lets go; of
- * what goes together, by the mean.
+ * All that a method could let go next, without regard to how much it matters: of what the host lets go, blocks or whole layers.
+ * @throws BlockprunerError if a method of layers is to remove blocks of one kind
  */
-export async function movesOf(method: GreedyMethod, { model, host, blocks, calibration, selection = 'all', seed = 0, signal }: MethodOptions): Promise<(removed: readonly Block[]) => Move[]> {
+export function possibleMoves(method: GreedyMethod, options: MoveOptions): (removed: readonly Block[]) => Move[] {
+    const { host, blocks, selection = 'all' } = options;
     checkMethod(method);
     checkSelection(method, selection);
-    const chosen = (move: Move) => move.every(({ kind }) => selection === 'all' || kind === selection);
-    const hostMoves = (removed: readonly Block[]) => host.moves(without(blocks, removed)).filter(chosen);
+    const hostMoves = (removed: readonly Block[]) => host.moves(without(blocks, removed)).filter((move) => isChosen(move, selection));
     if (method === 'blockpruner') {
         return hostMoves;
     }
     const isLayer = (move: Move) => layersOf(move).every((part) => part.length === blocks.filter(({ layer }) => layer === part[0]!.layer).length);
-    const ofBlocks = method === 'random' || method === 'block-influence';
-    const units = (ofBlocks ? blocks.map((block): Move => [block]) : layersOf(blocks)).filter(chosen);
+    const units = unitsOf(method, options);
     // where blocks go by themselves, so do layers; where they go together, what goes is made of units
     const single = host.moves(blocks).every(({ length }) => length === 1);
-    const fitting = (removed: readonly Block[]) => {
+    return (removed) => {
         const moves = hostMoves(removed);
         if (!single) {
-            return moves.filter((move) => ofBlocks || isLayer(move));
+            return moves.filter((move) => isOfBlocks(method) || isLayer(move));
         }
         const free = new Set(moves.map(formatMove));
         return units.filter((unit) => unit.every((block) => free.has(formatMove([block]))) && unit.length < blocks.length - removed.length);
     };
-    if (method === 'sleb') {
+}
+
+/**
+ * What a method that removes blocks one after the other lets go next, of at most so many blocks. Of methods that rank once, that is a
+ * single candidate, the lowest of those that are possible; of what goes together, by the mean.
+ * @throws BlockprunerError as {@link possibleMoves}
+ */
+export async function movesOf(method: GreedyMethod, options: MethodOptions): Promise<(removed: readonly Block[], most?: number) => Move[]> {
+    const { model, calibration, seed = 0, signal } = options;
+    const possible = possibleMoves(method, options);
+    const fitting = (removed: readonly Block[], most = Infinity) => possible(removed).filter(({ length }) => length <= most);
+    if (method === 'blockpruner' || method === 'sleb') {
         return fitting;
     }
+    const units = unitsOf(method, options);
     const scores = method === 'random' ? units.map(randomNumbers(seed)) : (await model.compare(calibration, units, { signal }))
         .map(({ cosine, change }) => (method === 'relative-magnitude' ? change : 1 - cosine));
     const scoreOf = new Map(units.map((unit, i) => [formatMove(unit), scores[i]!]));
     const mean = (move: Move) => {
-        const parts = ofBlocks ? move.map((block) => [block]) : layersOf(move);
+        const parts = isOfBlocks(method) ? move.map((block) => [block]) : layersOf(move);
         return parts.reduce((sum, part) => sum + scoreOf.get(formatMove(part))!, 0) / parts.length;
     };
-    return (removed) => fitting(removed).map((move) => ({ move, score: mean(move) })).sort((a, b) => a.score - b.score).slice(0, 1).map(({ move }) => move);
+    return (removed, most) => fitting(removed, most).map((move) => ({ move, score: mean(move) })).sort((a, b) => a.score - b.score).slice(0, 1).map(({ move }) => move);
 }

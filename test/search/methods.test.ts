@@ -111,3 +111,20 @@ test('what does not go from a model is refused before the work', async () => {
     await expect(apply(gemma, { ...options, order: [{ kind: 'attn', layer: 1 }] })).rejects.toThrow("these blocks can't go: ");
     expect(fs.existsSync(options.output)).toBe(false);
 });
+
+describe('of layers with one block and with two', () => {
+    const options = { method: 'shortgpt', device: 'cpu', calibration: { samples: 2, context: 32 }, verify: false, force: true } as const;
+    const mixed = path.join(folder, 'mixed.gguf'), output = path.join(folder, 'less.gguf');
+    beforeAll(() => apply(tiny, { ...options, output: mixed, order: [{ kind: 'attn', layer: 5 }] }));
+
+    test('what is left to remove decides which fit', async () => {
+        expect((await prune(mixed, { ...options, output, remove: 1 })).removed).toEqual([{ kind: 'ffn', layer: 5 }]);
+        expect((await prune(mixed, { ...options, output, remove: 3 })).removed).toContainEqual({ kind: 'ffn', layer: 5 });
+    });
+
+    test('no less is removed than was asked for', async () => {
+        const { steps: [first] } = await prune(mixed, { ...options, output, ratio: 0.01 });
+        expect(first!.removed).toEqual([{ kind: 'ffn', layer: 5 }]); // it matters least, so that a layer of two is too much then
+        await expect(prune(mixed, { ...options, output, remove: 2 })).rejects.toThrow("can't remove 2 blocks: after 1, all that can go is more than 1 at once");
+    });
+});
