@@ -148,6 +148,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         }
     }
 
+    if (resume === true && isLaco(method) && fs.existsSync(journalFile)) {
+        throw new BlockprunerError(`${journalFile} is the journal of a search by another method: ${method} has none; begin anew with --no-resume, or choose another output`);
+    }
     if (resume === undefined && fs.existsSync(journalFile)) {
         throw new BlockprunerError(`${journalFile} is the journal of a search that was stopped: go on with it by --resume, or begin anew with --no-resume`);
     }

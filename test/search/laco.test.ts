@@ -105,6 +105,15 @@ test('the command writes a verified file that says what was merged', async () =>
     expect(fs.readdirSync(folder).filter((name) => name.includes('refused') || name.startsWith('.'))).toEqual([]);
 });
 
+test('laco does not touch the journal of another search', async () => {
+    const output = path.join(folder, 'other.gguf'), journal = `${output}.journal`;
+    fs.writeFileSync(journal, 'of hours');
+    const options = { output, method: 'laco', remove: 2, calibration: { samples: 1, context: 32 }, device: 'cpu', threads: 1 } as const;
+    await expect(prune(tiny, options)).rejects.toThrow('go on with it by --resume, or begin anew with --no-resume');
+    await expect(prune(tiny, { ...options, resume: true })).rejects.toThrow('other.gguf.journal is the journal of a search by another method: laco has none');
+    expect([fs.readFileSync(journal, 'utf8'), fs.existsSync(output)]).toEqual(['of hours', false]);
+});
+
 test('layers that differ are not merged', async () => {
     const file = await randomModel('llama', path.join(folder, 'random.gguf'));
     const model = await Model.load(file, { device: 'cpu', threads: 1 });
