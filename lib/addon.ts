@@ -71,8 +71,8 @@ export interface NativeEvaluator {
      */
     evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask & { keep?: number }): Promise<Float32Array>;
     /**
-     * The NLL of each of several endings after a context, for many questions. `tokens`: of each question the context's, then
-     * each ending's. `lengths`: of each question the context's, the number of endings, each ending's.
+     * The NLL of endings after contexts, the sum over an ending's tokens. `tokens`: of each choice the context's, then the ending's.
+     * `lengths`: of each choice the context's and the ending's. What a choice begins with like the one before it is computed once.
      */
     score(tokens: Int32Array, lengths: Uint32Array, skip: number[], task: NativeTask): Promise<Float64Array>;
     /**

@@ -4,7 +4,7 @@ import path from 'node:path';
 import { bare, type Block, type BlockSelection } from './blocks.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
 import { collapse, withCollapsed } from './collapse.js';
-import { BlockprunerError, messageOf, MethodError } from './errors.js';
+import { BlockprunerError, checkRange, messageOf, MethodError } from './errors.js';
 import { measurePerplexity, perplexityOf, textSequences } from './evaluation/perplexity.js';
 import { PrefixEvaluator } from './evaluation/prefix.js';
 import { scoreTasks } from './evaluation/scores.js';
@@ -14,7 +14,7 @@ import { chooseHost } from './export/hosts.js';
 import { formatMerges } from './export/write.js';
 import { readGguf } from './gguf.js';
 import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from './model.js';
-import { writeText } from './output.js';
+import { checkWritable, isPartial, writeText } from './output.js';
 import { comparisonReport } from './report/index.js';
 import { comparedMethods, comparisonCsv, comparisonSchema, comparisonTable, type ComparedMethod, type ComparedModel, type Comparison, type Quality } from './results.js';
 import { searchOrder, type SearchMode } from './search/blockpruner.js';
@@ -34,10 +34,15 @@ function searchOf(compared: Exclude<ComparedMethod, LacoMethod>): { method: Gree
 }
 
 export interface CompareOptions extends Pick<LoadOptions, 'device' | 'gpuLayers' | 'threads'> {
-    /** The folder for report.html, table.md, table.csv and results.json, made if it isn't there; they are written anew after each result. */
+    /**
+     * The folder for report.html, table.md, table.csv and results.json, made if it isn't there; they are written anew after each result.
+     * Journals of the searches are there too, and may be deleted when no higher ratio is to come.
+     */
     output: string;
     /** Go on with the results in the folder. Default: false, which refuses a folder with anything in it. */
     resume?: boolean | undefined;
+    /** With `resume`: measure all results anew, with other tasks or another text; the searches hold. Default: false, which refuses these. */
+    remeasure?: boolean | undefined;
     /** Shares of the parameters to remove, 0 … 1. */
     ratios: readonly number[];
     /** Default: all. */
@@ -71,7 +76,7 @@ export interface CompareOptions extends Pick<LoadOptions, 'device' | 'gpuLayers'
  * @throws BlockprunerError for wrong arguments, before the long work
  */
 export async function compare(uri: string, options: CompareOptions): Promise<Comparison> {
-    const { output, resume = false, seeds = 3, tasks = [], limit, text, textSamples, search = 'race', confidence = DEFAULT_CONFIDENCE, keepBytes, device, gpuLayers, threads, signal, onProgress } = options;
+    const { output, resume = false, remeasure = false, seeds = 3, tasks = [], limit, text, textSamples, search = 'race', confidence = DEFAULT_CONFIDENCE, keepBytes, device, gpuLayers, threads, signal, onProgress } = options;
     const ratios = [...new Set(options.ratios)], chosen = [...new Set(options.methods ?? comparedMethods)];
     const started = performance.now();
     for (const ratio of ratios) {
@@ -83,8 +88,12 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     if (unknown !== undefined) {
         throw new BlockprunerError(`there is no method '${unknown}': there are ${comparedMethods.join(', ')}`);
     }
+    checkRange('seeds', seeds, 1, Infinity, true);
+    checkRange('limit', limit, 1, Infinity, true);
+    checkRange('textSamples', textSamples, 1, Infinity, true);
+    checkRange('keepBytes', keepBytes, 0, Infinity);
     checkConfidence(confidence);
-    const previous = checkFolder(output, resume);
+    const previous = await checkFolder(output, resume);
     const file = await resolveModel(uri, { signal });
     const gguf = await readGguf(file, signal);
     const host = await chooseHost(gguf, signal);
@@ -97,13 +106,17 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         const searchedWith = await searchInputs(model, calibration, search, confidence, signal);
         const evaluatedWith = {
             text: sequences ? describeSequences(sequences) : 'none',
-            tasks: `${tasks.map(({ name }) => name).join(', ') || 'none'}, ${limit ?? 'all'} questions, SHA-256 ${crypto.createHash('sha256').update(JSON.stringify(tasks)).digest('hex')}`
+            tasks: tasks.length === 0 ? 'none' : `${tasks.map(({ name }) => name).join(', ')}, ${limit ?? 'all'} questions, SHA-256 ${crypto.createHash('sha256').update(JSON.stringify(tasks)).digest('hex')}`
         };
         const other = previous && differences(previous.searchedWith, searchedWith);
         if (other) {
             throw new BlockprunerError(`the results in ${output} are of searches with another ${other}: give the same, or another folder`);
         }
-        const known = previous && !differences(previous.evaluatedWith, evaluatedWith) ? previous : undefined;
+        const measured = previous && differences(previous.evaluatedWith, evaluatedWith);
+        if (measured && !remeasure) {
+            throw new BlockprunerError(`the results in ${output} were measured with different ${measured}: give the same, or measure all of them anew by --remeasure`);
+        }
+        const known = measured ? undefined : previous;
 
         const evaluate = async (pruned: Model, skip: readonly Block[], calibrated?: number): Promise<Quality> => {
             const scores = await scoreTasks(pruned, tasks, { skip, limit, signal }); // first: a question that can't be scored is found soon
@@ -174,40 +187,46 @@ async function compareLaco(run: Run, method: LacoMethod): Promise<void> {
     const { models: [model], blocks, host, calibration, output, evaluate, signal, onProgress } = run;
     for (const ratio of missingRatios(run, method, null)) {
         onProgress?.(`${method} at ${ratio}`);
-        try {
-            const context = { method, host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(run, removed) >= ratio, signal };
+        const context = { method, host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(run, removed) >= ratio, signal };
+        // what it needs beside other methods, room and memory for a copy of the model, may not be there
+        const found = await (async () => {
             const collapsed = await collapse(model!, context);
-            const quality = await withCollapsed(model!, context, collapsed, (pruned) => evaluate(pruned, []));
-            await add(run, { method, seed: null, ratio, removed: collapsed.removed, merged: formatMerges(collapsed.merges), ...quality });
-        } catch (error) {
-            if (!(error instanceof MethodError)) {
+            return { removed: collapsed.removed, merged: formatMerges(collapsed.merges), ...await withCollapsed(model!, context, collapsed, (pruned) => evaluate(pruned, [])) };
+        })().catch((error: unknown) => {
+            if (!(error instanceof BlockprunerError)) {
                 throw error;
             }
             onProgress?.(error.message);
+        });
+        if (found) {
+            await add(run, { method, seed: null, ratio, ...found });
         }
     }
 }
 
 /** One search, whose first removals are those of lower ratios. */
 async function compareSearch(run: Run, compared: Exclude<ComparedMethod, LacoMethod>, seed: number | null): Promise<void> {
-    const { models: [model], blocks, ratios, comparison, output, save, evaluate, onProgress } = run;
+    const { models: [model], blocks, ratios, comparison, save, evaluate, onProgress } = run;
     const name = seed === null ? compared : `${compared}-${seed}`;
     const { selection } = searchOf(compared);
     const reachable = share(run, blocks.filter(({ kind }) => selection === 'all' || kind === selection));
+    const missing = missingRatios(run, compared, seed);
     const highest = Math.max(0, ...ratios.filter((ratio) => ratio < reachable));
+    if (highest === 0) {
+        missing.forEach((ratio) => onProgress?.(`${name} can't remove ${ratio}`));
+        return;
+    }
     const isOurs = (one: { method: ComparedMethod; seed: number | null }) => one.method === compared && one.seed === seed;
     let found = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
     if (!found) {
         onProgress?.(`${name}: what goes`);
-        const journal = path.join(output, `${name}.journal`);
-        found = { method: compared, seed, ratio: highest, steps: await findSteps(run, compared, seed, highest, journal, name) };
+        found = { method: compared, seed, ratio: highest, steps: await findSteps(run, compared, seed, highest, name) };
         comparison.searches = [...comparison.searches.filter((one) => !isOurs(one)), found];
         await save();
-        fs.rmSync(journal, { force: true });
     }
     const { steps } = found;
     const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
-    for (const ratio of missingRatios(run, compared, seed)) {
+    for (const ratio of missing) {
         const last = steps.findIndex((_, i) => share(run, removedAfter(i + 1)) >= ratio);
         if (last < 0) {
             onProgress?.(`${name} can't remove ${ratio}`);
@@ -219,14 +238,14 @@ async function compareSearch(run: Run, compared: Exclude<ComparedMethod, LacoMet
     }
 }
 
-/** What a method removes until a ratio is reached; it goes on where one with the same inputs was stopped. */
-async function findSteps(run: Run, compared: Exclude<ComparedMethod, LacoMethod>, seed: number | null, ratio: number, journalFile: string, name: string): Promise<Comparison['searches'][number]['steps']> {
-    const { models, host, blocks, calibration, search, confidence, keepBytes, comparison, signal, onProgress } = run;
+/** What a method removes until a ratio is reached; it goes on where a search with the same inputs was stopped, or had enough. */
+async function findSteps(run: Run, compared: Exclude<ComparedMethod, LacoMethod>, seed: number | null, ratio: number, name: string): Promise<Comparison['searches'][number]['steps']> {
+    const { models, host, blocks, calibration, search, confidence, keepBytes, output, comparison, signal, onProgress } = run;
     const { method, selection } = searchOf(compared);
     const moves = await movesOf(method, { model: models[0]!, host, blocks, calibration, selection, seed: seed ?? undefined, signal });
     const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
     evaluator.remove([]); // forgets what the last method left
-    const journal = Journal.open(evaluator, journalFile, { ...comparison.searchedWith, method: name }, true);
+    const journal = Journal.open(evaluator, path.join(output, `${name}.journal`), { ...comparison.searchedWith, method: name }, true);
     const steps: Comparison['searches'][number]['steps'] = [];
     await searchOrder(journal, {
         onStep: ({ removed, perplexity, evaluations, seconds }) => steps.push({ removed: [...removed], perplexity, evaluations, seconds }),
@@ -260,30 +279,39 @@ function finite(value: number): number {
     return Number.isNaN(value) ? Infinity : value;
 }
 
-/** The results that are in a folder. Nothing else may be there: it is ours, or new. */
-function checkFolder(folder: string, resume: boolean): Comparison | undefined {
-    const results = path.join(folder, 'results.json');
-    let content: string;
-    try {
-        if (!fs.existsSync(path.dirname(path.resolve(folder)))) {
-            throw new BlockprunerError(`can't write to the folder ${path.dirname(path.resolve(folder))}: there is no such folder`);
-        }
-        if (!fs.existsSync(folder)) {
-            return undefined;
-        }
-        if (!resume && fs.readdirSync(folder).length > 0) {
-            throw new BlockprunerError(`the folder ${folder} isn't empty: go on with what is there by --resume, or choose another name`);
-        }
-        if (!fs.existsSync(results)) {
-            return undefined;
-        }
-        content = fs.readFileSync(results, 'utf8');
-    } catch (error) {
-        throw error instanceof BlockprunerError ? error : new BlockprunerError(`can't use ${folder} as the output: ${messageOf(error)}`);
+/** The results that are in a folder. Nothing else may be there: it is ours, empty or new. */
+async function checkFolder(folder: string, resume: boolean): Promise<Comparison | undefined> {
+    if (folder === '') {
+        throw new BlockprunerError('the output has no name: give a folder');
     }
+    let names: string[];
     try {
-        return comparisonSchema.parse(JSON.parse(content));
+        names = fs.readdirSync(folder);
+    } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        if (code !== 'ENOENT') {
+            throw new BlockprunerError(`the output ${folder} ${code === 'ENOTDIR' ? 'is no folder' : `can't be read: ${messageOf(error)}`}`);
+        }
+        await checkWritable(path.dirname(path.resolve(folder)));
+        return undefined;
+    }
+    await checkWritable(folder);
+    if (names.length === 0) {
+        return undefined;
+    }
+    const results = path.join(folder, 'results.json');
+    if (!names.includes('results.json')) {
+        throw new BlockprunerError(`the folder ${folder} holds other files: choose another name`);
+    }
+    if (!resume) {
+        throw new BlockprunerError(`the folder ${folder} isn't empty: go on with what is there by --resume, or choose another name`);
+    }
+    let comparison: Comparison;
+    try {
+        comparison = comparisonSchema.parse(JSON.parse(fs.readFileSync(results, 'utf8')));
     } catch {
         throw new BlockprunerError(`${results} holds no results of a comparison by this version: choose another folder`);
     }
+    names.filter(isPartial).forEach((name) => fs.rmSync(path.join(folder, name), { force: true })); // of a run that was killed
+    return comparison;
 }

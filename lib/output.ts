@@ -5,6 +5,8 @@ import path from 'node:path';
 import { BlockprunerError, messageOf } from './errors.js';
 import type { Gguf } from './gguf.js';
 
+const PARTIAL = '.blockpruner-partial-';
+
 /**
  * Finds out, before any long work, that a file can be written.
  * @param what what the file is, in messages
@@ -30,6 +32,11 @@ export async function checkOutput(output: string, gguf: Gguf, force = false, wha
             throw new BlockprunerError(`the ${what} ${output} exists: choose another name or give --force`);
         }
     }
+    await checkWritable(folder);
+}
+
+/** @throws BlockprunerError if files can't be written to a folder */
+export async function checkWritable(folder: string): Promise<void> {
     // writing a file is the only test that holds for root, read-only file systems and Windows alike
     const probe = partialIn(folder, '');
     try {
@@ -43,7 +50,12 @@ export async function checkOutput(output: string, gguf: Gguf, force = false, wha
 
 /** A name that nothing has yet, for what isn't complete. */
 export function partialIn(folder: string, ending: string): string {
-    return path.join(folder, `.blockpruner-partial-${crypto.randomUUID()}${ending}`);
+    return path.join(folder, `${PARTIAL}${crypto.randomUUID()}${ending}`);
+}
+
+/** Is this the name of such a file? */
+export function isPartial(name: string): boolean {
+    return name.startsWith(PARTIAL);
 }
 
 /**

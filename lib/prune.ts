@@ -4,7 +4,7 @@ import type { Device } from './addon.js';
 import { bare, formatBlock, layersOf, sameBlock, without, type Block, type BlockSelection, type Move } from './blocks.js';
 import { collapse, withCollapsed } from './collapse.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from './calibration/index.js';
-import { BlockprunerError } from './errors.js';
+import { BlockprunerError, checkRange } from './errors.js';
 import { meanNll, perplexityOf } from './evaluation/perplexity.js';
 import { PrefixEvaluator } from './evaluation/prefix.js';
 import { scoreTasks, type TaskOptions } from './evaluation/scores.js';
@@ -423,10 +423,4 @@ function sum(blocks: readonly BlockInfo[]): number {
 
 function percent(share: number): string {
     return `${(100 * share).toFixed(1)} %`;
-}
-
-function checkRange(name: string, value: number | undefined, low: number, high: number, integer = false): void {
-    if (value !== undefined && (!(value >= low && value <= high) || (integer && !Number.isInteger(value)))) {
-        throw new BlockprunerError(`${name} must be ${integer ? 'a whole number' : 'a number'} ${high === Infinity ? `of at least ${low}` : `from ${low} to ${high}`}, not ${value}`);
-    }
 }

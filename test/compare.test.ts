@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { compare, comparisonCsv, comparisonTable, loadCalibration, Model, perplexityOf, scoreTask, textPerplexity, type Comparison, type Task } from '../lib/index.js';
-import { run } from './cli/run';
+import { expectRefused, onCpu, run, start } from './cli/run';
 import { temporaryFolder, tiny } from './models';
 
 const folder = temporaryFolder();
@@ -78,23 +78,76 @@ test('goes on with the results of a folder', async () => {
     expect(more.pruned.filter(({ method }) => method !== 'blockpruner-ffn')).toEqual(comparison.pruned);
     expect(more.pruned.filter(({ method }) => method === 'blockpruner-ffn').flatMap(({ removed }) => removed).every(({ kind }) => kind === 'ffn')).toBe(true);
 
-    // with other tasks the searches hold, and nothing else
+    // what was measured with other tasks is only given up if that is asked for; the searches hold
+    const kept = fs.readFileSync(path.join(output, 'results.json'), 'utf8');
+    const other = { ...options, ratios: [0.05], tasks: [], methods: ['blockpruner' as const], resume: true, onProgress };
+    await expect(compare(tiny, other)).rejects.toThrow(/were measured with different tasks \(ends, .* now none\): give the same, or measure all of them anew by --remeasure/);
+    expect(fs.readFileSync(path.join(output, 'results.json'), 'utf8')).toBe(kept);
     seen.length = 0;
-    const other = await compare(tiny, { ...options, ratios: [0.05], tasks: [], methods: ['blockpruner'], resume: true, onProgress });
+    const anew = await compare(tiny, { ...other, remeasure: true });
     expect(seen).toEqual(['the model as it is', 'blockpruner at 0.05: perplexity and tasks']);
-    expect(other.pruned).toEqual([{ ...comparison.pruned[0], tasks: [] }]);
+    expect(anew.pruned).toEqual([{ ...comparison.pruned[0], tasks: [] }]);
+    expect(anew.searches).toEqual(more.searches);
+    // where there are none, their limit says nothing
+    expect((await compare(tiny, { ...other, limit: 3 })).pruned).toEqual(anew.pruned);
 
     // a perplexity that overflowed is null in JSON
-    const kept = fs.readFileSync(path.join(output, 'results.json'), 'utf8');
-    fs.writeFileSync(path.join(output, 'results.json'), JSON.stringify({ ...other, pruned: other.pruned.map((one) => ({ ...one, calibration: Infinity })) }));
+    fs.writeFileSync(path.join(output, 'results.json'), JSON.stringify({ ...anew, pruned: anew.pruned.map((one) => ({ ...one, calibration: Infinity })) }));
     const broken = await compare(tiny, { ...options, ratios: [0.05], tasks: [], methods: ['blockpruner'], resume: true });
     expect(broken.pruned[0]!.calibration).toBe(Infinity);
     expect(comparisonTable(broken)).toMatch(/blockpruner \| ∞ \|/);
-    fs.writeFileSync(path.join(output, 'results.json'), kept);
 
     await expect(compare(tiny, { ...options, ratios: [0.05], calibration: { samples: 3, context: 64 }, resume: true })).rejects.toThrow(/are of searches with another calibration \(2 × 64 tokens.*now 3 × 64 tokens/);
     fs.writeFileSync(path.join(output, 'results.json'), '{}');
     await expect(compare(tiny, { ...options, ratios: [0.05], resume: true })).rejects.toThrow('results.json holds no results of a comparison');
+});
+
+test('a higher ratio goes on with the search of a lower one', async () => {
+    const output = path.join(folder, 'higher');
+    const options = { output, methods: ['sleb'] as const, calibration, device: 'cpu' as const, threads: 1 };
+    const { searches: [low] } = await compare(tiny, { ...options, ratios: [0.05] });
+    const journal = () => fs.readFileSync(path.join(output, 'sleb.journal'), 'utf8');
+    const before = journal();
+    fs.writeFileSync(path.join(output, '.blockpruner-partial-of-a-killed-run.gguf'), '');
+    const { searches: [high] } = await compare(tiny, { ...options, ratios: [0.3], resume: true });
+    expect(high!.steps.slice(0, low!.steps.length).map(({ removed }) => removed)).toEqual(low!.steps.map(({ removed }) => removed));
+    expect(journal().startsWith(before)).toBe(true);
+    const evaluated = journal().trimEnd().split('\n').slice(1).map((line) => /"skip":"[^"]*","sequence":\d+/.exec(line)![0]);
+    expect(new Set(evaluated).size).toBe(evaluated.length); // none twice
+    expect(fs.readdirSync(output).sort()).toEqual(['report.html', 'results.json', 'sleb.journal', 'table.csv', 'table.md']);
+});
+
+test('a method that can\'t is passed over', async () => {
+    const seen: string[] = [];
+    const { pruned } = await compare(tiny, { output: path.join(folder, 'some'), ratios: [0.7, 0.75], methods: ['laco', 'blockpruner-attn', 'shortgpt'], calibration: { samples: 1, context: 32 }, device: 'cpu', threads: 1, onProgress: (what) => seen.push(what) });
+    expect(pruned.map(({ method, ratio }) => [method, ratio])).toEqual([['shortgpt', 0.7], ['shortgpt', 0.75]]);
+    expect(seen).toEqual(['the model as it is',
+        'laco at 0.7', expect.stringContaining("LaCo can't remove so much"), 'laco at 0.75', expect.stringContaining("LaCo can't remove so much"),
+        "blockpruner-attn can't remove 0.7", "blockpruner-attn can't remove 0.75",
+        'shortgpt: what goes', 'shortgpt at 0.7: perplexity and tasks', 'shortgpt at 0.75: perplexity and tasks']);
+});
+
+// Windows has no SIGINT for other processes
+(process.platform === 'win32' ? test.skip : test)('Ctrl-C says where the results are', async () => {
+    const output = path.join(folder, 'stopped');
+    const comparing = start('compare', tiny, '--ratios', '0.5', '--methods', 'blockpruner', '--search', 'exact', '--samples', '8', '--context', '256', ...onCpu, '-o', output);
+    while (!comparing.stderr().includes('what goes')) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    comparing.interrupt();
+    const { code, stderr } = await comparing.ended;
+    expect([code, stderr.trimEnd().split('\n').at(-1)]).toEqual([130, `blockpruner: stopped: the results so far are in ${output}; the same with --resume goes on`]);
+    expect(fs.readdirSync(output)).toContain('results.json');
+});
+
+test.each<[string, Partial<Parameters<typeof compare>[1]>, string]>([
+    ['limit', { limit: 0 }, 'limit must be a whole number of at least 1, not 0'],
+    ['seeds', { seeds: 0.5 }, 'seeds must be a whole number of at least 1'],
+    ['textSamples', { textSamples: 0 }, 'textSamples must be a whole number'],
+    ['keepBytes', { keepBytes: -1 }, 'keepBytes must be a number of at least 0']
+])('%s out of its range', async (_, wrong, says) => {
+    await expect(compare(tiny, { output: path.join(folder, 'never'), ratios: [0.1], calibration, device: 'cpu', ...wrong })).rejects.toThrow(says);
+    expect(fs.existsSync(path.join(folder, 'never'))).toBe(false);
 });
 
 test('the command writes table, CSV, JSON and report into a new folder', async () => {
@@ -103,22 +156,27 @@ test('the command writes table, CSV, JSON and report into a new folder', async (
     const { code, stdout } = await run(...args);
     expect(code).toBe(0);
     expect(stdout).toContain('| 0.05 | ');
-    expect(fs.readdirSync(output).sort()).toEqual(['report.html', 'results.json', 'table.csv', 'table.md']);
+    expect(fs.readdirSync(output).sort()).toEqual(['block-influence.journal', 'report.html', 'results.json', 'shortgpt.journal', 'table.csv', 'table.md']);
     expect((JSON.parse(fs.readFileSync(path.join(output, 'results.json'), 'utf8')) as Comparison).pruned.map(({ method }) => method)).toEqual(['shortgpt', 'block-influence']);
     expect(fs.readFileSync(path.join(output, 'table.md'), 'utf8')).toBe(stdout.replace(/\n\n$/, '\n'));
 
+    const foreign = path.join(folder, 'foreign');
+    fs.mkdirSync(foreign);
+    fs.writeFileSync(path.join(foreign, 'table.md'), 'mine');
     for (const [options, says] of [
-        [[], "isn't empty: go on with what is there by --resume"],
-        [['--resume', '--samples', '3'], 'another calibration'],
+        [['-o', output], "isn't empty: go on with what is there by --resume"],
+        [['-o', output, '--resume', '--samples', '3'], 'another calibration'],
+        [['-o', foreign], 'foreign holds other files: choose another name'],
+        [['-o', foreign, '--resume'], 'foreign holds other files: choose another name'],
+        [['-o', path.join(foreign, 'table.md'), '--resume'], 'table.md is no folder'],
+        [['-o', ''], 'the output has no name'],
         [['-o', path.join(folder, 'new'), '--ratios', '0.1,2'], "not '0.1,2'"],
         [['-o', path.join(folder, 'new'), '--methods', 'best'], "there is no method 'best'"],
         [['-o', path.join(folder, 'missing', 'new')], 'there is no such folder'],
         [['-o', path.join(folder, 'new'), '--task', `piqa=${path.join(folder, 'none.jsonl')}`], 'there is no such file'],
         [['-o', path.join(folder, 'new'), '--samples', '0'], '--samples']
     ] as const) {
-        const refused = await run(...args.slice(0, options[0] === '-o' ? -2 : undefined), ...options);
-        expect([refused.code, refused.stderr.trimEnd().split('\n').length]).toEqual([1, 1]);
-        expect(refused.stderr).toContain(says);
+        await expectRefused(folder, [...args.slice(0, -2), ...options], says);
     }
-    expect(fs.existsSync(path.join(folder, 'new'))).toBe(false);
+    expect(fs.readFileSync(path.join(foreign, 'table.md'), 'utf8')).toBe('mine');
 });

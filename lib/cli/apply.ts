@@ -1,7 +1,7 @@
 import type { Argv } from 'yargs';
 import { apply } from '../prune.js';
 import { readOrder } from '../search/order.js';
-import { printResult } from './prune.js';
+import { NOTHING_WRITTEN, printResult } from './prune.js';
 import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, modelArgument, outputOptions, Progress } from './shared.js';
 
 export const command = 'apply <model>';
@@ -33,7 +33,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             device: argv.device,
             gpuLayers: argv['gpu-layers'],
             threads: argv.threads,
-            signal: interruptSignal(),
+            signal: interruptSignal(NOTHING_WRITTEN),
             onProgress: progress.update
         });
         progress.stop();

@@ -1,4 +1,5 @@
 import fs from 'node:fs';
+import path from 'node:path';
 import type { Argv } from 'yargs';
 import { compare } from '../compare.js';
 import { BlockprunerError } from '../errors.js';
@@ -19,6 +20,7 @@ export const builder = (yargs: Argv) => repeatableTask(modelArgument(yargs))
         'text-samples': { type: 'number', describe: 'Only the first so many sequences of it', defaultDescription: 'all' },
         ...searchOptions,
         resume: { type: 'boolean', default: false, describe: 'Go on with the results that are in the folder' },
+        remeasure: { type: 'boolean', default: false, describe: 'Go on with its searches, but measure all results anew, with other tasks or another text' },
         output: { type: 'string', alias: 'o', demandOption: true, describe: 'The folder, for report.html, table.md, table.csv and results.json' },
         ...calibrationOptions,
         ...deviceOptions,
@@ -38,7 +40,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     const signal = interruptSignal();
     try {
         const comparison = await compare(argv.model, {
-            output: argv.output, resume: argv.resume,
+            output: argv.output, resume: argv.resume || argv.remeasure, remeasure: argv.remeasure,
             ratios, methods: argv.methods.split(',').map((name) => name.trim()) as ComparedMethod[], seeds: argv.seeds,
             tasks: await loadTasks(argv.task ?? [], { signal }), limit: argv.limit,
             text: argv.text, textSamples: argv['text-samples'],
@@ -50,6 +52,6 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         });
         console.log(argv.json ? JSON.stringify(comparison) : comparisonTable(comparison));
     } catch (error) {
-        throw error instanceof Interrupted && fs.existsSync(argv.output) && fs.readdirSync(argv.output).length > 0 ? new Interrupted('; the same with --resume goes on') : error;
+        throw error instanceof Interrupted && fs.existsSync(path.join(argv.output, 'results.json')) ? new Interrupted(`the results so far are in ${argv.output}; the same with --resume goes on`) : error;
     }
 }

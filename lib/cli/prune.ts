@@ -36,6 +36,9 @@ export const builder = (yargs: Argv) => repeatableTask(modelArgument(yargs))
     .example('$0 prune hf:user/repo:Q4_K_M --remove 6 --calibration mine.txt -o smaller.gguf', 'six blocks, by your own text')
     .example('$0 prune model.gguf --ratio 0.2 -o smaller.gguf --report report.html --task arc-easy=test.jsonl --limit 400', 'with a page of charts');
 
+/** What Ctrl-C leaves. */
+export const NOTHING_WRITTEN = 'no model was written';
+
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
     checkDevice(argv);
     checkInteger('remove', argv.remove, 1);
@@ -47,7 +50,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     }
     checkInteger('method-seed', argv['method-seed'], 0);
     checkInteger('limit', argv.limit, 1);
-    const signal = interruptSignal();
+    const signal = interruptSignal(NOTHING_WRITTEN);
     const tasks = await loadTasks(argv.task ?? [], { signal });
     const settings = searchSettings(argv);
     const resume = argv.resume ?? await askToResume(journalOf(argv.output));
@@ -83,7 +86,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         progress.stop();
         printResult(result, argv.json, argv.verify);
     } catch (error) {
-        throw error instanceof Interrupted && fs.existsSync(journalOf(argv.output)) ? new Interrupted('; the same with --resume goes on') : error;
+        throw error instanceof Interrupted && fs.existsSync(journalOf(argv.output)) ? new Interrupted(`${NOTHING_WRITTEN}; the same with --resume goes on`) : error;
     } finally {
         progress.stop();
     }
@@ -96,8 +99,8 @@ async function askToResume(journal: string): Promise<boolean | undefined> {
     }
     const terminal = readline.createInterface({ input: process.stdin, output: process.stderr });
     const stopped = new Promise<never>((_, reject) => {
-        terminal.once('SIGINT', () => reject(new Interrupted()));
-        terminal.once('close', () => reject(new Interrupted())); // Ctrl-D
+        terminal.once('SIGINT', () => reject(new Interrupted(NOTHING_WRITTEN)));
+        terminal.once('close', () => reject(new Interrupted(NOTHING_WRITTEN))); // Ctrl-D
     });
     try {
         const answer = await Promise.race([terminal.question(`A search for this output was stopped (${journal}). Go on with it? [Y/n] `), stopped]);

@@ -144,8 +144,11 @@ export async function loadModel(argv: { model: string; device: Device | 'auto'; 
     });
 }
 
-/** Aborted by the first Ctrl-C (or SIGTERM); the second ends the process at once. */
-export function interruptSignal(): AbortSignal {
+/**
+ * Aborted by the first Ctrl-C (or SIGTERM); the second ends the process at once.
+ * @param outcome what that leaves, for the message
+ */
+export function interruptSignal(outcome?: string): AbortSignal {
     const controller = new AbortController();
     for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
         process.on(name, () => {
@@ -154,16 +157,16 @@ export function interruptSignal(): AbortSignal {
                 process.removeAllListeners(name);
                 process.kill(process.pid, name);
             }
-            controller.abort(new Interrupted());
+            controller.abort(new Interrupted(outcome));
         });
     }
     return controller.signal;
 }
 
 export class Interrupted extends Error {
-    /** @param hint what the user can do now */
-    constructor(hint = '') {
-        super(`stopped: no file was written${hint}`);
+    /** @param outcome what is there now, and what the user can do */
+    constructor(outcome?: string) {
+        super(outcome === undefined ? 'stopped' : `stopped: ${outcome}`);
     }
 }
 

@@ -5,6 +5,7 @@ import type { Speed } from '../export/stock-runtime.js';
 import { shareOf } from '../model.js';
 import { comparedColumns, comparedRows, formatRowName, isBest, type ComparedColumn, type ComparedModel, type ComparedRow, type Comparison, type PruneResult } from '../results.js';
 import type { Candidate } from '../search/contest.js';
+import { isLaco } from '../search/laco.js';
 import { bars, cells, columnWidth, layerMap, lines, scores, series, type Bar, type Cell, type Point } from './charts.js';
 import { version } from '../version.js';
 import { html, page, type Figure, type LegendItem, type Table } from './page.js';
@@ -249,7 +250,7 @@ export async function comparisonReport(comparison: Comparison): Promise<string> 
     });
 }
 
-/** Which blocks each method removed: a higher ratio removes what a lower one does and more. */
+/** Which blocks each method removed: a higher ratio removes what a lower one does and more, but for LaCo. */
 async function removedFigure(pruned: readonly ComparedModel[], ratios: readonly number[], blocks: readonly Block[]): Promise<Figure> {
     const orders = new Map<string, ComparedModel[]>();
     for (const one of pruned) {
@@ -263,7 +264,7 @@ async function removedFigure(pruned: readonly ComparedModel[], ratios: readonly 
     const classOf = (index: number) => Math.floor(index * classes / ratios.length);
     return {
         title: 'Which blocks each method removed', wide: true,
-        caption: `${names.map((name) => { const last = orders.get(name)!.reduce((a, b) => (b.ratio > a.ratio ? b : a)); return `${name} ${last.removed.filter(({ kind }) => kind === 'attn').length} + ${last.removed.filter(({ kind }) => kind === 'ffn').length} at ${percent(last.ratio)}`; }).join('; ')} (attention + feed-forward blocks). The numbers are the lowest ratio, in percent, at which a block is gone.`,
+        caption: `${names.map((name) => { const last = orders.get(name)!.reduce((a, b) => (b.ratio > a.ratio ? b : a)); return `${name} ${last.removed.filter(({ kind }) => kind === 'attn').length} + ${last.removed.filter(({ kind }) => kind === 'ffn').length} at ${percent(last.ratio)}`; }).join('; ')} (attention + feed-forward blocks). The numbers are the lowest ratio, in percent, at which a block is gone.${pruned.some(({ method }) => isLaco(method)) ? ' LaCo searches each ratio anew: at a higher one, a block may be back.' : ''}`,
         charts: (await Promise.all(names.map(async (name) => (await layerMap(blocks, (block) => {
             const at = goneAt(name, block);
             return at < 0 ? { class: null, label: `${name}, ${formatBlock(block)}: stays` } : { class: classOf(at), text: String(Math.round(100 * ratios[at]!)), label: `${name}, ${formatBlock(block)}: ${text(name, block)}` };
