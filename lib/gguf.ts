@@ -32,6 +32,11 @@ export function parametersOf(tensor: { shape: number[] }): number {
     return tensor.shape.reduce((product, length) => product * length, 1);
 }
 
+/** Of a whole model, embeddings included. */
+export function countParameters(gguf: Gguf): number {
+    return gguf.tensors.reduce((total, tensor) => total + parametersOf(tensor), 0);
+}
+
 /**
  * Reads the header of a GGUF model; of all parts where it is split.
  * @throws BlockprunerError if a part is missing, is no GGUF file or is truncated

@@ -3,7 +3,7 @@ import os from 'node:os';
 import { chooseDevice, loadAddon, runNative, type Device, type NativeBlock, type NativeEvaluator, type NativeModel } from './addon.js';
 import { bare, formatBlock, sameBlock, without, type Block } from './blocks.js';
 import { BlockprunerError, messageOf } from './errors.js';
-import { fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
+import { countParameters, fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
 
 export interface LoadOptions {
     /** Where to compute. Default: `auto`, the first GPU found, else the CPU. */
@@ -225,7 +225,7 @@ export class Model {
 
     /** Parameters of the whole model, embeddings included. */
     get parameters(): number {
-        return this.gguf.tensors.reduce((sum, tensor) => sum + parametersOf(tensor), 0);
+        return countParameters(this.gguf);
     }
 
     /** The BOS token, if the model wants one at the start of a text. */

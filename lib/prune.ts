@@ -13,7 +13,7 @@ import { architectureOf, type Host } from './export/host.js';
 import { chooseHost } from './export/hosts.js';
 import { stockNll, stockSpeed } from './export/stock-runtime.js';
 import { formatMerges, writePruned, type Merges } from './export/write.js';
-import { parametersOf, readGguf, type Gguf } from './gguf.js';
+import { countParameters, readGguf } from './gguf.js';
 import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from './model.js';
 import { checkOutput, writeText } from './output.js';
 import { pruneReport } from './report/index.js';
@@ -411,10 +411,6 @@ function concatenate(parts: readonly Float32Array[]): Float32Array {
         end += part.length;
     }
     return whole;
-}
-
-function countParameters(gguf: Gguf): number {
-    return gguf.tensors.reduce((total, tensor) => total + parametersOf(tensor), 0);
 }
 
 function sum(blocks: readonly BlockInfo[]): number {

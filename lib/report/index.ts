@@ -201,6 +201,9 @@ async function sizeFigure({ parameters, bytes, speed }: PruneResult): Promise<Fi
     };
 }
 
+/** What is more than so many times the model's perplexity is destroyed, and would press all else in a chart together. */
+const CEILING = 100;
+
 /** A page that shows how methods of pruning compare, as one HTML file that needs nothing else. */
 export async function comparisonReport(comparison: Comparison): Promise<string> {
     const { model, calibration, text, dense, pruned, seconds, blocks } = comparison;
@@ -211,18 +214,25 @@ export async function comparisonReport(comparison: Comparison): Promise<string> 
     const legend = methods.map((name, i): LegendItem => ({ name, colour: series[i]!.colour, glyph: series[i]!.glyph }));
     const bestAt = (ratio: number, value: (row: (typeof rows)[number]) => number) => rows.filter((row) => row.ratio === ratio).reduce((a, b) => (value(b) < value(a) ? b : a));
 
-    const perplexityOver = async (what: string, before: number, value: (row: (typeof rows)[number]) => number): Promise<Figure> => ({
-        title: `Perplexity on ${what}`,
-        caption: `${number(before)} as the model is. Lowest ${ratios.map((ratio) => `at ${percent(ratio)}: ${number(value(bestAt(ratio, value)))} by ${bestAt(ratio, value).name}`).join('; ')}. Lower is better.`,
-        charts: rows.length === 0 ? [] : [await lines(methods.flatMap((method, i): Point[] => [
-            { series: i, x: 0, y: before, label: `the model as it is: perplexity ${number(before)}` },
-            ...rows.filter((row) => row.method === method).map((row) => ({
-                series: i, x: row.removed, y: value(row), label: `${row.name} at ${percent(row.ratio)}: perplexity ${number(value(row))}, ${percent(row.removed)} of the parameters removed`
-            }))
-        ]).filter((point) => Number.isFinite(point.y)), { y: 'perplexity', label: `Line chart: perplexity on ${what}, by the share of the parameters that is removed, for each method` })],
-        legend,
-        table: { caption: `Perplexity on ${what}`, head: ['Method', 'Ratio', 'Parameters removed', 'Perplexity'], rows: [['the model as it is', '', percent(0), number(before)], ...rows.map((row) => [row.name, percent(row.ratio), percent(row.removed), number(value(row))])] }
-    });
+    const perplexityOver = async (what: string, before: number, value: (row: (typeof rows)[number]) => number): Promise<Figure> => {
+        const ceiling = CEILING * before;
+        const beyond = methods.flatMap((method) => {
+            const above = rows.filter((row) => row.method === method && !(value(row) <= ceiling));
+            return above.length === 0 ? [] : [`${above[0]!.name} at ${above.map(({ ratio }) => percent(ratio)).join(', ')}`];
+        });
+        return {
+            title: `Perplexity on ${what}`,
+            caption: `${number(before)} as the model is. Lowest ${ratios.map((ratio) => `at ${percent(ratio)}: ${number(value(bestAt(ratio, value)))} by ${bestAt(ratio, value).name}`).join('; ')}. Lower is better.${beyond.length === 0 ? '' : ` Above ${number(ceiling)}, and not in the chart: ${beyond.join('; ')}.`}`,
+            charts: rows.length === 0 ? [] : [await lines(methods.flatMap((method, i): Point[] => [
+                { series: i, x: 0, y: before, label: `the model as it is: perplexity ${number(before)}` },
+                ...rows.filter((row) => row.method === method).map((row) => ({
+                    series: i, x: row.removed, y: value(row), label: `${row.name} at ${percent(row.ratio)}: perplexity ${number(value(row))}, ${percent(row.removed)} of the parameters removed`
+                }))
+            ]).filter((point) => point.y <= ceiling), { y: 'perplexity', label: `Line chart: perplexity on ${what}, by the share of the parameters that is removed, for each method` })],
+            legend,
+            table: { caption: `Perplexity on ${what}`, head: ['Method', 'Ratio', 'Parameters removed', 'Perplexity'], rows: [['the model as it is', '', percent(0), number(before)], ...rows.map((row) => [row.name, percent(row.ratio), percent(row.removed), number(value(row))])] }
+        };
+    };
     const taskFigures = dense.tasks.map(async (task, i): Promise<Figure> => ({
         title: `Task scores: ${task.task}`,
         caption: `Share of right answers of ${task.questions} questions; ${score(reportedScore(task))} as the model is (the dashed line). Highest ${ratios.map((ratio) => { const best = bestAt(ratio, (row) => -row.tasks[i]!.value); return `at ${percent(ratio)}: ${score(best.tasks[i]!)} by ${best.name}`; }).join('; ')}. Bars are standard errors; higher is better.`,

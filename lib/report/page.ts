@@ -131,7 +131,7 @@ h2{font-size:1.1rem;line-height:1.3;margin-bottom:.35rem}
 figcaption{color:var(--muted);font-size:.9rem;max-width:46rem}
 .charts{display:flex;flex-wrap:wrap;gap:1rem 1.5rem;margin-top:.9rem;align-items:flex-start}
 .chart{max-width:100%;max-height:80vh;overflow:auto}
-.chart:has(.fluid){width:100%;max-width:32rem}
+.chart:has(.fluid){width:100%;max-width:32rem;max-height:none}
 svg{display:block;overflow:visible}
 svg.fluid{width:100%;height:auto}
 svg text{font-family:inherit}
