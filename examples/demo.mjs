@@ -20,8 +20,8 @@ const { perplexity, parameters, bytes, removed } = await prune(model, {
         `${String(number).padStart(3)}. ${formatMove(step.removed).padEnd(9)} perplexity ${step.perplexity.toFixed(3)} (dense: ${dense.toFixed(3)})`)
 });
 
-// alternately, and the best of each: other work on the computer slows single runs down
-const stock = { device: 'cpu', threads: 2, flashAttention: true };
+// alternately, and the best of each: other work on the computer slows single runs down; of so short runs, several threads too
+const stock = { device: 'cpu', threads: 1, flashAttention: true };
 const speeds = { dense: [], pruned: [] };
 for (let round = 0; round < 3; round++) {
     speeds.dense.push((await stockSpeed(model, 256, stock)).prompt);
@@ -39,7 +39,7 @@ console.log(`\nremoved: ${removed.map(formatBlock).join(' ')}\n`);
 for (const [name, before, after] of rows) {
     console.log(`${name.padEnd(18)} ${String(before).padStart(12)} ${String(after).padStart(12)}`);
 }
-console.log('\nPerplexity is on the calibration text; tokens per second are of a prompt, in the stock runtime,');
-console.log('node-llama-cpp (generation of so small a model is mostly the overhead of single calls). It loaded');
+console.log('\nPerplexity is on the calibration text; tokens per second are of a prompt, on one thread, in the stock');
+console.log('runtime, node-llama-cpp (generation of so small a model is mostly the overhead of single calls). It loaded');
 console.log(`${path.relative(root, output)} and went on from "The whale":\n`);
 console.log(`  The whale${await stockGenerate(output, 'The whale', 30, stock)}`);
