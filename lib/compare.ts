@@ -122,8 +122,8 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             const scores = await scoreTasks(pruned, tasks, { skip, limit, signal }); // first: a question that can't be scored is found soon
             const onText = sequences && await measurePerplexity(pruned, sequences, { skip, dense: model, signal });
             return {
-                calibration: finite(calibrated ?? await perplexityOf(pruned, calibration, { skip, signal })),
-                text: onText ? { perplexity: finite(onText.perplexity), divergence: finite(onText.dense!.divergence), sameTop: onText.dense!.sameTop } : null,
+                calibration: calibrated ?? await perplexityOf(pruned, calibration, { skip, signal }),
+                text: onText ? { perplexity: onText.perplexity, divergence: onText.dense!.divergence, sameTop: onText.dense!.sameTop } : null,
                 tasks: scores
             };
         };
@@ -188,19 +188,20 @@ async function compareLaco(run: Run, method: LacoMethod): Promise<void> {
     for (const ratio of missingRatios(run, method, null)) {
         onProgress?.(`${method} at ${ratio}`);
         const context = { method, host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(run, removed) >= ratio, signal };
-        // what it needs beside other methods, room and memory for a copy of the model, may not be there
-        const found = await (async () => {
-            const collapsed = await collapse(model!, context);
-            return { removed: collapsed.removed, merged: formatMerges(collapsed.merges), ...await withCollapsed(model!, context, collapsed, (pruned) => evaluate(pruned, [])) };
-        })().catch((error: unknown) => {
+        let found: Omit<ComparedModel, 'removedShare'>;
+        try {
+            const { removed, merges } = await collapse(model!, context);
+            const quality = await withCollapsed(model!, context, { removed, merges }, (collapsed) => evaluate(collapsed, []));
+            found = { method, seed: null, ratio, removed, merged: formatMerges(merges), ...quality };
+        } catch (error) {
+            // what it needs beside other methods, room and memory for a copy of the model, may not be there
             if (!(error instanceof BlockprunerError)) {
                 throw error;
             }
             onProgress?.(error.message);
-        });
-        if (found) {
-            await add(run, { method, seed: null, ratio, ...found });
+            continue;
         }
+        await add(run, found);
     }
 }
 
@@ -210,23 +211,17 @@ async function compareSearch(run: Run, compared: Exclude<ComparedMethod, LacoMet
     const name = seed === null ? compared : `${compared}-${seed}`;
     const { selection } = searchOf(compared);
     const reachable = share(run, blocks.filter(({ kind }) => selection === 'all' || kind === selection));
-    const missing = missingRatios(run, compared, seed);
     const highest = Math.max(0, ...ratios.filter((ratio) => ratio < reachable));
-    if (highest === 0) {
-        missing.forEach((ratio) => onProgress?.(`${name} can't remove ${ratio}`));
-        return;
-    }
     const isOurs = (one: { method: ComparedMethod; seed: number | null }) => one.method === compared && one.seed === seed;
-    let found = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
-    if (!found) {
+    let steps = highest === 0 ? [] : comparison.searches.find((one) => isOurs(one) && one.ratio >= highest)?.steps;
+    if (!steps) {
         onProgress?.(`${name}: what goes`);
-        found = { method: compared, seed, ratio: highest, steps: await findSteps(run, compared, seed, highest, name) };
-        comparison.searches = [...comparison.searches.filter((one) => !isOurs(one)), found];
+        steps = await findSteps(run, compared, seed, highest, name);
+        comparison.searches = [...comparison.searches.filter((one) => !isOurs(one)), { method: compared, seed, ratio: highest, steps }];
         await save();
     }
-    const { steps } = found;
     const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
-    for (const ratio of missing) {
+    for (const ratio of missingRatios(run, compared, seed)) {
         const last = steps.findIndex((_, i) => share(run, removedAfter(i + 1)) >= ratio);
         if (last < 0) {
             onProgress?.(`${name} can't remove ${ratio}`);
@@ -272,11 +267,6 @@ async function add(run: Run, pruned: Omit<ComparedModel, 'removedShare'>): Promi
 
 function share({ blocks, models }: Run, removed: readonly Block[]): number {
     return shareOf(blocks, removed, models[0]!.parameters);
-}
-
-/** What overflowed in a broken model is as bad as can be. */
-function finite(value: number): number {
-    return Number.isNaN(value) ? Infinity : value;
 }
 
 /** The results that are in a folder. Nothing else may be there: it is ours, empty or new. */

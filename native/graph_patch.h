@@ -89,11 +89,10 @@ public:
     struct comparison { ggml_tensor * dot, * a, * b, * difference; };
     std::vector<comparison> comparisons;
 
-    // As asked for, of the last graph, F32: one value for each output position and [n_vocab, n], over the tensors in order;
-    // [n_embd, n].
-    std::vector<ggml_tensor *> nll;
-    std::vector<ggml_tensor *> logits;
-    ggml_tensor              * hidden = nullptr;
+    // What was asked for, of the last graph; F32.
+    std::vector<ggml_tensor *> nll;              // one value for each output position, over the tensors in order
+    std::vector<ggml_tensor *> logits;           // [n_vocab, n], over the tensors in order
+    ggml_tensor              * hidden = nullptr; // [n_embd, n]
 
     // Of the last graph: its operations, and how many of them write to a cache.
     std::atomic<int> n_nodes        { 0 };

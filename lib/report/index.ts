@@ -6,8 +6,8 @@ import { shareOf } from '../model.js';
 import { comparedColumns, comparedRows, formatRowName, isBest, type ComparedColumn, type ComparedModel, type ComparedRow, type Comparison, type PruneResult } from '../results.js';
 import type { Candidate } from '../search/contest.js';
 import { isLaco } from '../search/laco.js';
-import { bars, cells, columnWidth, layerMap, lines, scores, series, type Bar, type Cell, type Point } from './charts.js';
 import { version } from '../version.js';
+import { bars, cells, columnWidth, layerMap, lines, scores, series, type Bar, type Cell, type Point } from './charts.js';
 import { html, page, type Figure, type LegendItem, type Table } from './page.js';
 
 /**
@@ -217,7 +217,7 @@ export async function comparisonReport(comparison: Comparison): Promise<string> 
     const perplexityOver = async (what: string, before: number, value: (row: (typeof rows)[number]) => number): Promise<Figure> => {
         const ceiling = CEILING * before;
         const beyond = methods.flatMap((method) => {
-            const above = rows.filter((row) => row.method === method && !(value(row) <= ceiling));
+            const above = rows.filter((row) => row.method === method && value(row) > ceiling);
             return above.length === 0 ? [] : [`${above[0]!.name} at ${above.map(({ ratio }) => percent(ratio)).join(', ')}`];
         });
         return {

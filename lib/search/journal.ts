@@ -15,10 +15,10 @@ export type JournalInputs = Record<string, string>;
  * What any search depends on, beside its method.
  * @param confidence of `race`
  */
-export async function searchInputs(model: Model, { tokens, length }: Sequences, search: SearchMode, confidence: number, signal?: AbortSignal): Promise<JournalInputs> {
+export async function searchInputs(model: Model, calibration: Sequences, search: SearchMode, confidence: number, signal?: AbortSignal): Promise<JournalInputs> {
     return {
         model: `SHA-256 ${await hashGguf(model.gguf, signal)}`,
-        calibration: describeSequences({ tokens, length }),
+        calibration: describeSequences(calibration),
         search: search === 'race' ? `race, confidence ${confidence}` : search,
         device: `${model.device}, ${model.gpuLayers ?? 'all'} layers`,
         version

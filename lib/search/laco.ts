@@ -76,10 +76,15 @@ export async function collapseLayers({ method, layers, isEnough, similarity, onP
 /** The layer at an index takes in the `count` ones behind it. */
 function mergeAt(method: LacoMethod, layers: readonly MergedLayer[], at: number, count: number): MergedLayer[] {
     const base = layers[at]!, taken = layers.slice(at + 1, at + 1 + count);
-    const sum = new Map<number, number>();
-    const add = (layer: MergedLayer, factor: number) => layer.weights.forEach((weight, from) => sum.set(from, (sum.get(from) ?? 0) + factor * weight));
-    add(base, 1 - count);
-    taken.forEach((layer) => add(layer, 1));
-    const weights = method === 'laco-code' ? taken.at(-1)!.weights : new Map([...sum].filter(([, weight]) => weight !== 0));
+    const weights = method === 'laco-code' ? taken.at(-1)!.weights : sumOf([[base, 1 - count], ...taken.map((layer) => [layer, 1] as const)]);
     return [...layers.slice(0, at), { layer: base.layer, weights }, ...layers.slice(at + 1 + count)];
+}
+
+/** Layers times factors, added. */
+function sumOf(terms: readonly (readonly [MergedLayer, number])[]): Map<number, number> {
+    const sum = new Map<number, number>();
+    for (const [{ weights }, factor] of terms) {
+        weights.forEach((weight, from) => sum.set(from, (sum.get(from) ?? 0) + factor * weight));
+    }
+    return new Map([...sum].filter(([, weight]) => weight !== 0));
 }

@@ -61,11 +61,9 @@ export interface MethodOptions extends MoveOptions {
     signal?: AbortSignal | undefined;
 }
 
-const isOfBlocks = (method: GreedyMethod) => !removesLayers(method);
-
 /** What a method ranks: blocks or layers. */
 function unitsOf(method: GreedyMethod, { blocks, selection = 'all' }: MoveOptions): Move[] {
-    return (isOfBlocks(method) ? blocks.map((block): Move => [block]) : layersOf(blocks)).filter((unit) => isChosen(unit, selection));
+    return (removesLayers(method) ? layersOf(blocks) : blocks.map((block): Move => [block])).filter((unit) => isChosen(unit, selection));
 }
 
 function isChosen(move: Move, selection: BlockSelection): boolean {
@@ -91,7 +89,7 @@ export function possibleMoves(method: GreedyMethod, options: MoveOptions): (remo
     return (removed) => {
         const moves = hostMoves(removed);
         if (!single) {
-            return moves.filter((move) => isOfBlocks(method) || isLayer(move));
+            return moves.filter((move) => !removesLayers(method) || isLayer(move));
         }
         const free = new Set(moves.map(formatMove));
         return units.filter((unit) => unit.every((block) => free.has(formatMove([block]))) && unit.length < blocks.length - removed.length);
@@ -115,7 +113,7 @@ export async function movesOf(method: GreedyMethod, options: MethodOptions): Pro
         .map(({ cosine, change }) => (method === 'relative-magnitude' ? change : 1 - cosine));
     const scoreOf = new Map(units.map((unit, i) => [formatMove(unit), scores[i]!]));
     const mean = (move: Move) => {
-        const parts = isOfBlocks(method) ? move.map((block) => [block]) : layersOf(move);
+        const parts = removesLayers(method) ? layersOf(move) : move.map((block) => [block]);
         return parts.reduce((sum, part) => sum + scoreOf.get(formatMove(part))!, 0) / parts.length;
     };
     return (removed, most) => fitting(removed, most).map((move) => ({ move, score: mean(move) })).sort((a, b) => a.score - b.score).slice(0, 1).map(({ move }) => move);
