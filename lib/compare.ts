@@ -122,8 +122,8 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             const scores = await scoreTasks(pruned, tasks, { skip, limit, signal }); // first: a question that can't be scored is found soon
             const onText = sequences && await measurePerplexity(pruned, sequences, { skip, dense: model, signal });
             return {
-                calibration: calibrated ?? await perplexityOf(pruned, calibration, { skip, signal }),
-                text: onText ? { perplexity: onText.perplexity, divergence: onText.dense!.divergence, sameTop: onText.dense!.sameTop } : null,
+                calibration: finite(calibrated ?? await perplexityOf(pruned, calibration, { skip, signal })),
+                text: onText ? { perplexity: finite(onText.perplexity), divergence: finite(onText.dense!.divergence), sameTop: onText.dense!.sameTop } : null,
                 tasks: scores
             };
         };
@@ -267,6 +267,11 @@ async function add(run: Run, pruned: Omit<ComparedModel, 'removedShare'>): Promi
 
 function share({ blocks, models }: Run, removed: readonly Block[]): number {
     return shareOf(blocks, removed, models[0]!.parameters);
+}
+
+/** What overflowed in a broken model is as bad as can be. */
+function finite(value: number): number {
+    return Number.isNaN(value) ? Infinity : value;
 }
 
 /** The results that are in a folder. Nothing else may be there: it is ours, empty or new. */

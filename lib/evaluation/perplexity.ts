@@ -29,16 +29,16 @@ export interface Perplexity {
 
 /** Mean over equally long sequences of a sequence's mean, such as of its NLL, each with its values at positions `first` … length−2 of [sequences × (length − 1)]. */
 export function meanNll(nll: Float32Array, length: number, first = 0): number {
-    return meanOf(Array.from({ length: nll.length / (length - 1) }, (_, sequence) => meanOf(nll.subarray(sequence * (length - 1) + first, (sequence + 1) * (length - 1)))));
-}
-
-/** Infinity where a value is no number: an overflow is never the best. */
-export function meanOf(values: ArrayLike<number>): number {
-    let sum = 0;
-    for (let i = 0; i < values.length; i++) {
-        sum += values[i]!;
+    const sequences = nll.length / (length - 1);
+    let total = 0;
+    for (let sequence = 0; sequence < sequences; sequence++) {
+        let sum = 0;
+        for (let i = first; i < length - 1; i++) {
+            sum += nll[sequence * (length - 1) + i]!;
+        }
+        total += sum / (length - 1 - first);
     }
-    return Number.isNaN(sum) ? Infinity : sum / values.length;
+    return total / sequences;
 }
 
 /** Perplexity of the paper's definition. */

@@ -1,5 +1,4 @@
 import { bare, type Move } from '../blocks.js';
-import { meanOf } from '../evaluation/perplexity.js';
 
 /** One removal to decide. */
 export interface Contest {
@@ -51,4 +50,13 @@ export function candidateOf(move: Move, nll: readonly (Float32Array | undefined)
     const seen = nll.filter((values) => values !== undefined);
     const perplexity = seen.length === all ? perplexityOfAll(seen) : Math.exp(expected);
     return { move: bare(move), perplexity: Number.isFinite(perplexity) ? perplexity : null, sequences: seen.length };
+}
+
+/** Infinity where a value is no number: an overflow is never the best. */
+export function meanOf(values: ArrayLike<number>): number {
+    let sum = 0;
+    for (let i = 0; i < values.length; i++) {
+        sum += values[i]!;
+    }
+    return Number.isNaN(sum) ? Infinity : sum / values.length;
 }

@@ -1,6 +1,5 @@
 import { formatMove, type Move } from '../blocks.js';
-import { meanOf } from '../evaluation/perplexity.js';
-import { candidateOf, type Candidate, type Contest, type Outcome, type Winner } from './contest.js';
+import { candidateOf, meanOf, type Candidate, type Contest, type Outcome, type Winner } from './contest.js';
 
 /**
  * Finds the candidate with the lowest perplexity, with certainty.

@@ -2,8 +2,7 @@ import { Matrix, solve } from 'ml-matrix';
 import { probit, sampleVariance } from 'simple-statistics';
 import { formatMove, type Move } from '../blocks.js';
 import { BlockprunerError } from '../errors.js';
-import { meanOf } from '../evaluation/perplexity.js';
-import { candidateOf, type Contest, type Outcome } from './contest.js';
+import { candidateOf, meanOf, type Contest, type Outcome } from './contest.js';
 
 /**
  * Tokens of one text are alike, so a sequence tells less than as many independent tokens would: its mean varies more, by a
