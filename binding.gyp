@@ -1,5 +1,5 @@
-# For `node-gyp rebuild` and the tools that call it: the build is native/build.js's. The output is never made, so that it is
-# native/build.js that decides what is up to date.
+# For `node-gyp rebuild` and the tools that call it: the build is install/build.js's. The output is never made, so that it is
+# install/build.js that decides what is up to date.
 {
     'targets': [{
         'target_name': 'blockpruner',
@@ -7,9 +7,9 @@
         'actions': [{
             'action_name': 'build',
             'message': 'Building the addon of blockpruner',
-            'inputs': ['native/build.js'],
+            'inputs': ['install/build.js'],
             'outputs': ['always'],
-            'action': ['node', 'native/build.js']
+            'action': ['node', 'install/build.js']
         }]
     }]
 }

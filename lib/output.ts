@@ -3,7 +3,7 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { BlockprunerError, messageOf } from './errors.js';
-import type { Gguf } from './gguf.js';
+import type { Gguf } from './runtime/gguf.js';
 
 const PARTIAL = '.blockpruner-partial-';
 

@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { backendFolders, loadAddon, type GgufPlan, type GgufTensor } from '../lib/addon.js';
+import { backendFolders, loadAddon, type GgufPlan, type GgufTensor } from '../lib/runtime/addon.js';
 import { loadCalibration, Model, readGguf, type Calibration } from '../lib/index.js';
 
 export const tiny = path.resolve(__dirname, '..', 'models', 'blockpruner-tiny.gguf');

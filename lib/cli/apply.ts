@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { apply } from '../prune.js';
+import { apply } from '../pipeline/prune.js';
 import { readOrder } from '../search/order.js';
 import { NOTHING_WRITTEN, printResult } from './prune.js';
 import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, modelArgument, outputOptions, Progress } from './shared.js';

@@ -1,9 +1,9 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Argv } from 'yargs';
-import { compare } from '../compare.js';
+import { compare } from '../pipeline/compare.js';
 import { BlockprunerError } from '../errors.js';
-import { comparedMethods, comparisonTable, type ComparedMethod } from '../results.js';
+import { comparedMethods, comparisonTable, type ComparedMethod } from '../report/results.js';
 import { loadTasks, taskOptions } from './eval.js';
 import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, Interrupted, interruptSignal, jsonOption, modelArgument, repeatableTask, searchOptions, searchSettings } from './shared.js';
 

@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import type { Argv } from 'yargs';
-import { parseBlocks } from '../blocks.js';
-import { isUri, type DownloadOptions } from '../download.js';
+import { parseBlocks } from '../runtime/blocks.js';
+import { isUri, type DownloadOptions } from '../calibration/download.js';
 import { BlockprunerError } from '../errors.js';
 import { scoreTasks, type Score, type TaskScores } from '../evaluation/scores.js';
 import { loadTask, taskNames, type Task, type TaskSource } from '../evaluation/tasks.js';

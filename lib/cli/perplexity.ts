@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { parseBlocks } from '../blocks.js';
+import { parseBlocks } from '../runtime/blocks.js';
 import { textPerplexity } from '../evaluation/perplexity.js';
 import { calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, loadModel, modelArgument, Progress, skipOption } from './shared.js';
 

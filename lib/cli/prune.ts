@@ -1,11 +1,11 @@
 import fs from 'node:fs';
 import readline from 'node:readline/promises';
 import type { Argv } from 'yargs';
-import { formatBlock, formatMove } from '../blocks.js';
+import { formatBlock, formatMove } from '../runtime/blocks.js';
 import { BlockprunerError } from '../errors.js';
-import { journalOf, prune } from '../prune.js';
-import type { PruneResult } from '../results.js';
-import { methods } from '../search/methods.js';
+import { journalOf, prune } from '../pipeline/prune.js';
+import type { PruneResult } from '../report/results.js';
+import { methods } from '../methods/index.js';
 import { formatScores, loadTasks, taskOptions } from './eval.js';
 import { calibrationOf, calibrationOptions, checkDevice, checkInteger, checkNumber, deviceOptions, Interrupted, interruptSignal, jsonOption, mib, millions, modelArgument, outputOptions, Progress, repeatableTask, searchOptions, searchSettings } from './shared.js';
 

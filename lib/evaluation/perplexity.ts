@@ -1,6 +1,6 @@
-import { readSamples } from '../calibration/index.js';
+import { readSamples } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
-import type { EvaluateOptions, Model, Sequences } from '../model.js';
+import type { EvaluateOptions, Model, Sequences } from '../runtime/model.js';
 
 /**
  * Two definitions of perplexity.

@@ -1,7 +1,7 @@
 import { sampleStandardDeviation } from 'simple-statistics';
 import { BlockprunerError } from '../errors.js';
-import type { Block } from '../blocks.js';
-import type { Model } from '../model.js';
+import type { Block } from '../runtime/blocks.js';
+import type { Model } from '../runtime/model.js';
 import type { Task } from './tasks.js';
 
 export interface Score {

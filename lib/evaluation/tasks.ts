@@ -1,6 +1,6 @@
 import { z } from 'zod';
-import type { DownloadOptions } from '../download.js';
-import { jsonLines, nameOf, readText, valueAt } from '../text.js';
+import type { DownloadOptions } from '../calibration/download.js';
+import { jsonLines, nameOf, readText, valueAt } from '../calibration/text.js';
 import { BlockprunerError } from '../errors.js';
 
 /** A multiple-choice question. The model's choice is the ending that is likeliest after its context. */

@@ -1,7 +1,7 @@
-import type { Block } from '../blocks.js';
-import type { GgufTensor } from '../addon.js';
+import type { Block } from '../runtime/blocks.js';
+import type { GgufTensor } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
-import { fillerKey, type Gguf, type GgufTensorInfo } from '../gguf.js';
+import { fillerKey, type Gguf, type GgufTensorInfo } from '../runtime/gguf.js';
 import { architectureOf, fillerFfn, globalTensors, isQuantized, packLayers, singleMoves, splitName, zeros, type Export, type Host, type Source } from './host.js';
 
 const attnTensors = /^(attn_norm\.weight|attn_(q|k|v)\.(weight|bias)|attn_output\.(weight|bias))$/;

@@ -1,7 +1,7 @@
-import type { GgufPlan, GgufTensor } from '../addon.js';
-import type { Block, Move } from '../blocks.js';
-import type { Gguf } from '../gguf.js';
-import type { ModelGraph } from '../model.js';
+import type { GgufPlan, GgufTensor } from '../runtime/addon.js';
+import type { Block, Move } from '../runtime/blocks.js';
+import type { Gguf } from '../runtime/gguf.js';
+import type { ModelGraph } from '../runtime/model.js';
 
 /** How a pruned model is written: what changes in its metadata, and its tensors. */
 export type Export = Pick<GgufPlan, 'rename' | 'select' | 'set' | 'tensors'>;

@@ -1,6 +1,6 @@
-import type { Block } from '../blocks.js';
-import type { GgufTensor } from '../addon.js';
-import { fillerKey } from '../gguf.js';
+import type { Block } from '../runtime/blocks.js';
+import type { GgufTensor } from '../runtime/addon.js';
+import { fillerKey } from '../runtime/gguf.js';
 import { architectureOf, fillerFfn, globalTensors, isQuantized, packLayers, singleMoves, splitName, zeros, type Export, type Host, type Source } from './host.js';
 
 const attnTensors = ['attn_norm.weight', 'attn_q.weight', 'attn_k.weight', 'attn_v.weight', 'attn_q_norm.weight', 'attn_k_norm.weight', 'attn_output.weight'];

@@ -1,7 +1,7 @@
-import { formatBlock, layersOf, sameBlock, without, type Block, type BlockKind, type Move } from '../blocks.js';
-import type { GgufTensor } from '../addon.js';
+import { formatBlock, layersOf, sameBlock, without, type Block, type BlockKind, type Move } from '../runtime/blocks.js';
+import type { GgufTensor } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
-import { fillerKey, fillerOf } from '../gguf.js';
+import { fillerKey, fillerOf } from '../runtime/gguf.js';
 import { architectureOf, globalTensors, splitName, type Export, type Host, type Source } from './host.js';
 
 /**

@@ -2,10 +2,10 @@ import { fork, type ChildProcess } from 'node:child_process';
 import fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
-import { loadAddon, runNative } from '../addon.js';
+import { loadAddon, runNative } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
-import type { Gguf } from '../gguf.js';
-import type { ModelGraph } from '../model.js';
+import type { Gguf } from '../runtime/gguf.js';
+import type { ModelGraph } from '../runtime/model.js';
 import { splitKeys, type Export } from './host.js';
 import type { ProbeReply } from './probe-process.js';
 

@@ -1,9 +1,9 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../addon.js';
-import { formatBlock, without, type Block } from '../blocks.js';
+import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../runtime/addon.js';
+import { formatBlock, without, type Block } from '../runtime/blocks.js';
 import { BlockprunerError } from '../errors.js';
-import { hashGguf, type Gguf } from '../gguf.js';
+import { hashGguf, type Gguf } from '../runtime/gguf.js';
 import { checkOutput, giveName, partialIn } from '../output.js';
 import { version } from '../version.js';
 import { architectureOf, splitKeys, splitName, type Host } from './host.js';

@@ -5,7 +5,7 @@
 // All else (axes, lines, numbers in cells) is hidden from screen readers. Colours are CSS variables of the page, which has them for
 // light and dark. Of what a user gives, names, nothing is ever in a place that Vega takes for an expression.
 import type { TopLevelSpec } from 'vega-lite' with { 'resolution-mode': 'import' };
-import type { Block } from '../blocks.js';
+import type { Block } from '../runtime/blocks.js';
 import type { Score } from '../evaluation/scores.js';
 import { Html, html } from './page.js';
 

@@ -1,11 +1,11 @@
 import path from 'node:path';
-import { formatBlock, formatMove, sameBlock, type Block, type Move } from '../blocks.js';
+import { formatBlock, formatMove, sameBlock, type Block, type Move } from '../runtime/blocks.js';
 import { reportedScore, type Score } from '../evaluation/scores.js';
-import type { Speed } from '../export/stock-runtime.js';
-import { shareOf } from '../model.js';
-import { comparedColumns, comparedRows, formatRowName, isBest, type ComparedColumn, type ComparedModel, type ComparedRow, type Comparison, type PruneResult } from '../results.js';
+import type { Speed } from '../stock/stock.js';
+import { shareOf } from '../runtime/model.js';
+import { comparedColumns, comparedRows, formatRowName, isBest, type ComparedColumn, type ComparedModel, type ComparedRow, type Comparison, type PruneResult } from './results.js';
 import type { Candidate } from '../search/contest.js';
-import { isLaco } from '../search/laco.js';
+import { isLaco } from '../methods/laco.js';
 import { version } from '../version.js';
 import { bars, cells, columnWidth, layerMap, lines, scores, series, type Bar, type Cell, type Point } from './charts.js';
 import { html, page, type Figure, type LegendItem, type Table } from './page.js';

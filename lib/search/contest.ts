@@ -1,4 +1,4 @@
-import { bare, type Move } from '../blocks.js';
+import { bare, type Move } from '../runtime/blocks.js';
 
 /** One removal to decide. */
 export interface Contest {

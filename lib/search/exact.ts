@@ -1,4 +1,4 @@
-import { formatMove, type Move } from '../blocks.js';
+import { formatMove, type Move } from '../runtime/blocks.js';
 import { candidateOf, meanOf, type Candidate, type Contest, type Outcome, type Winner } from './contest.js';
 
 /**

@@ -1,12 +1,12 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import { z } from 'zod';
-import { formatBlock, type Block } from '../blocks.js';
+import { formatBlock, type Block } from '../runtime/blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
-import { hashGguf } from '../gguf.js';
-import type { Model, Sequences } from '../model.js';
+import { hashGguf } from '../runtime/gguf.js';
+import type { Model, Sequences } from '../runtime/model.js';
 import { version } from '../version.js';
-import type { Evaluator, SearchMode } from './blockpruner.js';
+import type { Evaluator, SearchMode } from './greedy.js';
 
 /** What the evaluations in a journal depend on, by its name in messages. */
 export type JournalInputs = Record<string, string>;

@@ -1,6 +1,6 @@
 import fs from 'node:fs/promises';
 import { z } from 'zod';
-import { paperName, type Block } from '../blocks.js';
+import { paperName, type Block } from '../runtime/blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
 
 /** The file that the paper's repository writes: how many blocks are removed -> which, in the order of their removal. */

@@ -1,6 +1,6 @@
 import { Matrix, solve } from 'ml-matrix';
 import { probit, sampleVariance } from 'simple-statistics';
-import { formatMove, type Move } from '../blocks.js';
+import { formatMove, type Move } from '../runtime/blocks.js';
 import { BlockprunerError } from '../errors.js';
 import { candidateOf, meanOf, type Contest, type Outcome } from './contest.js';
 

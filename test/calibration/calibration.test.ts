@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { defaultCalibration, loadCalibration, Model } from '../../lib/index.js';
-import { readSamples } from '../../lib/calibration/index.js';
+import { readSamples } from '../../lib/calibration/calibration.js';
 import { temporaryFolder, tiny, withMetadata } from '../models';
 
 const folder = temporaryFolder();

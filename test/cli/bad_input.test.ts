@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import type { GgufTensor, GgufValue } from '../../lib/addon.js';
+import type { GgufTensor, GgufValue } from '../../lib/runtime/addon.js';
 import { readGguf } from '../../lib/index.js';
 import { fixture, randomNumbers, temporaryFolder, tiny, writeGguf } from '../models';
 import { expectRefused, onCpu, short, shortSearch } from './run';

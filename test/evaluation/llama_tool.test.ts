@@ -8,7 +8,7 @@
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { backendFolders } from '../../lib/addon.js';
+import { backendFolders } from '../../lib/runtime/addon.js';
 import { defaultCalibration, loadTask, Model, scoreTask, type Choice, type Question, type Task, type TaskSource } from '../../lib/index.js';
 import { quantize, temporaryFolder, tiny } from '../models';
 

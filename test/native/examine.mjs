@@ -8,8 +8,8 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { chooseHost, formatMove, meanNll, Model, readGguf, stockNll, without, writePruned } from 'blockpruner';
-import addon from '../../dist/addon.js';
-import packages from '../../native/packages.js';
+import addon from '../../dist/runtime/addon.js';
+import packages from '../../install/packages.js';
 
 const root = path.resolve(import.meta.dirname, '..', '..');
 const [name] = process.argv.slice(2);

@@ -1,7 +1,7 @@
 // The patched graph against files in which a block's output projection is zero: leaving a block out must be the same.
 import path from 'node:path';
 import { formatBlock, Model, perplexityOf, type Block } from '../../lib/index.js';
-import { loadAddon, type NativeEvaluator } from '../../lib/addon.js';
+import { loadAddon, type NativeEvaluator } from '../../lib/runtime/addon.js';
 import { architectures, randomModel, temporaryFolder, tiny, withModel, withZeroed } from '../models';
 
 const folder = temporaryFolder();

@@ -13,7 +13,7 @@ import { promisify } from 'node:util';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../../dist/index.js';
-import addon from '../../dist/addon.js';
+import addon from '../../dist/runtime/addon.js';
 import evalCommand from '../../dist/cli/eval.js';
 import scores from '../../dist/evaluation/scores.js';
 

@@ -1,5 +1,5 @@
 'use strict';
-// Builds the addon, build/blockpruner.node: `node native/build.js`, or ensureBuilt() when the package is first used.
+// Builds the addon, build/blockpruner.node: `node install/build.js`, or ensureBuilt() when the package is first used.
 //
 //   --force    build although the addon is up to date
 //   --install  a missing tool is reported, but is no failure: npm install goes on, and the first use tries again
@@ -110,7 +110,7 @@ async function lock(folder, progress, stop) {
 function readOnlyError(error, folder) {
     return ['EACCES', 'EPERM', 'EROFS'].includes(error.code) ? new BuildError(
         `The addon of blockpruner must be built, and ${path.dirname(folder)} can't be written (${error.code}).\n` +
-        `Build it once as a user who can: node "${path.join(path.dirname(folder), 'native', 'build.js')}"`, 'BUILD_IMPOSSIBLE') : undefined;
+        `Build it once as a user who can: node "${path.join(path.dirname(folder), 'install', 'build.js')}"`, 'BUILD_IMPOSSIBLE') : undefined;
 }
 
 /** The hash of all that the addon depends on. */
@@ -125,9 +125,13 @@ function sourceStamp(fromSource) {
         // the addon finds ggml by this path
         fromSource || !packages.prebuiltFolder ? 'ggml from source' : path.relative(buildFolder, packages.prebuiltFolder)
     ]));
-    const sources = fs.readdirSync(__dirname).filter(file => /\.(cpp|h|patch)$/.test(file)).sort();
-    for (const file of ['../CMakeLists.txt', 'packages.js', ...sources]) {
-        hash.update(file).update(fs.readFileSync(path.join(__dirname, file)));
+    const sources = fs
+        .readdirSync(path.join(packageFolder, 'native'), { recursive: true })
+        .filter((file) => /\.(cpp|h|patch)$/.test(file))
+        .sort()
+        .map((file) => path.join('native', file));
+    for (const file of ['CMakeLists.txt', path.join('install', 'packages.js'), ...sources]) {
+        hash.update(file).update(fs.readFileSync(path.join(packageFolder, file)));
     }
     return hash.digest('hex');
 }

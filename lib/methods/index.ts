@@ -1,7 +1,7 @@
-import { formatMove, layersOf, without, type Block, type BlockSelection, type Move } from '../blocks.js';
+import { formatMove, layersOf, without, type Block, type BlockSelection, type Move } from '../runtime/blocks.js';
 import { BlockprunerError } from '../errors.js';
 import type { Host } from '../export/host.js';
-import type { Model, Sequences } from '../model.js';
+import type { Model, Sequences } from '../runtime/model.js';
 import { randomNumbers } from '../random.js';
 import { isLaco, type LacoMethod } from './laco.js';
 

@@ -1,13 +1,13 @@
 // What prune and compare find, and the tables of it.
 import { stringify } from 'csv-stringify/sync';
 import { z } from 'zod';
-import type { Device } from './addon.js';
-import type { Block } from './blocks.js';
-import { reportedScore, type Score, type TaskScores } from './evaluation/scores.js';
-import type { Speed } from './export/stock-runtime.js';
-import type { BlockInfo } from './model.js';
-import type { Step } from './search/blockpruner.js';
-import { methods, type Method } from './search/methods.js';
+import type { Device } from '../runtime/addon.js';
+import type { Block } from '../runtime/blocks.js';
+import { reportedScore, type Score, type TaskScores } from '../evaluation/scores.js';
+import type { Speed } from '../stock/stock.js';
+import type { BlockInfo } from '../runtime/model.js';
+import type { Step } from '../search/greedy.js';
+import { methods, type Method } from '../methods/index.js';
 
 export interface PruneResult {
     model: string;

@@ -1,6 +1,6 @@
-import { sameBlock, type Block } from '../blocks.js';
-import type { Model, Sequences } from '../model.js';
-import type { Evaluator } from '../search/blockpruner.js';
+import { sameBlock, type Block } from '../runtime/blocks.js';
+import type { Model, Sequences } from '../runtime/model.js';
+import type { Evaluator } from './greedy.js';
 
 export interface PrefixOptions {
     /** Memory for the residual stream on each device, in bytes. 0 computes every evaluation from the start. Default: 2 GiB. */

@@ -1,9 +1,9 @@
 // LaCo against an independent one in PyTorch; ../reference/search.py says how laco.json came about.
 import fs from 'node:fs';
 import path from 'node:path';
-import { collapse, withCollapsed } from '../../lib/collapse.js';
+import { collapse, withCollapsed } from '../../lib/methods/collapse.js';
 import { chooseHost, Model, parseBlocks, perplexityOf, prune, readGguf, type Block } from '../../lib/index.js';
-import { collapseLayers, type LacoMethod, type MergedLayer } from '../../lib/search/laco.js';
+import { collapseLayers, type LacoMethod, type MergedLayer } from '../../lib/methods/laco.js';
 import { run } from '../cli/run';
 import { quantize, randomModel, temporaryFolder, tiny } from '../models';
 

@@ -1,8 +1,8 @@
 import { fork } from 'node:child_process';
 import path from 'node:path';
-import type { Device } from '../addon.js';
+import type { Device } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
-import type { Sequences } from '../model.js';
+import type { Sequences } from '../runtime/model.js';
 
 export interface StockOptions {
     device: Device;
@@ -54,7 +54,7 @@ function ask(request: Record<string, unknown> & { model: string }, options: Stoc
     const { device, gpuLayers, threads, flashAttention, onProgress, signal } = options;
     return new Promise((resolve, reject) => {
         signal?.throwIfAborted();
-        const child = fork(path.join(__dirname, 'stock-runtime-process.js'), {
+        const child = fork(path.join(__dirname, 'stock-process.js'), {
             serialization: 'advanced', // typed arrays as they are
             stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
             execArgv: []

@@ -1,8 +1,8 @@
 // All that a command of this repository needs first: the packages, the addon, the compiled TypeScript. Of Node only, since it
 // runs before anything is installed.
 //
-//   node scripts/setup.mjs              all of it
-//   node scripts/setup.mjs --types-only the TypeScript, if its sources and compiler are there (npm's `prepare`)
+//   node install/setup.mjs              all of it
+//   node install/setup.mjs --types-only the TypeScript, if its sources and compiler are there (npm's `prepare`)
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, rmSync, statSync } from 'node:fs';
@@ -48,6 +48,6 @@ if (process.argv.includes('--types-only')) {
     if (!packagesAreInstalled()) {
         installPackages();
     }
-    run(process.execPath, at('native', 'build.js'));
+    run(process.execPath, at('install', 'build.js'));
     compileTypes();
 }

@@ -1,7 +1,7 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { downloadText, isUri, type DownloadOptions } from './download.js';
-import { BlockprunerError, messageOf } from './errors.js';
+import { BlockprunerError, messageOf } from '../errors.js';
 
 /**
  * Reads a UTF-8 text file whole, or what a URI names.

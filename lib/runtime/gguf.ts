@@ -3,7 +3,7 @@ import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { loadAddon, runNative, type NativeGguf } from './addon.js';
 import { parseBlocks, type Block } from './blocks.js';
-import { BlockprunerError, messageOf } from './errors.js';
+import { BlockprunerError, messageOf } from '../errors.js';
 
 export interface GgufTensorInfo {
     name: string;

@@ -1,4 +1,4 @@
-import { bare, type Block, type Move } from '../blocks.js';
+import { bare, type Block, type Move } from '../runtime/blocks.js';
 import { BlockprunerError, MethodError } from '../errors.js';
 import { perplexityOfAll, type Candidate, type Contest } from './contest.js';
 import { ExactSearch } from './exact.js';

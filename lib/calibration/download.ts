@@ -1,6 +1,6 @@
 import cacache from 'cacache';
 import envPaths from 'env-paths';
-import { BlockprunerError, messageOf } from './errors.js';
+import { BlockprunerError, messageOf } from '../errors.js';
 
 export interface DownloadOptions {
     signal?: AbortSignal | undefined;

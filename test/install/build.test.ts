@@ -2,9 +2,9 @@ import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { addonPath, buildOnce, ensureBuilt } from '../../native/build.js';
+import { addonPath, buildOnce, ensureBuilt } from '../../install/build.js';
 
-const buildScript = path.resolve(__dirname, '../../native/build.js');
+const buildScript = path.resolve(__dirname, '../../install/build.js');
 let folder: string;
 
 beforeEach(() => {

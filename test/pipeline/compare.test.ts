@@ -1,12 +1,12 @@
 // The comparison of methods: what it reports against single evaluations, and its tables.
 import fs from 'node:fs';
 import path from 'node:path';
-import { compare, comparisonCsv, comparisonTable, loadCalibration, Model, perplexityOf, scoreTask, textPerplexity, type Comparison, type Task } from '../lib/index.js';
-import { expectRefused, onCpu, run, start } from './cli/run';
-import { temporaryFolder, tiny } from './models';
+import { compare, comparisonCsv, comparisonTable, loadCalibration, Model, perplexityOf, scoreTask, textPerplexity, type Comparison, type Task } from '../../lib/index.js';
+import { expectRefused, onCpu, run, start } from '../cli/run';
+import { temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
-const text = path.resolve(__dirname, '..', 'LICENSE');
+const text = path.resolve(__dirname, '..', '..', 'LICENSE');
 const task: Task = {
     name: 'ends', normalized: true,
     questions: Array.from({ length: 6 }, (_, i) => ({ choices: [' the sea.', ' a zqx.', ' the old house.'].map((ending) => ({ context: `The ${i} men went to`, ending })), answer: i % 3 }))

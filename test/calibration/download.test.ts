@@ -5,7 +5,7 @@ import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { defaultCalibration, loadCalibration, loadTask, Model } from '../../lib/index.js';
 import { parseTask } from '../../lib/cli/eval.js';
-import { readText } from '../../lib/text.js';
+import { readText } from '../../lib/calibration/text.js';
 import { onCpu, run, runJson } from '../cli/run';
 import { temporaryFolder, tiny } from '../models';
 

@@ -2,7 +2,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import { chooseDevice, loadAddon, runNative, type Device, type NativeBlock, type NativeEvaluator, type NativeModel } from './addon.js';
 import { bare, formatBlock, sameBlock, without, type Block } from './blocks.js';
-import { BlockprunerError, messageOf } from './errors.js';
+import { BlockprunerError, messageOf } from '../errors.js';
 import { countParameters, fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
 
 export interface LoadOptions {

@@ -1,4 +1,4 @@
-import { BlockprunerError } from './errors.js';
+import { BlockprunerError } from '../errors.js';
 
 /** `attn`: attention, the paper's MHA; `ffn`: feed-forward, the paper's MLP. */
 export type BlockKind = 'attn' | 'ffn';

@@ -1,7 +1,7 @@
 // The child process of stock-runtime.ts: one request, its progress, one result.
 import type { LlamaContextSequence, Token } from 'node-llama-cpp' with { 'resolution-mode': 'import' };
 import { messageOf } from '../errors.js';
-import type { Speed, StockReply, StockRequest } from './stock-runtime.js';
+import type { Speed, StockReply, StockRequest } from './stock.js';
 
 process.once('message', (request: StockRequest) => {
     run(request).then(

@@ -1,5 +1,5 @@
 import { BlockprunerError } from '../errors.js';
-import type { Gguf } from '../gguf.js';
+import type { Gguf } from '../runtime/gguf.js';
 import { deciHost } from './deci.js';
 import { architectureOf, type Host, type Source } from './host.js';
 import { openelmHost } from './openelm.js';

@@ -1,12 +1,12 @@
 import fs from 'node:fs/promises';
-import { loadAddon, runNative } from './addon.js';
-import { bare, layersOf, type Block } from './blocks.js';
-import { BlockprunerError, MethodError } from './errors.js';
-import type { Host } from './export/host.js';
-import { planFile, type Merges } from './export/write.js';
-import { Model, type LoadOptions, type Sequences } from './model.js';
-import { partialIn } from './output.js';
-import { collapseLayers, type LacoMethod, type MergedLayer } from './search/laco.js';
+import { loadAddon, runNative } from '../runtime/addon.js';
+import { bare, layersOf, type Block } from '../runtime/blocks.js';
+import { BlockprunerError, MethodError } from '../errors.js';
+import type { Host } from '../export/host.js';
+import { planFile, type Merges } from '../export/write.js';
+import { Model, type LoadOptions, type Sequences } from '../runtime/model.js';
+import { partialIn } from '../output.js';
+import { collapseLayers, type LacoMethod, type MergedLayer } from './laco.js';
 
 export interface CollapseOptions {
     method: LacoMethod;

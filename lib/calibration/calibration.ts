@@ -1,9 +1,9 @@
 import path from 'node:path';
-import type { DownloadOptions } from '../download.js';
+import type { DownloadOptions } from './download.js';
 import { BlockprunerError } from '../errors.js';
-import type { Model, Sequences } from '../model.js';
+import type { Model, Sequences } from '../runtime/model.js';
 import { randomNumbers } from '../random.js';
-import { jsonLines, nameOf, readText, valueAt } from '../text.js';
+import { jsonLines, nameOf, readText, valueAt } from './text.js';
 
 export interface CalibrationOptions {
     /** A text file, or JSON Lines (by its ending .jsonl), or a URI of one. Default: the embedded text, {@link defaultCalibration}. */

@@ -1,6 +1,6 @@
 import fs from 'node:fs';
 import path from 'node:path';
-import { BlockprunerError, messageOf } from './errors.js';
+import { BlockprunerError, messageOf } from '../errors.js';
 
 /** Where a model is computed. */
 export type Device = 'cpu' | 'cuda' | 'metal' | 'vulkan';
@@ -151,11 +151,11 @@ interface Addon {
     };
 }
 
-const root = path.resolve(__dirname, '..');
+const root = path.resolve(__dirname, '..', '..');
 
 /* eslint-disable @typescript-eslint/no-require-imports -- plain JavaScript, shared with the build */
-const build = require(path.join(root, 'native', 'build.js')) as typeof import('../native/build.js');
-export const { backendFolders } = require(path.join(root, 'native', 'packages.js')) as { backendFolders: Record<Device, string> };
+const build = require(path.join(root, 'install', 'build.js')) as typeof import('../../install/build.js');
+export const { backendFolders } = require(path.join(root, 'install', 'packages.js')) as { backendFolders: Record<Device, string> };
 
 let loading: Promise<Addon> | undefined;
 
