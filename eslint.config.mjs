@@ -2,9 +2,28 @@ import js from '@eslint/js';
 import { defineConfig } from 'eslint/config';
 import tseslint from 'typescript-eslint';
 
-const node = Object.fromEntries(['process', 'console', 'require', 'module', '__dirname', '__filename', 'Buffer', 'URL',
-    'TextDecoder', 'TextEncoder', 'AbortController', 'performance', 'structuredClone',
-    'setTimeout', 'clearTimeout', 'setInterval', 'clearInterval', 'setImmediate'].map(name => [name, 'readonly']));
+const node = Object.fromEntries(
+    [
+        'process',
+        'console',
+        'require',
+        'module',
+        '__dirname',
+        '__filename',
+        'Buffer',
+        'URL',
+        'TextDecoder',
+        'TextEncoder',
+        'AbortController',
+        'performance',
+        'structuredClone',
+        'setTimeout',
+        'clearTimeout',
+        'setInterval',
+        'clearInterval',
+        'setImmediate'
+    ].map((name) => [name, 'readonly'])
+);
 
 export default defineConfig(
     { ignores: ['dist/', 'build/', 'node_modules/'] },

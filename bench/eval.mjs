@@ -12,7 +12,9 @@ const { loadTask, Model } = blockpruner;
 
 const argv = await yargs(hideBin(process.argv))
     .scriptName('npm run bench:eval --')
-    .usage('$0 --task BENCHMARK=FILE … [options]\n\nCompares ways to score endings and writes bench/results/NAME.md and .json')
+    .usage(
+        '$0 --task BENCHMARK=FILE … [options]\n\nCompares ways to score endings and writes bench/results/NAME.md and .json'
+    )
     .options({
         ...options,
         name: { type: 'string', default: 'eval-embedded', describe: 'Name of the results' },
@@ -20,7 +22,9 @@ const argv = await yargs(hideBin(process.argv))
         turns: { type: 'number', default: 6, describe: 'Turns of each way on each task' },
         questions: { type: 'number', default: 20, describe: 'Questions in a turn' }
     })
-    .strict().wrap(120).parseAsync();
+    .strict()
+    .wrap(120)
+    .parseAsync();
 
 const model = await Model.load(argv.model, { device: argv.device, threads: argv.threads });
 
@@ -32,7 +36,11 @@ const ways = {
         for (const { choices } of task.questions) {
             const values = [];
             for (const choice of choices) {
-                values.push(...(await scores.endingsNll(model, { ...task, questions: [{ choices: [choice], answer: 0 }] })).flat());
+                values.push(
+                    ...(
+                        await scores.endingsNll(model, { ...task, questions: [{ choices: [choice], answer: 0 }] })
+                    ).flat()
+                );
             }
             nll.push(values);
         }
@@ -43,16 +51,21 @@ const ways = {
 const results = [];
 for (const text of argv.task) {
     const task = await loadTask(evalCommand.parseTask(text));
-    const turn = (number) => ({ ...task, questions: task.questions.slice(number * argv.questions, (number + 1) * argv.questions) });
+    const turn = (number) => ({
+        ...task,
+        questions: task.questions.slice(number * argv.questions, (number + 1) * argv.questions)
+    });
     const used = task.questions.slice(0, argv.turns * argv.questions);
     await ways.batched(turn(0)); // the first takes memory
-    const seconds = { batched: [], single: [] }, cpuSeconds = { batched: [], single: [] };
+    const seconds = { batched: [], single: [] },
+        cpuSeconds = { batched: [], single: [] };
     let same = 0;
     for (let number = 0; number < argv.turns; number++) {
         const questions = turn(number);
         const found = {};
         for (const way of number % 2 === 0 ? ['batched', 'single'] : ['single', 'batched']) {
-            const started = performance.now(), cpu = process.cpuUsage();
+            const started = performance.now(),
+                cpu = process.cpuUsage();
             found[way] = await ways[way](questions);
             seconds[way].push((performance.now() - started) / 1000);
             const { user, system } = process.cpuUsage(cpu);
@@ -62,19 +75,37 @@ for (const text of argv.task) {
         same += questions.questions.filter((_, i) => choice(found.batched[i]) === choice(found.single[i])).length;
     }
     const ratiosOf = ({ single, batched }) => single.map((value, i) => value / batched[i]);
-    results.push({ task: task.name, questions: used.length, ...(await tokensOf(used)), same, seconds, ratios: ratiosOf(seconds), cpuSeconds, cpuRatios: ratiosOf(cpuSeconds) });
-    console.error(`${task.name}: ${ratiosOf(seconds).map((ratio) => ratio.toFixed(2)).join(' ')}`);
+    results.push({
+        task: task.name,
+        questions: used.length,
+        ...(await tokensOf(used)),
+        same,
+        seconds,
+        ratios: ratiosOf(seconds),
+        cpuSeconds,
+        cpuRatios: ratiosOf(cpuSeconds)
+    });
+    console.error(
+        `${task.name}: ${ratiosOf(seconds)
+            .map((ratio) => ratio.toFixed(2))
+            .join(' ')}`
+    );
 }
 model.dispose();
 
 /** Tokens to compute, each ending for itself, and those that are left when what endings of a turn begin with is computed once. */
 async function tokensOf(questions) {
-    let endings = 0, tokens = 0, distinct = 0;
+    let endings = 0,
+        tokens = 0,
+        distinct = 0;
     for (let from = 0; from < questions.length; from += argv.questions) {
         const seen = new Set();
-        for (const { context, ending } of questions.slice(from, from + argv.questions).flatMap(({ choices }) => choices)) {
+        for (const { context, ending } of questions
+            .slice(from, from + argv.questions)
+            .flatMap(({ choices }) => choices)) {
             const sequence = await model.tokenize(context + ending);
-            for (let length = 1; length < sequence.length; length++) { // the last predicts nothing
+            for (let length = 1; length < sequence.length; length++) {
+                // the last predicts nothing
                 seen.add(sequence.subarray(0, length).join());
             }
             endings++;
@@ -90,9 +121,12 @@ console.log(write(argv.name, report, markdown(report)));
 
 function markdown({ model, turns, questions, machine, date, results }) {
     const sum = (values) => values.reduce((a, b) => a + b, 0);
-    const spread = (ratios) => `**${median(ratios).toFixed(2)}** (${mean(ratios).toFixed(2)} ± ${sampleStandardDeviation(ratios).toFixed(2)})`;
-    const rows = results.map(({ task, endings, tokens, distinct, same, seconds, ratios, cpuRatios, questions: all }) =>
-        `| ${task} | ${endings} | ${(1000 * sum(seconds.single) / endings).toFixed(1)} | ${(1000 * sum(seconds.batched) / endings).toFixed(1)} | ${spread(ratios)} | ${spread(cpuRatios)} | ${(tokens / distinct).toFixed(2)} | ${same} of ${all} |`);
+    const spread = (ratios) =>
+        `**${median(ratios).toFixed(2)}** (${mean(ratios).toFixed(2)} ± ${sampleStandardDeviation(ratios).toFixed(2)})`;
+    const rows = results.map(
+        ({ task, endings, tokens, distinct, same, seconds, ratios, cpuRatios, questions: all }) =>
+            `| ${task} | ${endings} | ${((1000 * sum(seconds.single)) / endings).toFixed(1)} | ${((1000 * sum(seconds.batched)) / endings).toFixed(1)} | ${spread(ratios)} | ${spread(cpuRatios)} | ${(tokens / distinct).toFixed(2)} | ${same} of ${all} |`
+    );
     return `# Scoring endings: ${model}
 
 ${turns} turns of ${questions} questions of each task; ${date}.

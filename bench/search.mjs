@@ -9,7 +9,8 @@ import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
 import { describe, gib, options, setting, write } from './shared.mjs';
 
-const { chooseHost, formatMove, loadCalibration, Model, parseBlock, PrefixEvaluator, searchOrder, without } = blockpruner;
+const { chooseHost, formatMove, loadCalibration, Model, parseBlock, PrefixEvaluator, searchOrder, without } =
+    blockpruner;
 
 const ways = {
     naive: { mode: 'full', keepBytes: 0 },
@@ -25,15 +26,25 @@ const argv = await yargs(hideBin(process.argv))
         ...options,
         name: { type: 'string', default: 'embedded', describe: 'Name of the results' },
         remove: { type: 'number', default: 12, describe: 'Removals' },
-        sample: { type: 'number', describe: 'Time naive and prefix on so many candidates of each removal, and scale', defaultDescription: 'all' },
-        'exact-removals': { type: 'number', describe: 'Run exact for the first so many removals only, and scale', defaultDescription: 'all' },
+        sample: {
+            type: 'number',
+            describe: 'Time naive and prefix on so many candidates of each removal, and scale',
+            defaultDescription: 'all'
+        },
+        'exact-removals': {
+            type: 'number',
+            describe: 'Run exact for the first so many removals only, and scale',
+            defaultDescription: 'all'
+        },
         samples: { type: 'number', default: 32, describe: 'Calibration sequences' },
         context: { type: 'number', default: 256, describe: 'Tokens in a sequence' },
         calibration: { type: 'string', describe: 'Calibration text', defaultDescription: 'embedded text' },
         memory: { type: 'number', default: 2048, describe: 'MiB for the residual stream' },
         way: { type: 'string', hidden: true }
     })
-    .strict().wrap(120).parseAsync();
+    .strict()
+    .wrap(120)
+    .parseAsync();
 
 await (argv.way ? searchOneWay(argv.way) : compare());
 
@@ -41,7 +52,11 @@ await (argv.way ? searchOneWay(argv.way) : compare());
 async function searchOneWay(name) {
     const { mode, keepBytes = argv.memory * 2 ** 20 } = ways[name];
     const model = await Model.load(argv.model, { device: argv.device, threads: argv.threads });
-    const calibration = await loadCalibration(model, { file: argv.calibration, samples: argv.samples, context: argv.context });
+    const calibration = await loadCalibration(model, {
+        file: argv.calibration,
+        samples: argv.samples,
+        context: argv.context
+    });
     const blocks = await model.blocks();
     const host = await chooseHost(model.gguf);
     const passes = () => model.work.blocks / blocks.length / argv.samples;
@@ -69,45 +84,63 @@ async function searchOneWay(name) {
         for (let number = 1; number <= argv.remove; number++) {
             const removed = (await turn()).flatMap((move) => move.split(' ').map(parseBlock));
             const candidates = host.moves(without(blocks, removed));
-            const middles = Array.from({ length: argv.sample }, (_, i) => candidates[Math.floor((i + 0.5) * candidates.length / argv.sample)]);
+            const middles = Array.from(
+                { length: argv.sample },
+                (_, i) => candidates[Math.floor(((i + 0.5) * candidates.length) / argv.sample)]
+            );
             evaluator.remove(removed);
             // the current model is run once a removal, whatever the number of candidates
-            const current = keepBytes > 0 ? await timed(() => evaluator.evaluate(removed, all)) : { seconds: 0, passes: 0 };
+            const current =
+                keepBytes > 0 ? await timed(() => evaluator.evaluate(removed, all)) : { seconds: 0, passes: 0 };
             const some = await timed(async () => {
                 for (const move of middles) {
                     await evaluator.evaluate([...removed, ...move], all);
                 }
             });
-            const scaled = (what) => current[what] + some[what] * candidates.length / argv.sample;
-            tell({ step: { seconds: scaled('seconds'), passes: scaled('passes'), sequences: argv.sample * argv.samples }, ended: number === argv.remove });
+            const scaled = (what) => current[what] + (some[what] * candidates.length) / argv.sample;
+            tell({
+                step: { seconds: scaled('seconds'), passes: scaled('passes'), sequences: argv.sample * argv.samples },
+                ended: number === argv.remove
+            });
         }
     } else {
         let ready = turn().then(() => performance.now());
         tell({ pass });
         const removals = Math.min(argv.remove, argv[`${name}-removals`] ?? argv.remove);
-        let sequences = 0, done = 0, began;
-        await searchOrder({
-            sequences: evaluator.sequences,
-            devices: 1,
-            evaluate: async (...asked) => {
-                began = await ready;
-                sequences += asked[1].length;
-                return evaluator.evaluate(...asked);
+        let sequences = 0,
+            done = 0,
+            began;
+        await searchOrder(
+            {
+                sequences: evaluator.sequences,
+                devices: 1,
+                evaluate: async (...asked) => {
+                    began = await ready;
+                    sequences += asked[1].length;
+                    return evaluator.evaluate(...asked);
+                },
+                remove: (removed) => evaluator.remove(removed)
             },
-            remove: (removed) => evaluator.remove(removed)
-        }, {
-            mode,
-            moves: (removed) => (removals === done ? [] : host.moves(without(blocks, removed))),
-            onStep: ({ removed, perplexity }, number) => {
-                done = number;
-                const seconds = (performance.now() - began) / 1000;
-                const step = { removed: formatMove(removed), perplexity, seconds, sequences, passes: passes() - before };
-                before = passes();
-                sequences = 0;
-                ready = turn().then(() => performance.now());
-                tell({ step, ended: number === removals });
+            {
+                mode,
+                moves: (removed) => (removals === done ? [] : host.moves(without(blocks, removed))),
+                onStep: ({ removed, perplexity }, number) => {
+                    done = number;
+                    const seconds = (performance.now() - began) / 1000;
+                    const step = {
+                        removed: formatMove(removed),
+                        perplexity,
+                        seconds,
+                        sequences,
+                        passes: passes() - before
+                    };
+                    before = passes();
+                    sequences = 0;
+                    ready = turn().then(() => performance.now());
+                    tell({ step, ended: number === removals });
+                }
             }
-        });
+        );
     }
     model.dispose();
     process.disconnect();
@@ -125,11 +158,18 @@ async function compare() {
     model.dispose();
     for (let round = 1; round <= argv.remove; round++) {
         for (const search of searches.filter(({ ended }) => !ended)) {
-            search.process.send(searches.at(-1).steps.slice(0, round - 1).map(({ removed }) => removed));
+            search.process.send(
+                searches
+                    .at(-1)
+                    .steps.slice(0, round - 1)
+                    .map(({ removed }) => removed)
+            );
             const { step, ended, memory } = await nextMessage(search.process);
             search.steps.push(step);
             Object.assign(search, { ended, memory });
-            console.error(`${String(round).padStart(3)} ${search.name.padEnd(7)} ${(step.removed ?? '').padEnd(8)} ${step.seconds.toFixed(1).padStart(7)} s ${step.passes.toFixed(1).padStart(6)} passes`);
+            console.error(
+                `${String(round).padStart(3)} ${search.name.padEnd(7)} ${(step.removed ?? '').padEnd(8)} ${step.seconds.toFixed(1).padStart(7)} s ${step.passes.toFixed(1).padStart(6)} passes`
+            );
         }
         writeResults(searches, blocks); // what there is so far
     }
@@ -145,20 +185,39 @@ function writeResults(searches, blocks) {
     const results = searches.map(({ name, steps, memory }) => {
         // removals that weren't made are scaled by what naive took for them
         const naiveSteps = searches[0].steps;
-        const scale = (what) => total(naiveSteps.slice(0, longest), what) / total(naiveSteps.slice(0, steps.length), what);
+        const scale = (what) =>
+            total(naiveSteps.slice(0, longest), what) / total(naiveSteps.slice(0, steps.length), what);
         const found = order(steps);
         return {
-            name, removals: steps.length, sampled: found.length === 0, scaled: found.length < longest,
-            passes: total(steps, 'passes') * scale('passes'), seconds: total(steps, 'seconds') * scale('seconds'),
-            memory, order: found, steps
+            name,
+            removals: steps.length,
+            sampled: found.length === 0,
+            scaled: found.length < longest,
+            passes: total(steps, 'passes') * scale('passes'),
+            seconds: total(steps, 'seconds') * scale('seconds'),
+            memory,
+            order: found,
+            steps
         };
     });
     const naive = results[0];
     const report = {
-        ...setting(argv), blocks, removals: longest, sample: argv.sample,
-        calibration: { text: path.basename(argv.calibration ?? 'embedded'), sequences: argv.samples, tokens: argv.context },
-        memoryBudget: argv.memory * 2 ** 20, pass,
-        results: results.map((result) => ({ ...result, ratio: naive.seconds / result.seconds, floor: result.passes / longest }))
+        ...setting(argv),
+        blocks,
+        removals: longest,
+        sample: argv.sample,
+        calibration: {
+            text: path.basename(argv.calibration ?? 'embedded'),
+            sequences: argv.samples,
+            tokens: argv.context
+        },
+        memoryBudget: argv.memory * 2 ** 20,
+        pass,
+        results: results.map((result) => ({
+            ...result,
+            ratio: naive.seconds / result.seconds,
+            floor: result.passes / longest
+        }))
     };
     return write(argv.name, report, markdown(report));
 }
@@ -168,7 +227,19 @@ async function nextMessage(child) {
     return message;
 }
 
-function markdown({ model, modelBytes, blocks, removals, sample, calibration, memoryBudget, pass, machine, date, results }) {
+function markdown({
+    model,
+    modelBytes,
+    blocks,
+    removals,
+    sample,
+    calibration,
+    memoryBudget,
+    pass,
+    machine,
+    date,
+    results
+}) {
     const exact = results.find(({ name }) => name === 'exact').order;
     const agreement = ({ order }) => {
         const common = Math.min(order.length, exact.length);
@@ -179,9 +250,13 @@ function markdown({ model, modelBytes, blocks, removals, sample, calibration, me
         const mark = (text) => (result.scaled ? `${text}*` : text);
         return `| ${result.name} | ${mark(result.passes.toFixed(1))} | ${mark(result.seconds.toFixed(0))} | ${mark(result.ratio.toFixed(2))} | ${mark(result.floor.toFixed(1))} | ${gib(result.memory)} | ${agreement(result)} |`;
     });
-    const notes = results.filter(({ scaled }) => scaled).map((result) => (result.sampled
-        ? `${result.name} was timed on ${sample} evenly spread candidates of each removal and scaled by their number`
-        : `${result.name} was run for the first ${result.removals} removals and scaled by what naive takes for the others`));
+    const notes = results
+        .filter(({ scaled }) => scaled)
+        .map((result) =>
+            result.sampled
+                ? `${result.name} was timed on ${sample} evenly spread candidates of each removal and scaled by their number`
+                : `${result.name} was run for the first ${result.removals} removals and scaled by what naive takes for the others`
+        );
     return `# Search: ${model}
 
 ${removals} of ${blocks} blocks removed; calibration ${calibration.text}, ${calibration.sequences} sequences of ${calibration.tokens} tokens; ${date}.
@@ -195,8 +270,11 @@ A pass is the computation of as many blocks as the whole model has, on all seque
 floor is one pass a removal. Peak memory is the process's resident set, Node.js and the model (${gib(modelBytes)} GiB) included; the
 budget for the residual stream is ${gib(memoryBudget)} GiB. The searches took turns, one removal each, in one run.
 ${notes.length > 0 ? `\n\\* ${notes.join('; ')}.\n` : ''}
-A full pass takes ${pass.seconds.toFixed(2)} s, of which the output projection and the NLL take ${pass.head.toFixed(2)} s (${(100 * pass.head / pass.seconds).toFixed(0)} %).
+A full pass takes ${pass.seconds.toFixed(2)} s, of which the output projection and the NLL take ${pass.head.toFixed(2)} s (${((100 * pass.head) / pass.seconds).toFixed(0)} %).
 
-${results.filter(({ order }) => order.length > 0).map(({ name, order }) => `- ${name}: ${order.join(' ')}`).join('\n')}
+${results
+    .filter(({ order }) => order.length > 0)
+    .map(({ name, order }) => `- ${name}: ${order.join(' ')}`)
+    .join('\n')}
 `;
 }

@@ -6,7 +6,12 @@ import path from 'node:path';
 const root = path.resolve(import.meta.dirname, '..');
 
 export const options = {
-    model: { type: 'string', default: path.join(root, 'models', 'blockpruner-tiny.gguf'), defaultDescription: 'the embedded model', describe: 'GGUF file' },
+    model: {
+        type: 'string',
+        default: path.join(root, 'models', 'blockpruner-tiny.gguf'),
+        defaultDescription: 'the embedded model',
+        describe: 'GGUF file'
+    },
     device: { type: 'string', default: 'cpu', describe: 'Where to compute' },
     threads: { type: 'number', default: os.availableParallelism(), describe: 'CPU threads' }
 };
@@ -15,10 +20,17 @@ export const options = {
 export function setting({ model, device, threads }) {
     const { version, dependencies } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'));
     return {
-        model: path.basename(model), modelBytes: fs.statSync(model).size,
+        model: path.basename(model),
+        modelBytes: fs.statSync(model).size,
         machine: {
-            cpu: os.cpus()[0].model.trim(), threads, memory: os.totalmem(), device,
-            system: `${os.type()} ${os.arch()}`, node: process.version, blockpruner: version, nodeLlamaCpp: dependencies['node-llama-cpp']
+            cpu: os.cpus()[0].model.trim(),
+            threads,
+            memory: os.totalmem(),
+            device,
+            system: `${os.type()} ${os.arch()}`,
+            node: process.version,
+            blockpruner: version,
+            nodeLlamaCpp: dependencies['node-llama-cpp']
         },
         date: new Date().toISOString().slice(0, 10)
     };

@@ -16,8 +16,10 @@ const { perplexity, parameters, bytes, removed } = await prune(model, {
     ratio: 0.2,
     device: 'cpu',
     calibration: { samples: 8 },
-    onStep: (step, number, dense) => console.log(
-        `${String(number).padStart(3)}. ${formatMove(step.removed).padEnd(9)} perplexity ${step.perplexity.toFixed(3)} (dense: ${dense.toFixed(3)})`)
+    onStep: (step, number, dense) =>
+        console.log(
+            `${String(number).padStart(3)}. ${formatMove(step.removed).padEnd(9)} perplexity ${step.perplexity.toFixed(3)} (dense: ${dense.toFixed(3)})`
+        )
 });
 
 // alternately, and the best of each: other work on the computer slows single runs down; of so short runs, several threads too
@@ -40,6 +42,8 @@ for (const [name, before, after] of rows) {
     console.log(`${name.padEnd(18)} ${String(before).padStart(12)} ${String(after).padStart(12)}`);
 }
 console.log('\nPerplexity is on the calibration text; tokens per second are of a prompt, on one thread, in the stock');
-console.log('runtime, node-llama-cpp (generation of so small a model is mostly the overhead of single calls). It loaded');
+console.log(
+    'runtime, node-llama-cpp (generation of so small a model is mostly the overhead of single calls). It loaded'
+);
 console.log(`${path.relative(root, output)} and went on from "The whale":\n`);
 console.log(`  The whale${await stockGenerate(output, 'The whale', 30, stock)}`);

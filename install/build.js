@@ -55,16 +55,18 @@ async function ensureBuilt({ log, force = false } = {}) {
 async function buildOnce({ folder, stamp, log, force = false, build }) {
     const addon = path.join(folder, 'blockpruner.node');
     const stampFile = path.join(folder, 'blockpruner.stamp');
-    const isUpToDate = () => fs.existsSync(addon) && fs.existsSync(stampFile) && fs.readFileSync(stampFile, 'utf8') === stamp;
+    const isUpToDate = () =>
+        fs.existsSync(addon) && fs.existsSync(stampFile) && fs.readFileSync(stampFile, 'utf8') === stamp;
     if (!force && isUpToDate()) {
         return;
     }
     const progress = new Progress(log);
     const stop = new AbortController();
     const unlock = await lock(folder, progress, stop);
-    const stopOn = signal => stop.abort(new BuildError(`the build of the addon was interrupted (${signal})`, 'BUILD_INTERRUPTED'));
+    const stopOn = (signal) =>
+        stop.abort(new BuildError(`the build of the addon was interrupted (${signal})`, 'BUILD_INTERRUPTED'));
     const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'];
-    signals.forEach(signal => process.on(signal, stopOn));
+    signals.forEach((signal) => process.on(signal, stopOn));
     try {
         if (!force && isUpToDate()) {
             return; // by the process that we waited for
@@ -79,7 +81,7 @@ async function buildOnce({ folder, stamp, log, force = false, build }) {
         throw readOnlyError(error, folder) ?? error;
     } finally {
         progress.end();
-        signals.forEach(signal => process.off(signal, stopOn));
+        signals.forEach((signal) => process.off(signal, stopOn));
         await unlock();
     }
 }
@@ -93,7 +95,12 @@ async function lock(folder, progress, stop) {
     const lost = () => stop.abort(new BuildError('another process has taken over the build of the addon; try again'));
     for (let waiting = false; ; waiting = true) {
         try {
-            const release = await lockfile.lock(folder, { realpath: false, stale: 20_000, update: 5_000, onCompromised: lost });
+            const release = await lockfile.lock(folder, {
+                realpath: false,
+                stale: 20_000,
+                update: 5_000,
+                onCompromised: lost
+            });
             return () => release().catch(() => {}); // a lost lock is not ours to release
         } catch (error) {
             if (error.code !== 'ELOCKED') {
@@ -108,9 +115,13 @@ async function lock(folder, progress, stop) {
 }
 
 function readOnlyError(error, folder) {
-    return ['EACCES', 'EPERM', 'EROFS'].includes(error.code) ? new BuildError(
-        `The addon of blockpruner must be built, and ${path.dirname(folder)} can't be written (${error.code}).\n` +
-        `Build it once as a user who can: node "${path.join(path.dirname(folder), 'install', 'build.js')}"`, 'BUILD_IMPOSSIBLE') : undefined;
+    return ['EACCES', 'EPERM', 'EROFS'].includes(error.code)
+        ? new BuildError(
+              `The addon of blockpruner must be built, and ${path.dirname(folder)} can't be written (${error.code}).\n` +
+                  `Build it once as a user who can: node "${path.join(path.dirname(folder), 'install', 'build.js')}"`,
+              'BUILD_IMPOSSIBLE'
+          )
+        : undefined;
 }
 
 /** The hash of all that the addon depends on. */
@@ -118,13 +129,17 @@ function sourceStamp(fromSource) {
     const packages = require('./packages.js');
     const llamaPackage = path.resolve(path.dirname(packages.bundle), '..', 'package.json');
     const hash = createHash('sha256');
-    hash.update(JSON.stringify([
-        JSON.parse(fs.readFileSync(llamaPackage, 'utf8')).version,
-        process.platform,
-        process.arch,
-        // the addon finds ggml by this path
-        fromSource || !packages.prebuiltFolder ? 'ggml from source' : path.relative(buildFolder, packages.prebuiltFolder)
-    ]));
+    hash.update(
+        JSON.stringify([
+            JSON.parse(fs.readFileSync(llamaPackage, 'utf8')).version,
+            process.platform,
+            process.arch,
+            // the addon finds ggml by this path
+            fromSource || !packages.prebuiltFolder
+                ? 'ggml from source'
+                : path.relative(buildFolder, packages.prebuiltFolder)
+        ])
+    );
     const sources = fs
         .readdirSync(path.join(packageFolder, 'native'), { recursive: true })
         .filter((file) => /\.(cpp|h|patch)$/.test(file))
@@ -157,35 +172,61 @@ async function build({ fromSource, progress, stopped }) {
     // An addon that doesn't load must not become the addon.
     const built = `${addonPath}.new`;
     fs.copyFileSync(path.join(cmakeFolder, 'blockpruner.node'), built);
-    if (!await run(process.execPath, ['-e', `process.dlopen(module, ${JSON.stringify(built)}); module.exports.devices()`], { progress, stopped })) {
+    if (
+        !(await run(
+            process.execPath,
+            ['-e', `process.dlopen(module, ${JSON.stringify(built)}); module.exports.devices()`],
+            { progress, stopped }
+        ))
+    ) {
         throw failure('The addon was compiled, but does not load');
     }
     try {
         fs.renameSync(built, addonPath);
     } catch (error) {
-        throw windows ? new BuildError(`${addonPath} is in use: end the programs that use blockpruner, and try again (${error.code})`) : error;
+        throw windows
+            ? new BuildError(
+                  `${addonPath} is in use: end the programs that use blockpruner, and try again (${error.code})`
+              )
+            : error;
     }
 }
 
 async function compile({ fromSource, progress, stopped }) {
-    const cmakeJs = (command, ...options) => run(process.execPath, [
-        path.join(path.dirname(require.resolve('cmake-js/package.json')), 'bin', 'cmake-js'), command,
-        '--directory', packageFolder, '--out', cmakeFolder, '--target', 'blockpruner', ...options
-    ], { progress, stopped });
-    const configure = () => cmakeJs('configure',
-        `--CDBLOCKPRUNER_PREBUILT_GGML=${fromSource ? 'OFF' : 'ON'}`, `--CDNODE_EXECUTABLE=${process.execPath}`);
+    const cmakeJs = (command, ...options) =>
+        run(
+            process.execPath,
+            [
+                path.join(path.dirname(require.resolve('cmake-js/package.json')), 'bin', 'cmake-js'),
+                command,
+                '--directory',
+                packageFolder,
+                '--out',
+                cmakeFolder,
+                '--target',
+                'blockpruner',
+                ...options
+            ],
+            { progress, stopped }
+        );
+    const configure = () =>
+        cmakeJs(
+            'configure',
+            `--CDBLOCKPRUNER_PREBUILT_GGML=${fromSource ? 'OFF' : 'ON'}`,
+            `--CDNODE_EXECUTABLE=${process.execPath}`
+        );
 
     progress.phase('Preparing the build of the addon');
     const isFresh = !fs.existsSync(cmakeFolder);
-    if (!await configure()) {
+    if (!(await configure())) {
         // cmake's tree may be of a folder that has moved, or of a compiler that is gone
         fs.rmSync(cmakeFolder, { recursive: true, force: true });
-        if (isFresh || !await configure()) {
+        if (isFresh || !(await configure())) {
             throw failure('The build of the addon could not be prepared');
         }
     }
     progress.phase(`Compiling llama.cpp and the addon (${fromSource ? 'several minutes' : 'about two minutes'}, once)`);
-    if (!await cmakeJs('build', '--parallel', String(jobs()))) {
+    if (!(await cmakeJs('build', '--parallel', String(jobs())))) {
         throw failure('The addon could not be compiled');
     }
 }
@@ -201,13 +242,27 @@ function run(command, args, { progress, stopped }) {
     stopped.throwIfAborted();
     const env = { ...process.env };
     // those of a git hook, or of the make of node-gyp, that this may run in
-    for (const name of ['GIT_DIR', 'GIT_WORK_TREE', 'GIT_INDEX_FILE', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MAKELEVEL', 'MFLAGS']) {
+    for (const name of [
+        'GIT_DIR',
+        'GIT_WORK_TREE',
+        'GIT_INDEX_FILE',
+        'MAKEFLAGS',
+        'MAKEOVERRIDES',
+        'MAKELEVEL',
+        'MFLAGS'
+    ]) {
         delete env[name];
     }
     return new Promise((resolve, reject) => {
         const log = fs.createWriteStream(logFile, { flags: 'a' });
         // a process group of its own, to stop cmake and the compilers with it
-        const child = spawn(command, args, { cwd: packageFolder, env, detached: !windows, windowsHide: true, stdio: ['ignore', 'pipe', 'pipe'] });
+        const child = spawn(command, args, {
+            cwd: packageFolder,
+            env,
+            detached: !windows,
+            windowsHide: true,
+            stdio: ['ignore', 'pipe', 'pipe']
+        });
         const kill = () => {
             if (windows) {
                 spawnSync('taskkill', ['/T', '/F', '/PID', String(child.pid)]);
@@ -223,17 +278,17 @@ function run(command, args, { progress, stopped }) {
         for (const stream of [child.stdout, child.stderr]) {
             stream.setEncoding('utf8');
             let rest = '';
-            stream.on('data', text => {
+            stream.on('data', (text) => {
                 log.write(text);
                 const lines = (rest + text).split('\n');
                 rest = lines.pop();
-                lines.forEach(line => progress.output(line));
+                lines.forEach((line) => progress.output(line));
             });
         }
         child.on('error', reject);
-        child.on('close', code => {
+        child.on('close', (code) => {
             stopped.removeEventListener('abort', kill);
-            log.end(() => stopped.aborted ? reject(stopped.reason) : resolve(code === 0));
+            log.end(() => (stopped.aborted ? reject(stopped.reason) : resolve(code === 0)));
         });
     });
 }
@@ -241,9 +296,11 @@ function run(command, args, { progress, stopped }) {
 /** The message, and the part of the log that says why. */
 function failure(message) {
     const lines = fs.readFileSync(logFile, 'utf8').trimEnd().split('\n');
-    const first = lines.findIndex(line => /^CMake Error|^FAILED|\berror\b ?[:A-Z]|^fatal:|^Error:/.test(line));
+    const first = lines.findIndex((line) => /^CMake Error|^FAILED|\berror\b ?[:A-Z]|^fatal:|^Error:/.test(line));
     const shown = first < 0 ? lines.slice(-12) : lines.slice(first, first + 12);
-    return new BuildError([`${message}:`, '', ...shown.map(line => `    ${line.slice(0, 160)}`), '', `All of it: ${logFile}`].join('\n'));
+    return new BuildError(
+        [`${message}:`, '', ...shown.map((line) => `    ${line.slice(0, 160)}`), '', `All of it: ${logFile}`].join('\n')
+    );
 }
 
 // --- tools ----------------------------------------------------------------------------------------------------------
@@ -255,35 +312,50 @@ const tools = [
             const [, major, minor] = /version (\d+)\.(\d+)/.exec(output('cmake', '--version')) ?? [0, 0, 0];
             return major * 1000 + Number(minor) >= 3021;
         },
-        debian: 'cmake', fedora: 'cmake', macos: 'brew install cmake', windows: 'winget install Kitware.CMake'
+        debian: 'cmake',
+        fedora: 'cmake',
+        macos: 'brew install cmake',
+        windows: 'winget install Kitware.CMake'
     },
     {
         name: 'a C++ compiler',
-        isThere: windows ? hasVisualStudio : () =>
-            Boolean(output('g++', '--version') || output('clang++', '--version')) && Boolean(output('ninja', '--version') || output('make', '--version')),
-        debian: 'build-essential', fedora: 'gcc-c++ make', macos: 'xcode-select --install',
-        windows: 'winget install Microsoft.VisualStudio.2022.BuildTools --override "--passive --add Microsoft.VisualStudio.Workload.VCTools --includeRecommended"'
+        isThere: windows
+            ? hasVisualStudio
+            : () =>
+                  Boolean(output('g++', '--version') || output('clang++', '--version')) &&
+                  Boolean(output('ninja', '--version') || output('make', '--version')),
+        debian: 'build-essential',
+        fedora: 'gcc-c++ make',
+        macos: 'xcode-select --install',
+        windows:
+            'winget install Microsoft.VisualStudio.2022.BuildTools --override "--passive --add Microsoft.VisualStudio.Workload.VCTools --includeRecommended"'
     },
     {
         name: 'Git',
         isThere: () => Boolean(output('git', '--version')),
-        debian: 'git', fedora: 'git', macos: 'xcode-select --install', windows: 'winget install Git.Git'
+        debian: 'git',
+        fedora: 'git',
+        macos: 'xcode-select --install',
+        windows: 'winget install Git.Git'
     }
 ];
 
 function checkTools() {
-    const missing = tools.filter(tool => !tool.isThere());
+    const missing = tools.filter((tool) => !tool.isThere());
     if (missing.length === 0) {
         return;
     }
-    const all = system => [...new Set(missing.map(tool => tool[system]))];
-    throw new BuildError([
-        `blockpruner compiles its addon once, and this machine lacks ${missing.map(tool => tool.name).join(', ')}. To install:`,
-        `    Debian, Ubuntu:  sudo apt install ${all('debian').join(' ')}`,
-        `    Fedora:          sudo dnf install ${all('fedora').join(' ')}`,
-        `    macOS:           ${all('macos').join(' && ')}`,
-        ...all('windows').map((command, i) => `    ${i === 0 ? 'Windows:' : '        '}         ${command}`)
-    ].join('\n'), 'BUILD_IMPOSSIBLE');
+    const all = (system) => [...new Set(missing.map((tool) => tool[system]))];
+    throw new BuildError(
+        [
+            `blockpruner compiles its addon once, and this machine lacks ${missing.map((tool) => tool.name).join(', ')}. To install:`,
+            `    Debian, Ubuntu:  sudo apt install ${all('debian').join(' ')}`,
+            `    Fedora:          sudo dnf install ${all('fedora').join(' ')}`,
+            `    macOS:           ${all('macos').join(' && ')}`,
+            ...all('windows').map((command, i) => `    ${i === 0 ? 'Windows:' : '        '}         ${command}`)
+        ].join('\n'),
+        'BUILD_IMPOSSIBLE'
+    );
 }
 
 /** What a program prints, '' if it is not there. */
@@ -293,9 +365,25 @@ function output(program, ...args) {
 }
 
 function hasVisualStudio() {
-    const where = path.join(process.env['ProgramFiles(x86)'] ?? 'C:\\Program Files (x86)', 'Microsoft Visual Studio', 'Installer', 'vswhere.exe');
-    return output(where, '-products', '*', '-requiresAny', '-property', 'installationPath',
-        '-requires', 'Microsoft.VisualStudio.Component.VC.Tools.x86.x64', 'Microsoft.VisualStudio.Component.VC.Tools.ARM64') !== '';
+    const where = path.join(
+        process.env['ProgramFiles(x86)'] ?? 'C:\\Program Files (x86)',
+        'Microsoft Visual Studio',
+        'Installer',
+        'vswhere.exe'
+    );
+    return (
+        output(
+            where,
+            '-products',
+            '*',
+            '-requiresAny',
+            '-property',
+            'installationPath',
+            '-requires',
+            'Microsoft.VisualStudio.Component.VC.Tools.x86.x64',
+            'Microsoft.VisualStudio.Component.VC.Tools.ARM64'
+        ) !== ''
+    );
 }
 
 // --- progress -------------------------------------------------------------------------------------------------------
@@ -309,7 +397,7 @@ class Progress {
 
     constructor(log) {
         this.#terminal = !log && process.stderr.isTTY;
-        this.#log = log ?? (line => process.stderr.write(`${line}\n`));
+        this.#log = log ?? ((line) => process.stderr.write(`${line}\n`));
     }
 
     phase(text) {
@@ -324,7 +412,7 @@ class Progress {
             this.phase('Unpacking llama.cpp');
         }
         const [, done, total = 100] = /^\[\s*(\d+)(?:%|\/(\d+))\]/.exec(line) ?? [];
-        const percent = Math.floor(100 * done / total);
+        const percent = Math.floor((100 * done) / total);
         if (percent >= this.#percent + (this.#terminal ? 1 : 10)) {
             this.#percent = percent;
             this.#show(`${this.#phase}: ${percent} %`);
@@ -349,7 +437,7 @@ class Progress {
 module.exports = { addonPath, ensureBuilt, buildOnce, BuildError };
 
 if (require.main === module) {
-    ensureBuilt({ force: process.argv.includes('--force') }).catch(error => {
+    ensureBuilt({ force: process.argv.includes('--force') }).catch((error) => {
         console.error(error instanceof BuildError ? error.message : error);
         const goOn = error.code === 'BUILD_IMPOSSIBLE' && process.argv.includes('--install');
         if (goOn) {

@@ -17,6 +17,8 @@ export function messageOf(error: unknown): string {
 /** @throws BlockprunerError if a number is outside of a range */
 export function checkRange(name: string, value: number | undefined, low: number, high: number, integer = false): void {
     if (value !== undefined && (!(value >= low && value <= high) || (integer && !Number.isInteger(value)))) {
-        throw new BlockprunerError(`${name} must be ${integer ? 'a whole number' : 'a number'} ${high === Infinity ? `of at least ${low}` : `from ${low} to ${high}`}, not ${value}`);
+        throw new BlockprunerError(
+            `${name} must be ${integer ? 'a whole number' : 'a number'} ${high === Infinity ? `of at least ${low}` : `from ${low} to ${high}`}, not ${value}`
+        );
     }
 }

@@ -26,7 +26,9 @@ export async function checkOutput(output: string, gguf: Gguf, force = false, wha
             }
         }
         if (!stat.isFile()) {
-            throw new BlockprunerError(`the ${what} ${output} is ${stat.isDirectory() ? 'a folder' : 'no regular file'}: give a file name`);
+            throw new BlockprunerError(
+                `the ${what} ${output} is ${stat.isDirectory() ? 'a folder' : 'no regular file'}: give a file name`
+            );
         }
         if (!force) {
             throw new BlockprunerError(`the ${what} ${output} exists: choose another name or give --force`);
@@ -44,7 +46,9 @@ export async function checkWritable(folder: string): Promise<void> {
         await fs.promises.unlink(probe);
     } catch (error) {
         const { code } = error as NodeJS.ErrnoException;
-        throw new BlockprunerError(`can't write to the folder ${folder}: ${code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is no folder' : messageOf(error)}`);
+        throw new BlockprunerError(
+            `can't write to the folder ${folder}: ${code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is no folder' : messageOf(error)}`
+        );
     }
 }
 
@@ -87,13 +91,19 @@ function linkOrCheck(file: string, name: string, what: string): void {
  * @param what what it is, in messages
  * @throws BlockprunerError if it can't be written, or exists and `force` is not set; it is then as it was before
  */
-export function writeText(file: string, text: string, { force = false, what = 'file' }: { force?: boolean | undefined; what?: string } = {}): void {
+export function writeText(
+    file: string,
+    text: string,
+    { force = false, what = 'file' }: { force?: boolean | undefined; what?: string } = {}
+): void {
     const partial = partialIn(path.dirname(path.resolve(file)), path.extname(file));
     try {
         fs.writeFileSync(partial, text);
         giveName(partial, file, force, what);
     } catch (error) {
         fs.rmSync(partial, { force: true });
-        throw error instanceof BlockprunerError ? error : new BlockprunerError(`can't write the ${what} ${file}: ${messageOf(error)}`);
+        throw error instanceof BlockprunerError
+            ? error
+            : new BlockprunerError(`can't write the ${what} ${file}: ${messageOf(error)}`);
     }
 }

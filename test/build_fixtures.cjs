@@ -5,5 +5,9 @@ const { execFileSync } = require('node:child_process');
 const path = require('node:path');
 
 module.exports = () => {
-    execFileSync('cmake', ['--build', path.resolve(__dirname, '..', 'build', 'cmake'), '--target', 'fixtures', 'llama-perplexity'], { stdio: ['ignore', 'ignore', 'inherit'] });
+    execFileSync(
+        'cmake',
+        ['--build', path.resolve(__dirname, '..', 'build', 'cmake'), '--target', 'fixtures', 'llama-perplexity'],
+        { stdio: ['ignore', 'ignore', 'inherit'] }
+    );
 };

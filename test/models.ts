@@ -32,7 +32,13 @@ export function randomNumbers(seed: number): () => number {
     };
 }
 
-const layers = 4, embedding = 256, heads = 4, headSize = 64, kvHeads = 2, ffn = 256, vocabulary = 2048;
+const layers = 4,
+    embedding = 256,
+    heads = 4,
+    headSize = 64,
+    kvHeads = 2,
+    ffn = 256,
+    vocabulary = 2048;
 
 interface Architecture {
     /** metadata under the architecture's name */
@@ -60,11 +66,22 @@ export const architectures = {
     llama: { keys: llamaKeys, tensors: llamaTensors },
     qwen2: {
         keys: llamaKeys,
-        tensors: { ...llamaTensors, 'attn_q.bias': [heads * headSize], 'attn_k.bias': [kvHeads * headSize], 'attn_v.bias': [kvHeads * headSize] }
+        tensors: {
+            ...llamaTensors,
+            'attn_q.bias': [heads * headSize],
+            'attn_k.bias': [kvHeads * headSize],
+            'attn_v.bias': [kvHeads * headSize]
+        }
     },
     qwen3: { keys: llamaKeys, tensors: { ...llamaTensors, ...qkNorms } },
-    gemma2: { keys: { 'attention.sliding_window': 16, attn_logit_softcapping: 50, final_logit_softcapping: 30 }, tensors: { ...llamaTensors, ...sandwichNorms } },
-    gemma3: { keys: { ...llamaKeys, 'attention.sliding_window': 16 }, tensors: { ...llamaTensors, ...qkNorms, ...sandwichNorms } }
+    gemma2: {
+        keys: { 'attention.sliding_window': 16, attn_logit_softcapping: 50, final_logit_softcapping: 30 },
+        tensors: { ...llamaTensors, ...sandwichNorms }
+    },
+    gemma3: {
+        keys: { ...llamaKeys, 'attention.sliding_window': 16 },
+        tensors: { ...llamaTensors, ...qkNorms, ...sandwichNorms }
+    }
 } satisfies Record<string, Architecture>;
 
 /** Writes a random model of an architecture, four layers, F32, with the embedded model's tokenizer. */
@@ -75,7 +92,10 @@ export async function randomModel(name: keyof typeof architectures, output: stri
         const isNorm = tensorName.includes('norm');
         // norms around 1; matrices so large that every block matters
         const scale = isNorm ? 0.2 : shape.length === 1 ? 0.5 : 2.5 / Math.sqrt(shape[0]!);
-        const data = Float32Array.from({ length: shape.reduce((a, b) => a * b) }, () => (isNorm ? 1 : 0) + scale * random());
+        const data = Float32Array.from(
+            { length: shape.reduce((a, b) => a * b) },
+            () => (isNorm ? 1 : 0) + scale * random()
+        );
         return { name: tensorName, type: 'f32', shape, data };
     };
     const u32 = (key: string, value: number) => ({ key: `${name}.${key}`, type: 'u32' as const, value });
@@ -86,16 +106,25 @@ export async function randomModel(name: keyof typeof architectures, output: stri
         remove: Object.keys((await readGguf(tiny)).metadata).filter((key) => key.startsWith('llama.')),
         set: [
             { key: 'general.architecture', type: 'string', value: name },
-            u32('block_count', layers), u32('context_length', 512), u32('embedding_length', embedding), u32('feed_forward_length', ffn),
-            u32('attention.head_count', heads), u32('attention.head_count_kv', kvHeads),
-            u32('attention.key_length', headSize), u32('attention.value_length', headSize),
+            u32('block_count', layers),
+            u32('context_length', 512),
+            u32('embedding_length', embedding),
+            u32('feed_forward_length', ffn),
+            u32('attention.head_count', heads),
+            u32('attention.head_count_kv', kvHeads),
+            u32('attention.key_length', headSize),
+            u32('attention.value_length', headSize),
             { key: `${name}.attention.layer_norm_rms_epsilon`, type: 'f32', value: 1e-5 },
-            ...Object.entries(keys).map(([key, value]) => (isWhole(key) ? u32(key, value) : { key: `${name}.${key}`, type: 'f32' as const, value }))
+            ...Object.entries(keys).map(([key, value]) =>
+                isWhole(key) ? u32(key, value) : { key: `${name}.${key}`, type: 'f32' as const, value }
+            )
         ],
         tensors: [
             tensor('token_embd.weight', [embedding, vocabulary]),
             tensor('output_norm.weight', [embedding]),
-            ...Array.from({ length: layers }).flatMap((_, layer) => Object.entries(tensors).map(([rest, shape]) => tensor(`blk.${layer}.${rest}`, shape)))
+            ...Array.from({ length: layers }).flatMap((_, layer) =>
+                Object.entries(tensors).map(([rest, shape]) => tensor(`blk.${layer}.${rest}`, shape))
+            )
         ]
     });
     return output;
@@ -120,23 +149,36 @@ export async function withZeroed(model: string, output: string, zeroed: string[]
     await writeGguf({
         output,
         sources: [model],
-        tensors: tensors.map(({ name, type, shape }) => (zeroed.includes(name) ? { name, type, shape } : { name, from: [{ file: 0, name }] }))
+        tensors: tensors.map(({ name, type, shape }) =>
+            zeroed.includes(name) ? { name, type, shape } : { name, from: [{ file: 0, name }] }
+        )
     });
     return output;
 }
 
 /** A copy of a model with other metadata. */
 export async function withMetadata(model: string, output: string, set: GgufPlan['set']): Promise<string> {
-    await writeGguf({ output, sources: [model], set, tensors: (await readGguf(model)).tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] })) });
+    await writeGguf({
+        output,
+        sources: [model],
+        set,
+        tensors: (await readGguf(model)).tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] }))
+    });
     return output;
 }
 
-export async function writeGguf(plan: Pick<GgufPlan, 'output' | 'sources' | 'tensors'> & Partial<GgufPlan>): Promise<void> {
+export async function writeGguf(
+    plan: Pick<GgufPlan, 'output' | 'sources' | 'tensors'> & Partial<GgufPlan>
+): Promise<void> {
     await (await loadAddon()).writeGguf({ remove: [], rename: [], select: [], set: [], ...plan }, {});
 }
 
 /** Loads a model on the CPU with two short calibration sequences, for as long as `use` runs. */
-export async function withModel<T>(file: string, use: (model: Model, calibration: Calibration) => Promise<T>, options: { cacheType?: 'f16' | 'f32'; samples?: number; context?: number } = {}): Promise<T> {
+export async function withModel<T>(
+    file: string,
+    use: (model: Model, calibration: Calibration) => Promise<T>,
+    options: { cacheType?: 'f16' | 'f32'; samples?: number; context?: number } = {}
+): Promise<T> {
     const { cacheType, samples = 2, context = 64 } = options;
     const model = await Model.load(file, { device: 'cpu', threads: 1, cacheType });
     try {

@@ -37,20 +37,30 @@ const usualFields = ['text', 'instruction,input,output', 'instruction,instances.
  * only at the very start), cut into sequences of equal length, the remainder dropped.
  * @throws BlockprunerError if the file can't be read, or is too short for one sequence
  */
-export async function loadCalibration(model: Model, options: CalibrationOptions = {}, signal?: AbortSignal): Promise<Calibration> {
+export async function loadCalibration(
+    model: Model,
+    options: CalibrationOptions = {},
+    signal?: AbortSignal
+): Promise<Calibration> {
     const { file = defaultCalibration, samples = 16, context = 512, seed } = options;
     const text = await readSamples(file, options.field, { signal });
     const tokens = await model.tokenize(text, signal);
     const available = Math.floor(tokens.length / context);
     if (available === 0) {
-        throw new BlockprunerError(`${file} is too short: it has ${tokens.length} tokens and one sequence needs ${context}; give a longer text or a smaller --context`);
+        throw new BlockprunerError(
+            `${file} is too short: it has ${tokens.length} tokens and one sequence needs ${context}; give a longer text or a smaller --context`
+        );
     }
     if (options.samples !== undefined && samples > available) {
-        throw new BlockprunerError(`${file} is too short: it has ${tokens.length} tokens, enough for ${available} sequences of ${context}, not for ${samples}; give a longer text, fewer --samples or a smaller --context`);
+        throw new BlockprunerError(
+            `${file} is too short: it has ${tokens.length} tokens, enough for ${available} sequences of ${context}, not for ${samples}; give a longer text, fewer --samples or a smaller --context`
+        );
     }
     const chosen = pick(available, Math.min(samples, available), seed);
     const result = new Int32Array(chosen.length * context);
-    chosen.forEach((sequence, index) => result.set(tokens.subarray(sequence * context, (sequence + 1) * context), index * context));
+    chosen.forEach((sequence, index) =>
+        result.set(tokens.subarray(sequence * context, (sequence + 1) * context), index * context)
+    );
     return { name: nameOf(file), tokens: result, length: context };
 }
 
@@ -74,7 +84,9 @@ function samplesOf(file: string, text: string, field?: string): string[] {
         const parts = fields.split(',').map((name) => {
             const value = valueAt(record, name.trim());
             if (typeof value !== 'string') {
-                throw new BlockprunerError(`${file}, line ${line}: it has no text in field '${name.trim()}'; name the field with --field`);
+                throw new BlockprunerError(
+                    `${file}, line ${line}: it has no text in field '${name.trim()}'; name the field with --field`
+                );
             }
             return value;
         });

@@ -52,7 +52,10 @@ export async function downloadText(uri: string, options: DownloadOptions = {}): 
     try {
         await cacache.put(cacheFolder(), uri, Buffer.from(text)); // under its name when it is written
     } catch (error) {
-        throw new BlockprunerError(`can't keep ${uri} in ${cacheFolder()}: ${messageOf(error)}; BLOCKPRUNER_CACHE may name another folder`, { cause: error });
+        throw new BlockprunerError(
+            `can't keep ${uri} in ${cacheFolder()}: ${messageOf(error)}; BLOCKPRUNER_CACHE may name another folder`,
+            { cause: error }
+        );
     }
     return text;
 }
@@ -61,24 +64,31 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
     const response = await fetch(addressOf(uri), { ...(signal && { signal }) });
     try {
         if (!response.ok) {
-            throw new BlockprunerError({
-                401: 'it takes a login (401); download it yourself, and give the file',
-                403: 'access is denied (403); download it yourself, and give the file',
-                404: 'there is no such file (404)'
-            }[response.status] ?? `the server answers ${response.status} ${response.statusText}`.trimEnd());
+            throw new BlockprunerError(
+                {
+                    401: 'it takes a login (401); download it yourself, and give the file',
+                    403: 'access is denied (403); download it yourself, and give the file',
+                    404: 'there is no such file (404)'
+                }[response.status] ?? `the server answers ${response.status} ${response.statusText}`.trimEnd()
+            );
         }
         if (/^text\/html\b/i.test(response.headers.get('content-type') ?? '')) {
             throw new BlockprunerError('it is a web page; give the address of the file itself');
         }
-        const total = Number(response.headers.get('content-encoding') === null && response.headers.get('content-length'));
+        const total = Number(
+            response.headers.get('content-encoding') === null && response.headers.get('content-length')
+        );
         const chunks: Uint8Array[] = [];
         let done = 0;
         // Node's streams can be iterated; of the DOM's types, which Vega's bring along, they can't
-        for await (const chunk of (response.body ?? []) as unknown as AsyncIterable<Uint8Array>) { // fails where the connection ends before content-length
+        for await (const chunk of (response.body ?? []) as unknown as AsyncIterable<Uint8Array>) {
+            // fails where the connection ends before content-length
             chunks.push(chunk);
             done += chunk.length;
             if (Math.max(done, total) > MOST) {
-                throw new BlockprunerError(`it is larger than ${MOST / 2 ** 20} MiB; download it yourself, and give a part of it`);
+                throw new BlockprunerError(
+                    `it is larger than ${MOST / 2 ** 20} MiB; download it yourself, and give a part of it`
+                );
             }
             if (total > 0) {
                 onProgress?.(done, total);
@@ -95,7 +105,8 @@ function addressOf(uri: string): string {
     if (!/^hf:/i.test(uri)) {
         return uri;
     }
-    const [, repository, revision = 'main', file] = /^hf:\/\/(datasets\/[^/]+\/[^/@]+)(?:@([^/]+))?\/(.+)$/i.exec(uri) ?? [];
+    const [, repository, revision = 'main', file] =
+        /^hf:\/\/(datasets\/[^/]+\/[^/@]+)(?:@([^/]+))?\/(.+)$/i.exec(uri) ?? [];
     if (repository === undefined || file === undefined) {
         throw new BlockprunerError('write hf://datasets/user/repo/path');
     }

@@ -20,7 +20,9 @@ async function readLocal(file: string): Promise<string> {
         return new TextDecoder('utf-8', { fatal: true }).decode(await fs.readFile(file));
     } catch (error) {
         const { code } = error as NodeJS.ErrnoException;
-        throw new BlockprunerError(`can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`);
+        throw new BlockprunerError(
+            `can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`
+        );
     }
 }
 
@@ -49,5 +51,11 @@ export function jsonLines(file: string, text: string): { record: unknown; line: 
 
 /** What a record has at `a.0.b`, through objects and lists. */
 export function valueAt(record: unknown, dotted: string): unknown {
-    return dotted.split('.').reduce<unknown>((value, key) => (typeof value === 'object' && value !== null ? (value as Record<string, unknown>)[key] : undefined), record);
+    return dotted
+        .split('.')
+        .reduce<unknown>(
+            (value, key) =>
+                typeof value === 'object' && value !== null ? (value as Record<string, unknown>)[key] : undefined,
+            record
+        );
 }

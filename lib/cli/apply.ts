@@ -2,21 +2,40 @@ import type { Argv } from 'yargs';
 import { apply } from '../pipeline/prune.js';
 import { readOrder } from '../search/order.js';
 import { NOTHING_WRITTEN, printResult } from './prune.js';
-import { calibrationOf, calibrationOptions, checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, modelArgument, outputOptions, Progress } from './shared.js';
+import {
+    calibrationOf,
+    calibrationOptions,
+    checkDevice,
+    checkInteger,
+    deviceOptions,
+    interruptSignal,
+    jsonOption,
+    modelArgument,
+    outputOptions,
+    Progress
+} from './shared.js';
 
 export const command = 'apply <model>';
 export const describe = 'Write the model without the first blocks of a known order, without a search';
 
-export const builder = (yargs: Argv) => modelArgument(yargs)
-    .options({
-        order: { type: 'string', demandOption: true, describe: "An order file, as prune --order or the paper's repository writes it" },
-        remove: { type: 'number', demandOption: true, describe: 'Remove so many blocks of it' },
-        ...outputOptions,
-        ...calibrationOptions,
-        ...deviceOptions,
-        json: jsonOption
-    })
-    .example('$0 apply model.gguf --order order.json --remove 8 -o smaller.gguf', 'the first eight blocks of the order');
+export const builder = (yargs: Argv) =>
+    modelArgument(yargs)
+        .options({
+            order: {
+                type: 'string',
+                demandOption: true,
+                describe: "An order file, as prune --order or the paper's repository writes it"
+            },
+            remove: { type: 'number', demandOption: true, describe: 'Remove so many blocks of it' },
+            ...outputOptions,
+            ...calibrationOptions,
+            ...deviceOptions,
+            json: jsonOption
+        })
+        .example(
+            '$0 apply model.gguf --order order.json --remove 8 -o smaller.gguf',
+            'the first eight blocks of the order'
+        );
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
     checkDevice(argv);

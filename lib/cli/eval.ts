@@ -5,27 +5,53 @@ import { isUri, type DownloadOptions } from '../calibration/download.js';
 import { BlockprunerError } from '../errors.js';
 import { scoreTasks, type Score, type TaskScores } from '../evaluation/scores.js';
 import { loadTask, taskNames, type Task, type TaskSource } from '../evaluation/tasks.js';
-import { checkDevice, checkInteger, deviceOptions, interruptSignal, jsonOption, loadModel, modelArgument, Progress, repeatableTask, skipOption } from './shared.js';
+import {
+    checkDevice,
+    checkInteger,
+    deviceOptions,
+    interruptSignal,
+    jsonOption,
+    loadModel,
+    modelArgument,
+    Progress,
+    repeatableTask,
+    skipOption
+} from './shared.js';
 
 export const command = 'eval <model>';
 export const describe = 'Score a model on multiple-choice benchmarks, with any blocks left out';
 
 export const taskOptions = {
-    task: { type: 'string', array: true, nargs: 1, describe: `BENCHMARK=FILE, or a URI, as often as wanted: ${taskNames.join(', ')}` },
+    task: {
+        type: 'string',
+        array: true,
+        nargs: 1,
+        describe: `BENCHMARK=FILE, or a URI, as often as wanted: ${taskNames.join(', ')}`
+    },
     limit: { type: 'number', describe: 'Score the first so many questions of each', defaultDescription: 'all' }
 } as const;
 
-export const builder = (yargs: Argv) => repeatableTask(modelArgument(yargs))
-    .options({
-        ...taskOptions,
-        task: { ...taskOptions.task, demandOption: true },
-        skip: skipOption,
-        ...deviceOptions,
-        json: jsonOption
-    })
-    .example('$0 eval model.gguf --task hellaswag=hellaswag.txt --limit 400', "llama.cpp's text form, or JSON Lines")
-    .example('$0 eval model.gguf --task piqa=valid.jsonl,valid-labels.lst', 'with the labels in a file of their own')
-    .example('$0 eval model.gguf --task multiple-choice=mine.jsonl,context:question,choices:options,answer:label', 'any JSON Lines, by its fields');
+export const builder = (yargs: Argv) =>
+    repeatableTask(modelArgument(yargs))
+        .options({
+            ...taskOptions,
+            task: { ...taskOptions.task, demandOption: true },
+            skip: skipOption,
+            ...deviceOptions,
+            json: jsonOption
+        })
+        .example(
+            '$0 eval model.gguf --task hellaswag=hellaswag.txt --limit 400',
+            "llama.cpp's text form, or JSON Lines"
+        )
+        .example(
+            '$0 eval model.gguf --task piqa=valid.jsonl,valid-labels.lst',
+            'with the labels in a file of their own'
+        )
+        .example(
+            '$0 eval model.gguf --task multiple-choice=mine.jsonl,context:question,choices:options,answer:label',
+            'any JSON Lines, by its fields'
+        );
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
     checkDevice(argv);
@@ -34,9 +60,17 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     const progress = new Progress();
     const signal = interruptSignal();
     try {
-        const tasks = await loadTasks(argv.task, { signal, onProgress: (done, total) => progress.update('download', done, total) });
+        const tasks = await loadTasks(argv.task, {
+            signal,
+            onProgress: (done, total) => progress.update('download', done, total)
+        });
         const model = await loadModel(argv, progress, signal);
-        const scores = await scoreTasks(model, tasks, { skip, limit: argv.limit, signal, onProgress: (done, total) => progress.update('score', done, total) });
+        const scores = await scoreTasks(model, tasks, {
+            skip,
+            limit: argv.limit,
+            signal,
+            onProgress: (done, total) => progress.update('score', done, total)
+        });
         model.dispose();
         progress.stop();
         console.log(argv.json ? JSON.stringify({ tasks: scores }) : scores.map(formatScores).join('\n'));
@@ -73,13 +107,20 @@ export function parseTask(text: string): TaskSource {
         return { name, file: rest };
     }
     if (name === 'multiple-choice') {
-        const [, file, context, choices, answer] = /^(.+),context:([^,]+),choices:([^,]+),answer:([^,]+)$/.exec(rest) ?? [];
+        const [, file, context, choices, answer] =
+            /^(.+),context:([^,]+),choices:([^,]+),answer:([^,]+)$/.exec(rest) ?? [];
         if (!file || !context || !choices || !answer) {
-            throw new BlockprunerError(`--task '${text}': write multiple-choice=FILE,context:FIELD,choices:FIELD,answer:FIELD`);
+            throw new BlockprunerError(
+                `--task '${text}': write multiple-choice=FILE,context:FIELD,choices:FIELD,answer:FIELD`
+            );
         }
         return { name, file, fields: { context, choices, answer } };
     }
     const [, file, labels] = /^(.+),(\w+:\/\/.+)$/.exec(rest) ?? /^(.+),([^,]+)$/.exec(rest) ?? [];
-    const hasLabels = name === 'piqa' && file !== undefined && labels !== undefined && (!file.includes('?') || isUri(labels) || fs.existsSync(labels));
+    const hasLabels =
+        name === 'piqa' &&
+        file !== undefined &&
+        labels !== undefined &&
+        (!file.includes('?') || isUri(labels) || fs.existsSync(labels));
     return hasLabels ? { name, file, labels } : { name, file: rest };
 }

@@ -13,7 +13,9 @@ import { Interrupted } from './shared.js';
 async function main(): Promise<void> {
     await yargs(hideBin(process.argv))
         .scriptName('blockpruner')
-        .usage('$0 <command>\n\nMakes a GGUF language model smaller and faster without training it; stock llama.cpp loads the result.')
+        .usage(
+            '$0 <command>\n\nMakes a GGUF language model smaller and faster without training it; stock llama.cpp loads the result.'
+        )
         .command(prune)
         .command(apply)
         .command(perplexity)
@@ -36,7 +38,11 @@ async function main(): Promise<void> {
 main().catch((error: unknown) => {
     // what the user can put right is one line; anything else is a defect of ours, and its stack helps to find it
     const expected = error instanceof BlockprunerError || error instanceof Interrupted;
-    const interrupted = error instanceof Interrupted || (error instanceof Error && (error.cause as { code?: string } | undefined)?.code === 'BUILD_INTERRUPTED');
-    process.stderr.write(expected || !(error instanceof Error) ? `blockpruner: ${messageOf(error)}\n` : `blockpruner: ${error.stack}\n`);
+    const interrupted =
+        error instanceof Interrupted ||
+        (error instanceof Error && (error.cause as { code?: string } | undefined)?.code === 'BUILD_INTERRUPTED');
+    process.stderr.write(
+        expected || !(error instanceof Error) ? `blockpruner: ${messageOf(error)}\n` : `blockpruner: ${error.stack}\n`
+    );
     process.exitCode = interrupted ? 130 : 1;
 });

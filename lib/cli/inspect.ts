@@ -6,9 +6,8 @@ import { interruptSignal, jsonOption, mib, millions, modelArgument, Progress } f
 export const command = 'inspect <model>';
 export const describe = "Show a model's blocks, their sizes, and how a pruned one would be written";
 
-export const builder = (yargs: Argv) => modelArgument(yargs)
-    .options({ json: jsonOption })
-    .example('$0 inspect model.gguf', 'what can be removed from it');
+export const builder = (yargs: Argv) =>
+    modelArgument(yargs).options({ json: jsonOption }).example('$0 inspect model.gguf', 'what can be removed from it');
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
     const progress = new Progress();
@@ -19,13 +18,20 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             console.log(JSON.stringify(result));
             return;
         }
-        console.log([
-            `architecture  ${result.architecture}`,
-            `host          ${result.host ?? 'none'}: ${result.reason}`,
-            `layers        ${result.layers}, ${result.blocks.length} blocks`,
-            ...(result.moves.some(({ length }) => length > 1) ? [`together      ${result.moves.map(formatMove).join(', ')}`] : []),
-            ...result.blocks.map((block) => `  ${formatBlock(block).padEnd(9)} ${millions(block.parameters).padStart(9)} parameters  ${mib(block.bytes).padStart(10)}`)
-        ].join('\n'));
+        console.log(
+            [
+                `architecture  ${result.architecture}`,
+                `host          ${result.host ?? 'none'}: ${result.reason}`,
+                `layers        ${result.layers}, ${result.blocks.length} blocks`,
+                ...(result.moves.some(({ length }) => length > 1)
+                    ? [`together      ${result.moves.map(formatMove).join(', ')}`]
+                    : []),
+                ...result.blocks.map(
+                    (block) =>
+                        `  ${formatBlock(block).padEnd(9)} ${millions(block.parameters).padStart(9)} parameters  ${mib(block.bytes).padStart(10)}`
+                )
+            ].join('\n')
+        );
     } finally {
         progress.stop();
     }

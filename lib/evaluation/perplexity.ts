@@ -62,12 +62,18 @@ export interface TextOptions {
  * A text file cut into sequences; the tokens after the last full one are dropped.
  * @throws BlockprunerError if the text is shorter than one sequence (`llama.cpp`: two)
  */
-export async function textSequences(model: Model, file: string, { context = 512, definition = 'paper', field, samples = Infinity, signal }: TextOptions = {}): Promise<Sequences> {
+export async function textSequences(
+    model: Model,
+    file: string,
+    { context = 512, definition = 'paper', field, samples = Infinity, signal }: TextOptions = {}
+): Promise<Sequences> {
     const all = await model.tokenize(await readSamples(file, field, { signal }), signal);
     const available = Math.floor(all.length / context);
     const needed = definition === 'llama.cpp' ? 2 : 1; // its tool refuses less than two chunks
     if (available < needed) {
-        throw new BlockprunerError(`${file} is too short: it has ${all.length} tokens, and ${needed * context} are needed; give a longer text or a smaller --context`);
+        throw new BlockprunerError(
+            `${file} is too short: it has ${all.length} tokens, and ${needed * context} are needed; give a longer text or a smaller --context`
+        );
     }
     const tokens = all.slice(0, Math.min(available, samples) * context);
     if (definition === 'llama.cpp' && model.bos !== null) {
@@ -86,19 +92,36 @@ export interface PerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
 }
 
 /** Perplexity of a model on sequences, cut for the same definition. */
-export async function measurePerplexity(model: Model, sequences: Sequences, { definition = 'paper', dense, ...evaluation }: PerplexityOptions = {}): Promise<Perplexity> {
+export async function measurePerplexity(
+    model: Model,
+    sequences: Sequences,
+    { definition = 'paper', dense, ...evaluation }: PerplexityOptions = {}
+): Promise<Perplexity> {
     const { tokens, length } = sequences;
     const first = definition === 'llama.cpp' ? Math.floor(length / 2) : 0;
     const mean = (values: Float32Array) => meanNll(values, length, first);
-    const compared = dense && await model.diverge(sequences, dense, evaluation);
-    const nll = mean(compared?.nll ?? await model.evaluate(sequences, evaluation));
+    const compared = dense && (await model.diverge(sequences, dense, evaluation));
+    const nll = mean(compared?.nll ?? (await model.evaluate(sequences, evaluation)));
     return {
-        perplexity: Math.exp(nll), nll, tokens: tokens.length / length * (length - 1 - first), sequences: tokens.length / length,
-        ...(compared && { dense: { perplexity: Math.exp(mean(compared.denseNll)), divergence: mean(compared.divergence), sameTop: mean(compared.sameTop) } })
+        perplexity: Math.exp(nll),
+        nll,
+        tokens: (tokens.length / length) * (length - 1 - first),
+        sequences: tokens.length / length,
+        ...(compared && {
+            dense: {
+                perplexity: Math.exp(mean(compared.denseNll)),
+                divergence: mean(compared.divergence),
+                sameTop: mean(compared.sameTop)
+            }
+        })
     };
 }
 
 /** Perplexity of a model on a text file; errors as {@link textSequences}. */
-export async function textPerplexity(model: Model, file: string, options: TextOptions & PerplexityOptions = {}): Promise<Perplexity> {
+export async function textPerplexity(
+    model: Model,
+    file: string,
+    options: TextOptions & PerplexityOptions = {}
+): Promise<Perplexity> {
     return measurePerplexity(model, await textSequences(model, file, options), options);
 }

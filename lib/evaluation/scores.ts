@@ -40,13 +40,24 @@ export async function scoreTask(model: Model, task: Task, options: TaskOptions =
     nll.forEach((values, question) => {
         const { choices, answer } = task.questions[question]!;
         right.acc.push(Number(lowest(values) === answer));
-        right.norm.push(Number(lowest(values.map((value, i) => value / [...choices[i]!.ending.slice(1)].length)) === answer));
+        right.norm.push(
+            Number(lowest(values.map((value, i) => value / [...choices[i]!.ending.slice(1)].length)) === answer)
+        );
     });
-    return { task: task.name, questions: nll.length, acc: scoreOf(right.acc), acc_norm: task.normalized ? scoreOf(right.norm) : null };
+    return {
+        task: task.name,
+        questions: nll.length,
+        acc: scoreOf(right.acc),
+        acc_norm: task.normalized ? scoreOf(right.norm) : null
+    };
 }
 
 /** Zero-shot scores of several tasks; errors as {@link scoreTask}. */
-export async function scoreTasks(model: Model, tasks: readonly Task[], options: TaskOptions = {}): Promise<TaskScores[]> {
+export async function scoreTasks(
+    model: Model,
+    tasks: readonly Task[],
+    options: TaskOptions = {}
+): Promise<TaskScores[]> {
     const scores: TaskScores[] = [];
     for (const task of tasks) {
         scores.push(await scoreTask(model, task, options));
@@ -75,12 +86,19 @@ export async function endingsNll(model: Model, task: Task, options: TaskOptions 
             const start = contexts.get(context) ?? (await model.tokenize(context.trimEnd(), signal)).length;
             contexts.set(context, start);
             if (start === 0 || whole.length <= start) {
-                throw new BlockprunerError(`${task.name}: ${start === 0 ? `the context '${context}'` : `the ending '${ending}'`} has no tokens`);
+                throw new BlockprunerError(
+                    `${task.name}: ${start === 0 ? `the context '${context}'` : `the ending '${ending}'`} has no tokens`
+                );
             }
             choices.push({ context: whole.subarray(0, start), ending: whole.subarray(start) });
         }
     }
-    const nll = await model.score(choices, { skip, signal, onProgress: onProgress && ((done, total) => onProgress(Math.round(done / total * questions.length), questions.length)) });
+    const nll = await model.score(choices, {
+        skip,
+        signal,
+        onProgress:
+            onProgress && ((done, total) => onProgress(Math.round((done / total) * questions.length), questions.length))
+    });
     let next = 0;
     return questions.map(({ choices: ofQuestion }) => ofQuestion.map(() => nll[next++]!));
 }

@@ -26,5 +26,7 @@ export async function chooseHost(gguf: Gguf, signal?: AbortSignal): Promise<Host
     } finally {
         prober.close();
     }
-    throw new BlockprunerError(`${gguf.files[0]} (architecture '${architectureOf(gguf)}') can be evaluated, but can't be written without blocks: ${reasons.join('; ')}`);
+    throw new BlockprunerError(
+        `${gguf.files[0]} (architecture '${architectureOf(gguf)}') can be evaluated, but can't be written without blocks: ${reasons.join('; ')}`
+    );
 }

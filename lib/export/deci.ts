@@ -2,7 +2,19 @@ import type { Block } from '../runtime/blocks.js';
 import type { GgufTensor } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
 import { fillerKey, type Gguf, type GgufTensorInfo } from '../runtime/gguf.js';
-import { architectureOf, fillerFfn, globalTensors, isQuantized, packLayers, singleMoves, splitName, zeros, type Export, type Host, type Source } from './host.js';
+import {
+    architectureOf,
+    fillerFfn,
+    globalTensors,
+    isQuantized,
+    packLayers,
+    singleMoves,
+    splitName,
+    zeros,
+    type Export,
+    type Host,
+    type Source
+} from './host.js';
 
 const attnTensors = /^(attn_norm\.weight|attn_(q|k|v)\.(weight|bias)|attn_output\.(weight|bias))$/;
 const ffnTensors = /^(ffn_norm\.weight|ffn_(gate|up|down)\.(weight|bias))$/;
@@ -37,8 +49,12 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
     }
     const hosted = await probe(whole);
     const sequential = graph.blocks.every(({ direct, parallel, reads }) => direct && !parallel && reads.length === 0);
-    const same = sequential && hosted !== undefined && hosted.outerSignature === graph.outerSignature &&
-        hosted.blocks.map(({ signature }) => signature).join() === graph.blocks.map(({ signature }) => signature).join();
+    const same =
+        sequential &&
+        hosted !== undefined &&
+        hosted.outerSignature === graph.outerSignature &&
+        hosted.blocks.map(({ signature }) => signature).join() ===
+            graph.blocks.map(({ signature }) => signature).join();
     if (!same) {
         return 'not deci, which computes something else of these tensors';
     }
@@ -72,7 +88,10 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
         return Array.isArray(value) ? Number(value[layer]) : number(name);
     };
     const heads = (layer: number) => perLayer('attention.head_count', layer);
-    const headsKv = (layer: number) => (metadata[key('attention.head_count_kv')] === undefined ? heads(layer) : perLayer('attention.head_count_kv', layer));
+    const headsKv = (layer: number) =>
+        metadata[key('attention.head_count_kv')] === undefined
+            ? heads(layer)
+            : perLayer('attention.head_count_kv', layer);
     const embedding = number('embedding_length');
     const headSize = number('attention.key_length', embedding / heads(0));
     const rotated = number('rope.dimension_count', headSize);
@@ -95,11 +114,12 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
             byBlock.set(id, [...(byBlock.get(id) ?? []), tensor]);
         }
     }
-    const copy = (kind: 'attn' | 'ffn', from: number, to: number): GgufTensor[] => (byBlock.get(`${kind}.${from}`) ?? []).map(({ name, file }) => {
-        const { rest } = splitName(name);
-        const rotatedRows = rope === 'neox' && /^attn_(q|k)\./.test(rest!);
-        return { name: `blk.${to}.${rest}`, from: [{ file, name }], ...(rotatedRows && { ropeHead: headSize }) };
-    });
+    const copy = (kind: 'attn' | 'ffn', from: number, to: number): GgufTensor[] =>
+        (byBlock.get(`${kind}.${from}`) ?? []).map(({ name, file }) => {
+            const { rest } = splitName(name);
+            const rotatedRows = rope === 'neox' && /^attn_(q|k)\./.test(rest!);
+            return { name: `blk.${to}.${rest}`, from: [{ file, name }], ...(rotatedRows && { ropeHead: headSize }) };
+        });
     const zeroHead = (layer: number): GgufTensor[] => [
         zeros(`blk.${layer}.attn_norm.weight`, embedding),
         zeros(`blk.${layer}.attn_q.weight`, embedding, headSize),
@@ -114,13 +134,34 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
         set: [
             { key: 'general.architecture', type: 'string', value: 'deci' },
             { key: 'deci.block_count', type: 'u32', value: layers.length },
-            { key: 'deci.attention.head_count', type: 'u32[]', value: layers.map(({ attn }, index) => (attn !== undefined ? heads(attn) : index === 0 ? 1 : 0)) },
-            { key: 'deci.attention.head_count_kv', type: 'u32[]', value: layers.map(({ attn }, index) => (attn !== undefined ? headsKv(attn) : index === 0 ? 1 : 0)) },
-            { key: 'deci.feed_forward_length', type: 'u32[]', value: layers.map(({ ffn }) => (ffn !== undefined ? perLayer('feed_forward_length', ffn) : 1)) },
+            {
+                key: 'deci.attention.head_count',
+                type: 'u32[]',
+                value: layers.map(({ attn }, index) => (attn !== undefined ? heads(attn) : index === 0 ? 1 : 0))
+            },
+            {
+                key: 'deci.attention.head_count_kv',
+                type: 'u32[]',
+                value: layers.map(({ attn }, index) => (attn !== undefined ? headsKv(attn) : index === 0 ? 1 : 0))
+            },
+            {
+                key: 'deci.feed_forward_length',
+                type: 'u32[]',
+                value: layers.map(({ ffn }) => (ffn !== undefined ? perLayer('feed_forward_length', ffn) : 1))
+            },
             { key: 'deci.attention.key_length', type: 'u32', value: headSize },
             { key: 'deci.attention.value_length', type: 'u32', value: headSize },
             { key: 'deci.rope.dimension_count', type: 'u32', value: headSize },
-            { key: fillerKey, type: 'string', value: layers.flatMap(({ attn, ffn }, index) => [...(attn === undefined && index === 0 ? ['attn.0'] : []), ...(ffn === undefined ? [`ffn.${index}`] : [])]).join() }
+            {
+                key: fillerKey,
+                type: 'string',
+                value: layers
+                    .flatMap(({ attn, ffn }, index) => [
+                        ...(attn === undefined && index === 0 ? ['attn.0'] : []),
+                        ...(ffn === undefined ? [`ffn.${index}`] : [])
+                    ])
+                    .join()
+            }
         ],
         tensors: [
             ...globalTensors(gguf),

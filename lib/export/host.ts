@@ -53,7 +53,9 @@ export function splitName(name: string): { layer?: number; rest?: string } {
 
 /** The model's tensors outside its layers, copied. */
 export function globalTensors(gguf: Gguf): Export['tensors'] {
-    return gguf.tensors.filter(({ name }) => splitName(name).rest === undefined).map(({ name, file }) => ({ name, from: [{ file, name }] }));
+    return gguf.tensors
+        .filter(({ name }) => splitName(name).rest === undefined)
+        .map(({ name, file }) => ({ name, from: [{ file, name }] }));
 }
 
 /** A tensor of zeros. F16, never quantized: with AMX a narrow quantized matrix gave wrong results. */

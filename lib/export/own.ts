@@ -32,13 +32,24 @@ export async function ownHost(source: Source): Promise<Host | string> {
     if (indirect) {
         return `not its own architecture, since its residual stream is scaled or normalized beside ${formatBlock(indirect)}`;
     }
-    const pairs = layers.every(([attn, ffn], index) => layers[index]!.length === 2 && attn!.kind === 'attn' && ffn!.kind === 'ffn') &&
+    const pairs =
+        layers.every(
+            ([attn, ffn], index) => layers[index]!.length === 2 && attn!.kind === 'attn' && ffn!.kind === 'ffn'
+        ) &&
         graph.blocks.every(({ parallel, reads, layer }) => !parallel && !reads.some((block) => block.layer === layer));
     const pinned = graph.blocks.flatMap(({ reads, layer }) => reads.filter((block) => block.layer !== layer));
 
     const laws: [attn: Law, ffn: Law][] = pairs
-        ? [['follows', 'follows'], ['follows', 'position'], ['position', 'follows'], ['position', 'position']]
-        : [['follows', 'follows'], ['position', 'position']];
+        ? [
+              ['follows', 'follows'],
+              ['follows', 'position'],
+              ['position', 'follows'],
+              ['position', 'position']
+          ]
+        : [
+              ['follows', 'follows'],
+              ['position', 'position']
+          ];
     for (const [attn, ffn] of laws) {
         const host = new OwnHost(source, pairs, pinned, { attn, ffn });
         if (await host.isTrue()) {
@@ -62,21 +73,33 @@ class OwnHost {
     /** what a layer's attention or FFN must be at a position, where that decides */
     readonly #atPosition: Record<BlockKind, (string | undefined)[]>;
 
-    constructor(private readonly source: Source, private readonly pairs: boolean, private readonly pinned: readonly Block[], private readonly law: Record<BlockKind, Law>) {
+    constructor(
+        private readonly source: Source,
+        private readonly pairs: boolean,
+        private readonly pinned: readonly Block[],
+        private readonly law: Record<BlockKind, Law>
+    ) {
         const { blocks } = source.graph;
         this.#layers = layersOf(blocks);
         this.#signatures = new Map(blocks.map((block) => [formatBlock(block), block.signature]));
         this.#kinds = new Set(this.#signatures.values()).size;
-        const at = (kind: BlockKind) => this.#layers.map((layer) => {
-            const block = layer.find((candidate) => candidate.kind === kind);
-            return block && this.#signature(block);
-        });
+        const at = (kind: BlockKind) =>
+            this.#layers.map((layer) => {
+                const block = layer.find((candidate) => candidate.kind === kind);
+                return block && this.#signature(block);
+            });
         this.#atPosition = { attn: at('attn'), ffn: at('ffn') };
     }
 
     get reason(): string {
-        const what = this.pairs ? 'an attention and an FFN block that are neighbours' : this.#layers.every(({ length }) => length === 1) ? 'single blocks, each a layer,' : 'whole layers';
-        const bound = (Object.keys(this.law) as BlockKind[]).filter((kind) => this.law[kind] === 'position' && new Set(this.#atPosition[kind]).size > 1);
+        const what = this.pairs
+            ? 'an attention and an FFN block that are neighbours'
+            : this.#layers.every(({ length }) => length === 1)
+              ? 'single blocks, each a layer,'
+              : 'whole layers';
+        const bound = (Object.keys(this.law) as BlockKind[]).filter(
+            (kind) => this.law[kind] === 'position' && new Set(this.#atPosition[kind]).size > 1
+        );
         return `${what} can go${bound.length > 0 ? `, as long as each ${bound.map((kind) => (kind === 'attn' ? 'attention' : 'FFN')).join(' and ')} stays at a position of its kind` : ''}`;
     }
 
@@ -101,11 +124,20 @@ class OwnHost {
         const layers = this.#pack(remaining);
         // llama.cpp expects some kinds of layers, such as those with a sliding window, to be there: one of each stays
         const kinds = new Set(remaining.map((block) => this.#signature(block))).size;
-        return layers !== undefined && kinds === this.#kinds && this.pinned.every((block) => remaining.some((other) => sameBlock(block, other))) &&
-            layers.every((layer, position) => (['attn', 'ffn'] as const).every((kind) => {
-                const block = layer.find((candidate) => candidate.kind === kind);
-                return this.law[kind] === 'follows' || (block && this.#signature(block)) === this.#atPosition[kind][position];
-            }));
+        return (
+            layers !== undefined &&
+            kinds === this.#kinds &&
+            this.pinned.every((block) => remaining.some((other) => sameBlock(block, other))) &&
+            layers.every((layer, position) =>
+                (['attn', 'ffn'] as const).every((kind) => {
+                    const block = layer.find((candidate) => candidate.kind === kind);
+                    return (
+                        this.law[kind] === 'follows' ||
+                        (block && this.#signature(block)) === this.#atPosition[kind][position]
+                    );
+                })
+            )
+        );
     }
 
     /** The layers of what is left; undefined where it doesn't fill layers. */
@@ -114,7 +146,10 @@ class OwnHost {
             const layers = layersOf(remaining);
             return layers.every((layer) => layer.length === this.#layers[layer[0]!.layer]!.length) ? layers : undefined;
         }
-        if (remaining.length % 2 !== 0 || remaining.some(({ kind }, index) => kind !== (index % 2 === 0 ? 'attn' : 'ffn'))) {
+        if (
+            remaining.length % 2 !== 0 ||
+            remaining.some(({ kind }, index) => kind !== (index % 2 === 0 ? 'attn' : 'ffn'))
+        ) {
             return undefined;
         }
         return Array.from({ length: remaining.length / 2 }, (_, index) => remaining.slice(2 * index, 2 * index + 2));
@@ -128,15 +163,24 @@ class OwnHost {
             return false;
         }
         // the first, the last, one in the middle, and as many as can go
-        const tried = [moves[0]!, moves[Math.floor(moves.length / 2)]!, moves.at(-1)!].map((move) => without(blocks, move));
+        const tried = [moves[0]!, moves[Math.floor(moves.length / 2)]!, moves.at(-1)!].map((move) =>
+            without(blocks, move)
+        );
         let least: readonly Block[] = blocks;
         for (let next = moves; next.length > 0; next = this.moves(least)) {
             least = without(least, next[Math.floor(next.length / 2)]!);
         }
         for (const remaining of [...tried, least]) {
             const found = await this.source.probe(this.plan(remaining));
-            if (!found || found.outerSignature !== outerSignature || found.blocks.length !== remaining.length ||
-                !found.blocks.every(({ kind, signature }, i) => kind === remaining[i]!.kind && signature === this.#signature(remaining[i]!))) {
+            if (
+                !found ||
+                found.outerSignature !== outerSignature ||
+                found.blocks.length !== remaining.length ||
+                !found.blocks.every(
+                    ({ kind, signature }, i) =>
+                        kind === remaining[i]!.kind && signature === this.#signature(remaining[i]!)
+                )
+            ) {
                 return false;
             }
         }
@@ -152,12 +196,17 @@ class OwnHost {
         const architecture = architectureOf(gguf);
         const key = (name: string) => `${architecture}.${name}`;
         const count = this.#layers.length;
-        const sources = (kind: BlockKind) => layers.map((layer) => (layer.find((block) => block.kind === kind) ?? layer[0]!).layer);
+        const sources = (kind: BlockKind) =>
+            layers.map((layer) => (layer.find((block) => block.kind === kind) ?? layer[0]!).layer);
         const [attn, ffn] = [sources('attn'), sources('ffn')];
 
         // layers that are in the file and not in the graph, such as those that predict further tokens, stay behind the others
-        const extra = [...new Set(gguf.tensors.map(({ name }) => splitName(name).layer ?? 0))].filter((layer) => layer >= count).sort((a, b) => a - b);
-        const owner = new Map(graph.blocks.flatMap(({ kind, tensors }) => tensors.map((name) => [name, kind] as const)));
+        const extra = [...new Set(gguf.tensors.map(({ name }) => splitName(name).layer ?? 0))]
+            .filter((layer) => layer >= count)
+            .sort((a, b) => a - b);
+        const owner = new Map(
+            graph.blocks.flatMap(({ kind, tensors }) => tensors.map((name) => [name, kind] as const))
+        );
         const tensors = gguf.tensors.flatMap(({ name, file }): GgufTensor[] => {
             const { layer, rest } = splitName(name);
             if (layer === undefined) {
@@ -165,26 +214,46 @@ class OwnHost {
             }
             const from = layer >= count ? extra : owner.get(name) === 'ffn' ? ffn : attn;
             const to = from.indexOf(layer);
-            return to < 0 ? [] : [{ name: `blk.${layer >= count ? layers.length + to : to}.${rest}`, from: [{ file, name }] }];
+            return to < 0
+                ? []
+                : [{ name: `blk.${layer >= count ? layers.length + to : to}.${rest}`, from: [{ file, name }] }];
         });
 
         const filler = fillerOf(gguf).flatMap(({ kind, layer }) => {
             const to = (kind === 'ffn' ? ffn : attn).indexOf(layer);
             return to < 0 ? [] : [`${kind}.${to}`];
         });
-        const perLayer = Object.entries(gguf.metadata).filter(([name, value]) => name.startsWith(`${architecture}.`) && Array.isArray(value) &&
-            (value.length === count || value.length === count + extra.length) && !name.endsWith('rope.dimension_sections'));
+        const perLayer = Object.entries(gguf.metadata).filter(
+            ([name, value]) =>
+                name.startsWith(`${architecture}.`) &&
+                Array.isArray(value) &&
+                (value.length === count || value.length === count + extra.length) &&
+                !name.endsWith('rope.dimension_sections')
+        );
         const leading = gguf.metadata[key('leading_dense_block_count')];
         const flags = (name: string, type: 'bool[]' | 'u32[]', values: boolean[]): Export['set'] => {
             const isMixed = new Set(values.slice(0, count)).size > 1;
-            return isMixed ? [{ key: key(name), type, value: [...attn, ...extra].map((layer) => Number(values[layer] ?? false)) }] : [];
+            return isMixed
+                ? [{ key: key(name), type, value: [...attn, ...extra].map((layer) => Number(values[layer] ?? false)) }]
+                : [];
         };
         return {
             rename: [],
-            select: perLayer.map(([name, value]) => [name, [...(ffnKeys.test(name) ? ffn : attn), ...((value as unknown[]).length > count ? extra : [])]]),
+            select: perLayer.map(([name, value]) => [
+                name,
+                [...(ffnKeys.test(name) ? ffn : attn), ...((value as unknown[]).length > count ? extra : [])]
+            ]),
             set: [
                 { key: key('block_count'), type: 'u32', value: layers.length + extra.length },
-                ...(typeof leading === 'number' ? [{ key: key('leading_dense_block_count'), type: 'u32' as const, value: ffn.filter((layer) => layer < leading).length }] : []),
+                ...(typeof leading === 'number'
+                    ? [
+                          {
+                              key: key('leading_dense_block_count'),
+                              type: 'u32' as const,
+                              value: ffn.filter((layer) => layer < leading).length
+                          }
+                      ]
+                    : []),
                 ...flags('attention.sliding_window_pattern', 'bool[]', graph.slidingWindow), // as llama.cpp's converter writes it
                 ...flags('attention.recurrent_layers', 'u32[]', graph.recurrent),
                 ...(filler.length > 0 ? [{ key: fillerKey, type: 'string' as const, value: filler.join() }] : [])

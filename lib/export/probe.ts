@@ -16,7 +16,10 @@ import type { ProbeReply } from './probe-process.js';
 export class Prober {
     #child: ChildProcess | undefined;
 
-    constructor(private readonly gguf: Gguf, private readonly signal?: AbortSignal) {}
+    constructor(
+        private readonly gguf: Gguf,
+        private readonly signal?: AbortSignal
+    ) {}
 
     /**
      * What the model itself computes.
@@ -36,13 +39,18 @@ export class Prober {
         const file = path.join(folder, 'header.gguf');
         try {
             const addon = await loadAddon();
-            await runNative(this.signal, (cancel) => addon.writeGguf({
-                output: file,
-                sources: this.gguf.files,
-                remove: splitKeys,
-                headerOnly: true,
-                ...plan
-            }, { cancel }));
+            await runNative(this.signal, (cancel) =>
+                addon.writeGguf(
+                    {
+                        output: file,
+                        sources: this.gguf.files,
+                        remove: splitKeys,
+                        headerOnly: true,
+                        ...plan
+                    },
+                    { cancel }
+                )
+            );
             const reply = await this.#ask(file);
             return 'graph' in reply ? reply.graph : undefined;
         } finally {
@@ -56,9 +64,14 @@ export class Prober {
 
     #ask(file: string): Promise<ProbeReply> {
         this.signal?.throwIfAborted();
-        this.#child ??= fork(path.join(__dirname, 'probe-process.js'), { stdio: ['ignore', 'ignore', 'ignore', 'ipc'], execArgv: [], serialization: 'advanced' });
+        this.#child ??= fork(path.join(__dirname, 'probe-process.js'), {
+            stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
+            execArgv: [],
+            serialization: 'advanced'
+        });
         const child = this.#child;
-        if (!child.connected) { // it was ended between two questions
+        if (!child.connected) {
+            // it was ended between two questions
             this.#child = undefined;
             return this.#ask(file);
         }
@@ -75,10 +88,13 @@ export class Prober {
             };
             const failed = (error: Error) => {
                 this.#child = undefined;
-                settle(() => reject(new BlockprunerError(`llama.cpp's process for looking at ${file} failed: ${error.message}`)));
+                settle(() =>
+                    reject(new BlockprunerError(`llama.cpp's process for looking at ${file} failed: ${error.message}`))
+                );
             };
             const exited = (code: number | null, signal: string | null) => {
-                if (signal === 'SIGKILL' || signal === 'SIGTERM') { // not of its own doing, such as for lack of memory
+                if (signal === 'SIGKILL' || signal === 'SIGTERM') {
+                    // not of its own doing, such as for lack of memory
                     return failed(new Error(`it was ended by ${signal}`));
                 }
                 this.#child = undefined;

@@ -34,7 +34,14 @@ export interface WriteOptions {
  * @param blocks all blocks of the model in the order of the residual stream
  * @throws BlockprunerError if there is no room on the disk, or writing fails; nothing is left behind then
  */
-export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block[], provenance: Provenance, output: string, options: WriteOptions = {}): Promise<void> {
+export async function writePruned(
+    gguf: Gguf,
+    host: Host,
+    blocks: readonly Block[],
+    provenance: Provenance,
+    output: string,
+    options: WriteOptions = {}
+): Promise<void> {
     const { force, verify, onProgress, signal } = options;
     const plan = planFile(gguf, host, blocks, provenance.removed, provenance.merges);
     const addon = await loadAddon();
@@ -43,21 +50,38 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
     const sizes = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor.bytes]));
     // the header is at most the source's: what isn't tensors, and what we add
     const tensorBytes = gguf.tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
-    const needed = plan.tensors.reduce((sum, tensor) => sum + ('from' in tensor ? tensor.from.reduce((bytes, { name }) => bytes + sizes.get(name)!, 0) : 4 * tensor.shape.reduce((a, b) => a * b, 1)), 0)
-        + (gguf.bytes - tensorBytes) + 2 ** 20;
+    const needed =
+        plan.tensors.reduce(
+            (sum, tensor) =>
+                sum +
+                ('from' in tensor
+                    ? tensor.from.reduce((bytes, { name }) => bytes + sizes.get(name)!, 0)
+                    : 4 * tensor.shape.reduce((a, b) => a * b, 1)),
+            0
+        ) +
+        (gguf.bytes - tensorBytes) +
+        2 ** 20;
     const folder = path.dirname(path.resolve(output));
     const { blocks: size, bavail, bsize } = await fs.statfs(folder);
-    if (size > 0 && bavail * bsize < needed) { // some network file systems don't tell
-        throw new BlockprunerError(`there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed and ${Math.floor(bavail * bsize / 2 ** 20)} MiB free in ${folder}`);
+    if (size > 0 && bavail * bsize < needed) {
+        // some network file systems don't tell
+        throw new BlockprunerError(
+            `there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed and ${Math.floor((bavail * bsize) / 2 ** 20)} MiB free in ${folder}`
+        );
     }
 
     const partial = partialIn(folder, '.gguf');
     try {
-        await runNative(signal, async (cancel) => addon.writeGguf({
-            ...plan,
-            output: partial,
-            set: [...plan.set, ...provenanceKeys(gguf, provenance, await hashGguf(gguf, signal))]
-        }, { cancel, ...(onProgress && { onProgress }) }));
+        await runNative(signal, async (cancel) =>
+            addon.writeGguf(
+                {
+                    ...plan,
+                    output: partial,
+                    set: [...plan.set, ...provenanceKeys(gguf, provenance, await hashGguf(gguf, signal))]
+                },
+                { cancel, ...(onProgress && { onProgress }) }
+            )
+        );
         const handle = await fs.open(partial, 'r+');
         await handle.sync().finally(() => handle.close());
         await verify?.(partial);
@@ -70,7 +94,13 @@ export async function writePruned(gguf: Gguf, host: Host, blocks: readonly Block
 }
 
 /** How a model is written without some blocks, all but the name of the output. */
-export function planFile(gguf: Gguf, host: Host, blocks: readonly Block[], removed: readonly Block[], merges: Merges = new Map()): Omit<GgufPlan, 'output'> {
+export function planFile(
+    gguf: Gguf,
+    host: Host,
+    blocks: readonly Block[],
+    removed: readonly Block[],
+    merges: Merges = new Map()
+): Omit<GgufPlan, 'output'> {
     const plan = host.plan(without(blocks, removed));
     const tensors = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor]));
     const merged = (from: GgufSource): GgufSource => {
@@ -80,23 +110,37 @@ export function planFile(gguf: Gguf, host: Host, blocks: readonly Block[], remov
         if (!weights || rest!.includes('norm')) {
             return from;
         }
-        return { ...from, sum: [...weights].map(([other, weight]) => {
-            const tensor = tensors.get(`blk.${other}.${rest}`);
-            if (!tensor || String(tensor.shape) !== String(tensors.get(from.name)!.shape)) {
-                throw new BlockprunerError(`layer ${other} can't be merged into layer ${layer}: it has no ${rest} of the same shape`);
-            }
-            return { file: tensor.file, name: tensor.name, weight };
-        }) };
+        return {
+            ...from,
+            sum: [...weights].map(([other, weight]) => {
+                const tensor = tensors.get(`blk.${other}.${rest}`);
+                if (!tensor || String(tensor.shape) !== String(tensors.get(from.name)!.shape)) {
+                    throw new BlockprunerError(
+                        `layer ${other} can't be merged into layer ${layer}: it has no ${rest} of the same shape`
+                    );
+                }
+                return { file: tensor.file, name: tensor.name, weight };
+            })
+        };
     };
     return {
         ...plan,
         sources: gguf.files,
         remove: splitKeys,
-        tensors: merges.size === 0 ? plan.tensors : plan.tensors.map((tensor) => ('from' in tensor ? { ...tensor, from: tensor.from.map(merged) } : tensor))
+        tensors:
+            merges.size === 0
+                ? plan.tensors
+                : plan.tensors.map((tensor) =>
+                      'from' in tensor ? { ...tensor, from: tensor.from.map(merged) } : tensor
+                  )
     };
 }
 
-function provenanceKeys(gguf: Gguf, { removed, merges, calibration, perplexity }: Provenance, hash: string): GgufValue[] {
+function provenanceKeys(
+    gguf: Gguf,
+    { removed, merges, calibration, perplexity }: Provenance,
+    hash: string
+): GgufValue[] {
     return [
         { key: 'blockpruner.version', type: 'string', value: version },
         { key: 'blockpruner.source.name', type: 'string', value: path.basename(gguf.files[0]!) },
@@ -114,5 +158,8 @@ function provenanceKeys(gguf: Gguf, { removed, merges, calibration, perplexity }
 
 /** `blk.5 = -2 blk.5 + 1 blk.6 + 1 blk.7 + 1 blk.8` */
 export function formatMerges(merges: Merges): string[] {
-    return [...merges].map(([layer, weights]) => `blk.${layer} = ${[...weights].map(([from, weight]) => `${weight} blk.${from}`).join(' + ')}`);
+    return [...merges].map(
+        ([layer, weights]) =>
+            `blk.${layer} = ${[...weights].map(([from, weight]) => `${weight} blk.${from}`).join(' + ')}`
+    );
 }

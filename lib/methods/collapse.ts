@@ -47,7 +47,11 @@ export async function collapse(model: Model, options: CollapseOptions): Promise<
     const dense = await model.hidden(sequences, { signal });
     const toBlocks = (layers: readonly MergedLayer[]) => {
         const removed = bare(blocks.filter(({ layer }) => !layers.some((kept) => kept.layer === layer)));
-        const merges: Merges = new Map(layers.filter(({ layer, weights }) => weights.size > 1 || weights.get(layer) !== 1).map(({ layer, weights }) => [layer, weights]));
+        const merges: Merges = new Map(
+            layers
+                .filter(({ layer, weights }) => weights.size > 1 || weights.get(layer) !== 1)
+                .map(({ layer, weights }) => [layer, weights])
+        );
         return { removed, merges };
     };
     let obstacle = '; the first layer and a last one stay';
@@ -66,7 +70,9 @@ export async function collapse(model: Model, options: CollapseOptions): Promise<
                 obstacle = `: ${error.message}`;
                 return -Infinity;
             }
-            return withCollapsed(model, options, candidate, async (collapsed) => meanCosine(dense, await collapsed.hidden(sequences, { signal }), size));
+            return withCollapsed(model, options, candidate, async (collapsed) =>
+                meanCosine(dense, await collapsed.hidden(sequences, { signal }), size)
+            );
         },
         onProgress: onProgress && ((done) => onProgress(done, 1))
     });
@@ -77,12 +83,19 @@ export async function collapse(model: Model, options: CollapseOptions): Promise<
 }
 
 /** Writes a model with merged layers, loads it where the model is, and deletes it when the work is done. */
-export async function withCollapsed<T>(model: Model, { host, blocks, folder, signal }: Pick<CollapseOptions, 'host' | 'blocks' | 'folder' | 'signal'>, { removed, merges }: Pick<Collapsed, 'removed' | 'merges'>, work: (collapsed: Model) => Promise<T>): Promise<T> {
+export async function withCollapsed<T>(
+    model: Model,
+    { host, blocks, folder, signal }: Pick<CollapseOptions, 'host' | 'blocks' | 'folder' | 'signal'>,
+    { removed, merges }: Pick<Collapsed, 'removed' | 'merges'>,
+    work: (collapsed: Model) => Promise<T>
+): Promise<T> {
     const file = partialIn(folder, '.gguf');
     const load: LoadOptions = { device: model.device, gpuLayers: model.gpuLayers, threads: model.threads, signal };
     try {
         const addon = await loadAddon();
-        await runNative(signal, (cancel) => addon.writeGguf({ output: file, ...planFile(model.gguf, host, blocks, removed, merges) }, { cancel }));
+        await runNative(signal, (cancel) =>
+            addon.writeGguf({ output: file, ...planFile(model.gguf, host, blocks, removed, merges) }, { cancel })
+        );
         const collapsed = await Model.load(file, load);
         return await work(collapsed).finally(() => collapsed.dispose());
     } finally {
@@ -94,7 +107,9 @@ export async function withCollapsed<T>(model: Model, { host, blocks, folder, sig
 function meanCosine(a: Float32Array, b: Float32Array, size: number): number {
     let total = 0;
     for (let from = 0; from < a.length; from += size) {
-        let dot = 0, ofA = 0, ofB = 0;
+        let dot = 0,
+            ofA = 0,
+            ofB = 0;
         for (let i = from; i < from + size; i++) {
             dot += a[i]! * b[i]!;
             ofA += a[i]! ** 2;

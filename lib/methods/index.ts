@@ -19,7 +19,16 @@ import { isLaco, type LacoMethod } from './laco.js';
  *   formula or as its code does; see laco.ts.
  * - `random`: blocks at random.
  */
-export const methods = ['blockpruner', 'sleb', 'shortgpt', 'laco', 'laco-code', 'relative-magnitude', 'block-influence', 'random'] as const;
+export const methods = [
+    'blockpruner',
+    'sleb',
+    'shortgpt',
+    'laco',
+    'laco-code',
+    'relative-magnitude',
+    'block-influence',
+    'random'
+] as const;
 export type Method = (typeof methods)[number];
 
 /** @throws BlockprunerError if it is none */
@@ -40,7 +49,9 @@ export type GreedyMethod = Exclude<Method, LacoMethod>;
 /** @throws BlockprunerError if a method of layers is to remove blocks of one kind */
 export function checkSelection(method: Method, selection: BlockSelection): void {
     if (selection !== 'all' && removesLayers(method)) {
-        throw new BlockprunerError(`the method ${method} removes whole layers: it can't be limited to ${selection} blocks`);
+        throw new BlockprunerError(
+            `the method ${method} removes whole layers: it can't be limited to ${selection} blocks`
+        );
     }
 }
 
@@ -63,7 +74,9 @@ export interface MethodOptions extends MoveOptions {
 
 /** What a method ranks: blocks or layers. */
 function unitsOf(method: GreedyMethod, { blocks, selection = 'all' }: MoveOptions): Move[] {
-    return (removesLayers(method) ? layersOf(blocks) : blocks.map((block): Move => [block])).filter((unit) => isChosen(unit, selection));
+    return (removesLayers(method) ? layersOf(blocks) : blocks.map((block): Move => [block])).filter((unit) =>
+        isChosen(unit, selection)
+    );
 }
 
 function isChosen(move: Move, selection: BlockSelection): boolean {
@@ -78,11 +91,13 @@ export function possibleMoves(method: GreedyMethod, options: MoveOptions): (remo
     const { host, blocks, selection = 'all' } = options;
     checkMethod(method);
     checkSelection(method, selection);
-    const hostMoves = (removed: readonly Block[]) => host.moves(without(blocks, removed)).filter((move) => isChosen(move, selection));
+    const hostMoves = (removed: readonly Block[]) =>
+        host.moves(without(blocks, removed)).filter((move) => isChosen(move, selection));
     if (method === 'blockpruner') {
         return hostMoves;
     }
-    const isLayer = (move: Move) => layersOf(move).every((part) => part.length === blocks.filter(({ layer }) => layer === part[0]!.layer).length);
+    const isLayer = (move: Move) =>
+        layersOf(move).every((part) => part.length === blocks.filter(({ layer }) => layer === part[0]!.layer).length);
     const units = unitsOf(method, options);
     // where blocks go by themselves, so do layers; where they go together, what goes is made of units
     const single = host.moves(blocks).every(({ length }) => length === 1);
@@ -92,7 +107,10 @@ export function possibleMoves(method: GreedyMethod, options: MoveOptions): (remo
             return moves.filter((move) => !removesLayers(method) || isLayer(move));
         }
         const free = new Set(moves.map(formatMove));
-        return units.filter((unit) => unit.every((block) => free.has(formatMove([block]))) && unit.length < blocks.length - removed.length);
+        return units.filter(
+            (unit) =>
+                unit.every((block) => free.has(formatMove([block]))) && unit.length < blocks.length - removed.length
+        );
     };
 }
 
@@ -101,20 +119,33 @@ export function possibleMoves(method: GreedyMethod, options: MoveOptions): (remo
  * single candidate, the lowest of those that are possible; of what goes together, by the mean.
  * @throws BlockprunerError as {@link possibleMoves}
  */
-export async function movesOf(method: GreedyMethod, options: MethodOptions): Promise<(removed: readonly Block[], most?: number) => Move[]> {
+export async function movesOf(
+    method: GreedyMethod,
+    options: MethodOptions
+): Promise<(removed: readonly Block[], most?: number) => Move[]> {
     const { model, calibration, seed = 0, signal } = options;
     const possible = possibleMoves(method, options);
-    const fitting = (removed: readonly Block[], most = Infinity) => possible(removed).filter(({ length }) => length <= most);
+    const fitting = (removed: readonly Block[], most = Infinity) =>
+        possible(removed).filter(({ length }) => length <= most);
     if (method === 'blockpruner' || method === 'sleb') {
         return fitting;
     }
     const units = unitsOf(method, options);
-    const scores = method === 'random' ? units.map(randomNumbers(seed)) : (await model.compare(calibration, units, { signal }))
-        .map(({ cosine, change }) => (method === 'relative-magnitude' ? change : 1 - cosine));
+    const scores =
+        method === 'random'
+            ? units.map(randomNumbers(seed))
+            : (await model.compare(calibration, units, { signal })).map(({ cosine, change }) =>
+                  method === 'relative-magnitude' ? change : 1 - cosine
+              );
     const scoreOf = new Map(units.map((unit, i) => [formatMove(unit), scores[i]!]));
     const mean = (move: Move) => {
         const parts = removesLayers(method) ? layersOf(move) : move.map((block) => [block]);
         return parts.reduce((sum, part) => sum + scoreOf.get(formatMove(part))!, 0) / parts.length;
     };
-    return (removed, most) => fitting(removed, most).map((move) => ({ move, score: mean(move) })).sort((a, b) => a.score - b.score).slice(0, 1).map(({ move }) => move);
+    return (removed, most) =>
+        fitting(removed, most)
+            .map((move) => ({ move, score: mean(move) }))
+            .sort((a, b) => a.score - b.score)
+            .slice(0, 1)
+            .map(({ move }) => move);
 }

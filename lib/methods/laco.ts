@@ -17,7 +17,8 @@ export interface LacoOptions {
 }
 
 /** How many layers become one, at most, and how far below the last merge the next one is tried: C and I as in the paper for Llama 2 7B. */
-const MERGED = 4, INTERVAL = 2;
+const MERGED = 4,
+    INTERVAL = 2;
 
 /** The lowest layer that others are merged into: L, as there. */
 const LOWEST = 1;
@@ -42,11 +43,17 @@ export function isLaco(method: string): method is LacoMethod {
  * last merge takes in no more than are needed.
  * @returns undefined where too few layers can go
  */
-export async function collapseLayers({ method, layers, isEnough, similarity, onProgress }: LacoOptions): Promise<{ layers: readonly MergedLayer[]; threshold: number; similarity: number } | undefined> {
+export async function collapseLayers({
+    method,
+    layers,
+    isEnough,
+    similarity,
+    onProgress
+}: LacoOptions): Promise<{ layers: readonly MergedLayer[]; threshold: number; similarity: number } | undefined> {
     const known = new Map<string, number>();
     const similarityOf = async (candidate: readonly MergedLayer[]) => {
         const name = candidate.map(({ layer, weights }) => `${layer}: ${[...weights].join(' ')}`).join('; ');
-        const value = known.get(name) ?? await similarity(candidate);
+        const value = known.get(name) ?? (await similarity(candidate));
         known.set(name, value);
         return value;
     };
@@ -55,7 +62,12 @@ export async function collapseLayers({ method, layers, isEnough, similarity, onP
         let reached = 1;
         for (let at = current.length - MERGED; at >= LOWEST && !isEnough(current);) {
             const sizes = Array.from({ length: Math.min(MERGED, current.length - at) - 1 }, (_, i) => i + 1);
-            const candidate = mergeAt(method, current, at, sizes.find((size) => isEnough(mergeAt(method, current, at, size))) ?? sizes.at(-1)!);
+            const candidate = mergeAt(
+                method,
+                current,
+                at,
+                sizes.find((size) => isEnough(mergeAt(method, current, at, size))) ?? sizes.at(-1)!
+            );
             const value = await similarityOf(candidate);
             if (value > threshold) {
                 current = candidate;
@@ -75,8 +87,12 @@ export async function collapseLayers({ method, layers, isEnough, similarity, onP
 
 /** The layer at an index takes in the `count` ones behind it. */
 function mergeAt(method: LacoMethod, layers: readonly MergedLayer[], at: number, count: number): MergedLayer[] {
-    const base = layers[at]!, taken = layers.slice(at + 1, at + 1 + count);
-    const weights = method === 'laco-code' ? taken.at(-1)!.weights : sumOf([[base, 1 - count], ...taken.map((layer) => [layer, 1] as const)]);
+    const base = layers[at]!,
+        taken = layers.slice(at + 1, at + 1 + count);
+    const weights =
+        method === 'laco-code'
+            ? taken.at(-1)!.weights
+            : sumOf([[base, 1 - count], ...taken.map((layer) => [layer, 1] as const)]);
     return [...layers.slice(0, at), { layer: base.layer, weights }, ...layers.slice(at + 1 + count)];
 }
 

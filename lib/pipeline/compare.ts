@@ -16,7 +16,16 @@ import { readGguf } from '../runtime/gguf.js';
 import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from '../runtime/model.js';
 import { checkWritable, isPartial, writeText } from '../output.js';
 import { comparisonReport } from '../report/index.js';
-import { comparedMethods, comparisonCsv, comparisonSchema, comparisonTable, type ComparedMethod, type ComparedModel, type Comparison, type Quality } from '../report/results.js';
+import {
+    comparedMethods,
+    comparisonCsv,
+    comparisonSchema,
+    comparisonTable,
+    type ComparedMethod,
+    type ComparedModel,
+    type Comparison,
+    type Quality
+} from '../report/results.js';
 import { searchOrder, type SearchMode } from '../search/greedy.js';
 import { describeSequences, differences, Journal, searchInputs } from '../search/journal.js';
 import { isLaco, type LacoMethod } from '../methods/laco.js';
@@ -27,9 +36,12 @@ import { nameOf } from '../calibration/text.js';
 /** How one of them searches for what to remove next. */
 function searchOf(compared: Exclude<ComparedMethod, LacoMethod>): { method: GreedyMethod; selection: BlockSelection } {
     switch (compared) {
-        case 'blockpruner-attn': return { method: 'blockpruner', selection: 'attn' };
-        case 'blockpruner-ffn': return { method: 'blockpruner', selection: 'ffn' };
-        default: return { method: compared, selection: 'all' };
+        case 'blockpruner-attn':
+            return { method: 'blockpruner', selection: 'attn' };
+        case 'blockpruner-ffn':
+            return { method: 'blockpruner', selection: 'ffn' };
+        default:
+            return { method: compared, selection: 'all' };
     }
 }
 
@@ -76,8 +88,26 @@ export interface CompareOptions extends Pick<LoadOptions, 'device' | 'gpuLayers'
  * @throws BlockprunerError for wrong arguments, before the long work
  */
 export async function compare(uri: string, options: CompareOptions): Promise<Comparison> {
-    const { output, resume = false, remeasure = false, seeds = 3, tasks = [], limit, text, textSamples, search = 'race', confidence = DEFAULT_CONFIDENCE, keepBytes, device, gpuLayers, threads, signal, onProgress } = options;
-    const ratios = [...new Set(options.ratios)], chosen = [...new Set(options.methods ?? comparedMethods)];
+    const {
+        output,
+        resume = false,
+        remeasure = false,
+        seeds = 3,
+        tasks = [],
+        limit,
+        text,
+        textSamples,
+        search = 'race',
+        confidence = DEFAULT_CONFIDENCE,
+        keepBytes,
+        device,
+        gpuLayers,
+        threads,
+        signal,
+        onProgress
+    } = options;
+    const ratios = [...new Set(options.ratios)],
+        chosen = [...new Set(options.methods ?? comparedMethods)];
     const started = performance.now();
     for (const ratio of ratios) {
         if (!(ratio > 0 && ratio < 1)) {
@@ -102,28 +132,49 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     try {
         const blocks = await model.blocks(signal);
         const calibration = await loadCalibration(model, options.calibration, signal);
-        const sequences = text === undefined ? undefined : await textSequences(model, text, { samples: textSamples, context: calibration.length, field: options.calibration?.field, signal });
+        const sequences =
+            text === undefined
+                ? undefined
+                : await textSequences(model, text, {
+                      samples: textSamples,
+                      context: calibration.length,
+                      field: options.calibration?.field,
+                      signal
+                  });
         const searchedWith = await searchInputs(model, calibration, search, confidence, signal);
         const evaluatedWith = {
             text: sequences ? describeSequences(sequences) : 'none',
-            tasks: tasks.length === 0 ? 'none' : `${tasks.map(({ name }) => name).join(', ')}, ${limit ?? 'all'} questions, SHA-256 ${crypto.createHash('sha256').update(JSON.stringify(tasks)).digest('hex')}`
+            tasks:
+                tasks.length === 0
+                    ? 'none'
+                    : `${tasks.map(({ name }) => name).join(', ')}, ${limit ?? 'all'} questions, SHA-256 ${crypto.createHash('sha256').update(JSON.stringify(tasks)).digest('hex')}`
         };
         const other = previous && differences(previous.searchedWith, searchedWith);
         if (other) {
-            throw new BlockprunerError(`the results in ${output} are of searches with another ${other}: give the same, or another folder`);
+            throw new BlockprunerError(
+                `the results in ${output} are of searches with another ${other}: give the same, or another folder`
+            );
         }
         const measured = previous && differences(previous.evaluatedWith, evaluatedWith);
         if (measured && !remeasure) {
-            throw new BlockprunerError(`the results in ${output} were measured with different ${measured}: give the same, or measure all of them anew by --remeasure`);
+            throw new BlockprunerError(
+                `the results in ${output} were measured with different ${measured}: give the same, or measure all of them anew by --remeasure`
+            );
         }
         const known = measured ? undefined : previous;
 
         const evaluate = async (pruned: Model, skip: readonly Block[], calibrated?: number): Promise<Quality> => {
             const scores = await scoreTasks(pruned, tasks, { skip, limit, signal }); // first: a question that can't be scored is found soon
-            const onText = sequences && await measurePerplexity(pruned, sequences, { skip, dense: model, signal });
+            const onText = sequences && (await measurePerplexity(pruned, sequences, { skip, dense: model, signal }));
             return {
-                calibration: finite(calibrated ?? await perplexityOf(pruned, calibration, { skip, signal })),
-                text: onText ? { perplexity: finite(onText.perplexity), divergence: finite(onText.dense!.divergence), sameTop: onText.dense!.sameTop } : null,
+                calibration: finite(calibrated ?? (await perplexityOf(pruned, calibration, { skip, signal }))),
+                text: onText
+                    ? {
+                          perplexity: finite(onText.perplexity),
+                          divergence: finite(onText.dense!.divergence),
+                          sameTop: onText.dense!.sameTop
+                      }
+                    : null,
                 tasks: scores
             };
         };
@@ -132,19 +183,27 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         onProgress?.('the model as it is');
         const comparison: Comparison = {
             model: uri,
-            calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
+            calibration: {
+                name: calibration.name,
+                sequences: calibration.tokens.length / calibration.length,
+                context: calibration.length
+            },
             text: text === undefined ? null : nameOf(text),
             blocks: bare(blocks),
-            searchedWith, evaluatedWith,
-            dense: known?.dense ?? await evaluate(model, []),
+            searchedWith,
+            evaluatedWith,
+            dense: known?.dense ?? (await evaluate(model, [])),
             searches: previous?.searches ?? [],
             pruned: known?.pruned ?? [],
             seconds: 0
         };
         const save = async () => {
             comparison.seconds = (previous?.seconds ?? 0) + (performance.now() - started) / 1000;
-            comparison.pruned.sort((a, b) => a.ratio - b.ratio || comparedMethods.indexOf(a.method) - comparedMethods.indexOf(b.method));
-            const write = (name: string, content: string) => writeText(path.join(output, name), content, { force: true });
+            comparison.pruned.sort(
+                (a, b) => a.ratio - b.ratio || comparedMethods.indexOf(a.method) - comparedMethods.indexOf(b.method)
+            );
+            const write = (name: string, content: string) =>
+                writeText(path.join(output, name), content, { force: true });
             write('results.json', JSON.stringify(comparison, null, 1) + '\n');
             write('table.md', comparisonTable(comparison));
             write('table.csv', comparisonCsv(comparison));
@@ -152,7 +211,22 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         };
         await save();
 
-        const run: Run = { models, blocks, host, calibration, ratios, search, confidence, keepBytes, output, comparison, save, evaluate, signal, onProgress };
+        const run: Run = {
+            models,
+            blocks,
+            host,
+            calibration,
+            ratios,
+            search,
+            confidence,
+            keepBytes,
+            output,
+            comparison,
+            save,
+            evaluate,
+            signal,
+            onProgress
+        };
         for (const method of chosen) {
             if (isLaco(method)) {
                 await compareLaco(run, method);
@@ -169,7 +243,10 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
 }
 
 /** What the methods work with. */
-interface Run extends Required<Pick<CompareOptions, 'output' | 'ratios' | 'search' | 'confidence'>>, Pick<CompareOptions, 'keepBytes' | 'signal' | 'onProgress'> {
+interface Run
+    extends
+        Required<Pick<CompareOptions, 'output' | 'ratios' | 'search' | 'confidence'>>,
+        Pick<CompareOptions, 'keepBytes' | 'signal' | 'onProgress'> {
     /** copies of one */
     models: readonly Model[];
     blocks: readonly BlockInfo[];
@@ -184,14 +261,33 @@ interface Run extends Required<Pick<CompareOptions, 'output' | 'ratios' | 'searc
 
 /** Each ratio has a search of its own, and a model with other weights. */
 async function compareLaco(run: Run, method: LacoMethod): Promise<void> {
-    const { models: [model], blocks, host, calibration, output, evaluate, signal, onProgress } = run;
+    const {
+        models: [model],
+        blocks,
+        host,
+        calibration,
+        output,
+        evaluate,
+        signal,
+        onProgress
+    } = run;
     for (const ratio of missingRatios(run, method, null)) {
         onProgress?.(`${method} at ${ratio}`);
-        const context = { method, host, blocks, calibration, folder: output, isEnough: (removed: readonly Block[]) => share(run, removed) >= ratio, signal };
+        const context = {
+            method,
+            host,
+            blocks,
+            calibration,
+            folder: output,
+            isEnough: (removed: readonly Block[]) => share(run, removed) >= ratio,
+            signal
+        };
         let found: Omit<ComparedModel, 'removedShare'>;
         try {
             const { removed, merges } = await collapse(model!, context);
-            const quality = await withCollapsed(model!, context, { removed, merges }, (collapsed) => evaluate(collapsed, []));
+            const quality = await withCollapsed(model!, context, { removed, merges }, (collapsed) =>
+                evaluate(collapsed, [])
+            );
             found = { method, seed: null, ratio, removed, merged: formatMerges(merges), ...quality };
         } catch (error) {
             // what it needs beside other methods, room and memory for a copy of the model, may not be there
@@ -206,18 +302,37 @@ async function compareLaco(run: Run, method: LacoMethod): Promise<void> {
 }
 
 /** One search, whose first removals are those of lower ratios. */
-async function compareSearch(run: Run, compared: Exclude<ComparedMethod, LacoMethod>, seed: number | null): Promise<void> {
-    const { models: [model], blocks, ratios, comparison, save, evaluate, onProgress } = run;
+async function compareSearch(
+    run: Run,
+    compared: Exclude<ComparedMethod, LacoMethod>,
+    seed: number | null
+): Promise<void> {
+    const {
+        models: [model],
+        blocks,
+        ratios,
+        comparison,
+        save,
+        evaluate,
+        onProgress
+    } = run;
     const name = seed === null ? compared : `${compared}-${seed}`;
     const { selection } = searchOf(compared);
-    const reachable = share(run, blocks.filter(({ kind }) => selection === 'all' || kind === selection));
+    const reachable = share(
+        run,
+        blocks.filter(({ kind }) => selection === 'all' || kind === selection)
+    );
     const highest = Math.max(0, ...ratios.filter((ratio) => ratio < reachable));
-    const isOurs = (one: { method: ComparedMethod; seed: number | null }) => one.method === compared && one.seed === seed;
+    const isOurs = (one: { method: ComparedMethod; seed: number | null }) =>
+        one.method === compared && one.seed === seed;
     let steps = highest === 0 ? [] : comparison.searches.find((one) => isOurs(one) && one.ratio >= highest)?.steps;
     if (!steps) {
         onProgress?.(`${name}: what goes`);
         steps = await findSteps(run, compared, seed, highest, name);
-        comparison.searches = [...comparison.searches.filter((one) => !isOurs(one)), { method: compared, seed, ratio: highest, steps }];
+        comparison.searches = [
+            ...comparison.searches.filter((one) => !isOurs(one)),
+            { method: compared, seed, ratio: highest, steps }
+        ];
         await save();
     }
     const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
@@ -229,34 +344,66 @@ async function compareSearch(run: Run, compared: Exclude<ComparedMethod, LacoMet
         }
         onProgress?.(`${name} at ${ratio}: perplexity and tasks`);
         const removed = removedAfter(last + 1);
-        await add(run, { method: compared, seed, ratio, removed, ...await evaluate(model!, removed, steps[last]!.perplexity) });
+        await add(run, {
+            method: compared,
+            seed,
+            ratio,
+            removed,
+            ...(await evaluate(model!, removed, steps[last]!.perplexity))
+        });
     }
 }
 
 /** What a method removes until a ratio is reached; it goes on where a search with the same inputs was stopped, or had enough. */
-async function findSteps(run: Run, compared: Exclude<ComparedMethod, LacoMethod>, seed: number | null, ratio: number, name: string): Promise<Comparison['searches'][number]['steps']> {
-    const { models, host, blocks, calibration, search, confidence, keepBytes, output, comparison, signal, onProgress } = run;
+async function findSteps(
+    run: Run,
+    compared: Exclude<ComparedMethod, LacoMethod>,
+    seed: number | null,
+    ratio: number,
+    name: string
+): Promise<Comparison['searches'][number]['steps']> {
+    const { models, host, blocks, calibration, search, confidence, keepBytes, output, comparison, signal, onProgress } =
+        run;
     const { method, selection } = searchOf(compared);
-    const moves = await movesOf(method, { model: models[0]!, host, blocks, calibration, selection, seed: seed ?? undefined, signal });
+    const moves = await movesOf(method, {
+        model: models[0]!,
+        host,
+        blocks,
+        calibration,
+        selection,
+        seed: seed ?? undefined,
+        signal
+    });
     const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
     evaluator.remove([]); // forgets what the last method left
-    const journal = Journal.open(evaluator, path.join(output, `${name}.journal`), { ...comparison.searchedWith, method: name }, true);
+    const journal = Journal.open(
+        evaluator,
+        path.join(output, `${name}.journal`),
+        { ...comparison.searchedWith, method: name },
+        true
+    );
     const steps: Comparison['searches'][number]['steps'] = [];
     await searchOrder(journal, {
-        onStep: ({ removed, perplexity, evaluations, seconds }) => steps.push({ removed: [...removed], perplexity, evaluations, seconds }),
-        mode: search, confidence,
+        onStep: ({ removed, perplexity, evaluations, seconds }) =>
+            steps.push({ removed: [...removed], perplexity, evaluations, seconds }),
+        mode: search,
+        confidence,
         moves: (removed) => (share(run, removed) >= ratio ? [] : moves(removed))
-    }).catch((error: unknown) => {
-        if (!(error instanceof MethodError)) {
-            throw error;
-        }
-        onProgress?.(`${name}: ${error.message}`); // lower ratios may be reached
-    }).finally(() => journal.close());
+    })
+        .catch((error: unknown) => {
+            if (!(error instanceof MethodError)) {
+                throw error;
+            }
+            onProgress?.(`${name}: ${error.message}`); // lower ratios may be reached
+        })
+        .finally(() => journal.close());
     return steps;
 }
 
 function missingRatios({ ratios, comparison }: Run, method: ComparedMethod, seed: number | null): number[] {
-    return ratios.filter((ratio) => !comparison.pruned.some((one) => one.method === method && one.seed === seed && one.ratio === ratio));
+    return ratios.filter(
+        (ratio) => !comparison.pruned.some((one) => one.method === method && one.seed === seed && one.ratio === ratio)
+    );
 }
 
 async function add(run: Run, pruned: Omit<ComparedModel, 'removedShare'>): Promise<void> {
@@ -285,7 +432,9 @@ async function checkFolder(folder: string, resume: boolean): Promise<Comparison 
     } catch (error) {
         const { code } = error as NodeJS.ErrnoException;
         if (code !== 'ENOENT') {
-            throw new BlockprunerError(`the output ${folder} ${code === 'ENOTDIR' ? 'is no folder' : `can't be read: ${messageOf(error)}`}`);
+            throw new BlockprunerError(
+                `the output ${folder} ${code === 'ENOTDIR' ? 'is no folder' : `can't be read: ${messageOf(error)}`}`
+            );
         }
         await checkWritable(path.dirname(path.resolve(folder)));
         return undefined;
@@ -299,13 +448,17 @@ async function checkFolder(folder: string, resume: boolean): Promise<Comparison 
         throw new BlockprunerError(`the folder ${folder} holds other files: choose another name`);
     }
     if (!resume) {
-        throw new BlockprunerError(`the folder ${folder} isn't empty: go on with what is there by --resume, or choose another name`);
+        throw new BlockprunerError(
+            `the folder ${folder} isn't empty: go on with what is there by --resume, or choose another name`
+        );
     }
     let comparison: Comparison;
     try {
         comparison = comparisonSchema.parse(JSON.parse(fs.readFileSync(results, 'utf8')));
     } catch {
-        throw new BlockprunerError(`${results} holds no results of a comparison by this version: choose another folder`);
+        throw new BlockprunerError(
+            `${results} holds no results of a comparison by this version: choose another folder`
+        );
     }
     names.filter(isPartial).forEach((name) => fs.rmSync(path.join(folder, name), { force: true })); // of a run that was killed
     return comparison;

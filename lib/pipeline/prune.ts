@@ -1,7 +1,16 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Device } from '../runtime/addon.js';
-import { bare, formatBlock, layersOf, sameBlock, without, type Block, type BlockSelection, type Move } from '../runtime/blocks.js';
+import {
+    bare,
+    formatBlock,
+    layersOf,
+    sameBlock,
+    without,
+    type Block,
+    type BlockSelection,
+    type Move
+} from '../runtime/blocks.js';
 import { collapse, withCollapsed } from '../methods/collapse.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from '../calibration/calibration.js';
 import { BlockprunerError, checkRange } from '../errors.js';
@@ -104,7 +113,8 @@ export interface ApplyOptions extends CommonOptions {
 }
 
 /** How the speed is measured: a prompt of so many tokens, then as many generated; so often. */
-const SPEED_TOKENS = 128, SPEED_ROUNDS = 3;
+const SPEED_TOKENS = 128,
+    SPEED_ROUNDS = 3;
 
 /** The stock runtime hands over every logit, about 0.3 µs each: of longer texts, evenly spread positions are compared. */
 const VERIFIED_LOGITS = 2 ** 25;
@@ -120,9 +130,27 @@ export function journalOf(output: string): string {
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const { remove, ratio, maxIncrease, method = 'blockpruner', methodSeed, blocks: selection = 'all', orderFile, report, tasks = [], limit, search = 'race', confidence = DEFAULT_CONFIDENCE, resume, signal, onProgress } = options;
+    const {
+        remove,
+        ratio,
+        maxIncrease,
+        method = 'blockpruner',
+        methodSeed,
+        blocks: selection = 'all',
+        orderFile,
+        report,
+        tasks = [],
+        limit,
+        search = 'race',
+        confidence = DEFAULT_CONFIDENCE,
+        resume,
+        signal,
+        onProgress
+    } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
-        throw new BlockprunerError('say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)');
+        throw new BlockprunerError(
+            'say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)'
+        );
     }
     checkRange('remove', remove, 1, Infinity, true);
     checkRange('ratio', ratio, 0, 1);
@@ -131,7 +159,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     }
     checkMethod(method);
     if (isLaco(method) && (maxIncrease !== undefined || orderFile !== undefined)) {
-        throw new BlockprunerError(`${method} merges layers${orderFile !== undefined ? ', which an order file can\'t tell: leave out orderFile' : ' until enough are gone: say how much to remove by remove or ratio'}`);
+        throw new BlockprunerError(
+            `${method} merges layers${orderFile !== undefined ? ", which an order file can't tell: leave out orderFile" : ' until enough are gone: say how much to remove by remove or ratio'}`
+        );
     }
     checkRange('methodSeed', methodSeed, 0, 2 ** 32 - 1, true);
     checkRange('maxIncrease', maxIncrease, 0, Infinity);
@@ -140,101 +170,180 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     checkRange('limit', limit, 1, Infinity, true);
 
     const journalFile = journalOf(options.output);
-    const files = [['order file', orderFile], ['report', report], ['output', options.output], ['journal', journalFile]] as const;
+    const files = [
+        ['order file', orderFile],
+        ['report', report],
+        ['output', options.output],
+        ['journal', journalFile]
+    ] as const;
     for (const [i, [what, name]] of files.entries()) {
-        const same = files.slice(i + 1).find(([, other]) => name !== undefined && other !== undefined && path.resolve(name) === path.resolve(other));
+        const same = files
+            .slice(i + 1)
+            .find(
+                ([, other]) => name !== undefined && other !== undefined && path.resolve(name) === path.resolve(other)
+            );
         if (same) {
             throw new BlockprunerError(`the ${what} and the ${same[0]} are both ${name}: choose two names`);
         }
     }
 
     if (resume === true && isLaco(method) && fs.existsSync(journalFile)) {
-        throw new BlockprunerError(`${journalFile} is the journal of a search by another method: ${method} has none; begin anew with --no-resume, or choose another output`);
+        throw new BlockprunerError(
+            `${journalFile} is the journal of a search by another method: ${method} has none; begin anew with --no-resume, or choose another output`
+        );
     }
     if (resume === undefined && fs.existsSync(journalFile)) {
-        throw new BlockprunerError(`${journalFile} is the journal of a search that was stopped: go on with it by --resume, or begin anew with --no-resume`);
+        throw new BlockprunerError(
+            `${journalFile} is the journal of a search that was stopped: go on with it by --resume, or begin anew with --no-resume`
+        );
     }
 
-    const result = await withModel(model, options, (file, load) => Model.loadOnEach(file, load), async (models, blocks, host, calibration) => {
-        const loaded = models[0]!;
-        if (orderFile !== undefined) {
-            // of a search that goes on, it is there already
-            await checkOutput(orderFile, loaded.gguf, options.force === true || (resume === true && fs.existsSync(journalFile)), 'order file');
-        }
-        if (report !== undefined) {
-            await checkOutput(report, loaded.gguf, options.force, 'report');
-        }
-        if (isLaco(method)) {
-            return decideByLaco(loaded, blocks, host, calibration, { ...options, method });
-        }
-        await checkOutput(journalFile, loaded.gguf, true, 'journal');
-        const possible = possibleMoves(method, { host, blocks, selection });
-        const first = possible([]);
-        const which = `${selection === 'all' ? '' : `${selection} `}blocks`;
-        if (first.length === 0) {
-            throw new BlockprunerError(`no ${which} of this model can go: it is written as ${host.name}, ${host.reason}`);
-        }
-        const candidates = blocks.filter((block) => selection === 'all' || block.kind === selection);
-        const most = mostRemovable(possible);
-        const share = (removed: readonly Block[]) => shareOf(blocks, removed, loaded.parameters);
-        if (remove !== undefined && remove > most) {
-            throw new BlockprunerError(`can't remove ${remove} blocks: at most ${most} of this model's ${candidates.length} ${which} can go`);
-        }
-        const atOnce = first[0]!.length;
-        if (remove !== undefined && remove % atOnce !== 0 && first.every(({ length }) => length === atOnce)) {
-            throw new BlockprunerError(`can't remove ${remove} blocks: from this model they go ${atOnce} at a time (${removesLayers(method) ? `${method} removes whole layers` : host.reason})`);
-        }
-        const largest = candidates.map(({ parameters }) => parameters).sort((a, b) => b - a).slice(0, candidates.length - most);
-        const reachable = (sum(candidates) - largest.reduce((total, parameters) => total + parameters, 0)) / loaded.parameters;
-        if (ratio !== undefined && ratio > reachable) {
-            throw new BlockprunerError(`can't remove ${percent(ratio)} of the parameters: without its ${which} the model still has ${percent(1 - reachable)}`);
-        }
-        const expected = Math.min(most, remove ?? (ratio !== undefined ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters)) : most));
-        const total = Math.ceil(expected / atOnce);
-
-        const movesFrom = await movesOf(method, { model: loaded, host, blocks, calibration, selection, seed: methodSeed, signal });
-        const scoring = scoringOf(options);
-        const denseScores = await scoreTasks(loaded, tasks, scoring); // first: a task that can't be scored is found before the long work
-
-        const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
-        const journal = Journal.open(prefix, journalFile, {
-            ...await searchInputs(loaded, calibration, search, confidence, signal),
-            blocks: selection,
-            method: method === 'random' ? `random ${methodSeed ?? 0}` : method
-        }, resume ?? false);
-        const resumed = journal.found;
-
-        let dense = NaN;
-        const order: Block[] = [];
-        const { steps, nll } = await searchOrder(journal, {
-            mode: search, confidence,
-            moves: (removed) => (ratio !== undefined && share(removed) >= ratio ? [] : movesFrom(removed, (remove ?? Infinity) - removed.length)),
-            ...(maxIncrease !== undefined && { limit: (value: number) => value * (1 + maxIncrease) }),
-            onStart: (value) => {
-                dense = value;
-                options.onStart?.({ dense, candidates: movesFrom([]).length, resumed, kept: { boundaries: Math.min(prefix.room, blocks.length - 1), bytes: models.reduce((total, { work }) => total + work.keptBytes, 0) } });
-                onProgress?.('search', 0, total);
-            },
-            onEvaluation: (step, decided, of) => onProgress?.('search', step - 1 + decided / of, total),
-            onStep(step, number) {
-                order.push(...step.removed);
-                if (orderFile !== undefined) {
-                    writeText(orderFile, formatOrder(order), { force: true, what: 'order file' });
-                }
-                options.onStep?.(step, number, dense);
+    const result = await withModel(
+        model,
+        options,
+        (file, load) => Model.loadOnEach(file, load),
+        async (models, blocks, host, calibration) => {
+            const loaded = models[0]!;
+            if (orderFile !== undefined) {
+                // of a search that goes on, it is there already
+                await checkOutput(
+                    orderFile,
+                    loaded.gguf,
+                    options.force === true || (resume === true && fs.existsSync(journalFile)),
+                    'order file'
+                );
             }
-        }).finally(() => journal.close());
-        if (steps.length === 0 && maxIncrease !== undefined) {
-            throw new BlockprunerError(`no block can go: each raises the perplexity by more than ${percent(maxIncrease)}`);
+            if (report !== undefined) {
+                await checkOutput(report, loaded.gguf, options.force, 'report');
+            }
+            if (isLaco(method)) {
+                return decideByLaco(loaded, blocks, host, calibration, { ...options, method });
+            }
+            await checkOutput(journalFile, loaded.gguf, true, 'journal');
+            const possible = possibleMoves(method, { host, blocks, selection });
+            const first = possible([]);
+            const which = `${selection === 'all' ? '' : `${selection} `}blocks`;
+            if (first.length === 0) {
+                throw new BlockprunerError(
+                    `no ${which} of this model can go: it is written as ${host.name}, ${host.reason}`
+                );
+            }
+            const candidates = blocks.filter((block) => selection === 'all' || block.kind === selection);
+            const most = mostRemovable(possible);
+            const share = (removed: readonly Block[]) => shareOf(blocks, removed, loaded.parameters);
+            if (remove !== undefined && remove > most) {
+                throw new BlockprunerError(
+                    `can't remove ${remove} blocks: at most ${most} of this model's ${candidates.length} ${which} can go`
+                );
+            }
+            const atOnce = first[0]!.length;
+            if (remove !== undefined && remove % atOnce !== 0 && first.every(({ length }) => length === atOnce)) {
+                throw new BlockprunerError(
+                    `can't remove ${remove} blocks: from this model they go ${atOnce} at a time (${removesLayers(method) ? `${method} removes whole layers` : host.reason})`
+                );
+            }
+            const largest = candidates
+                .map(({ parameters }) => parameters)
+                .sort((a, b) => b - a)
+                .slice(0, candidates.length - most);
+            const reachable =
+                (sum(candidates) - largest.reduce((total, parameters) => total + parameters, 0)) / loaded.parameters;
+            if (ratio !== undefined && ratio > reachable) {
+                throw new BlockprunerError(
+                    `can't remove ${percent(ratio)} of the parameters: without its ${which} the model still has ${percent(1 - reachable)}`
+                );
+            }
+            const expected = Math.min(
+                most,
+                remove ??
+                    (ratio !== undefined
+                        ? Math.ceil(ratio / (sum(candidates) / candidates.length / loaded.parameters))
+                        : most)
+            );
+            const total = Math.ceil(expected / atOnce);
+
+            const movesFrom = await movesOf(method, {
+                model: loaded,
+                host,
+                blocks,
+                calibration,
+                selection,
+                seed: methodSeed,
+                signal
+            });
+            const scoring = scoringOf(options);
+            const denseScores = await scoreTasks(loaded, tasks, scoring); // first: a task that can't be scored is found before the long work
+
+            const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
+            const journal = Journal.open(
+                prefix,
+                journalFile,
+                {
+                    ...(await searchInputs(loaded, calibration, search, confidence, signal)),
+                    blocks: selection,
+                    method: method === 'random' ? `random ${methodSeed ?? 0}` : method
+                },
+                resume ?? false
+            );
+            const resumed = journal.found;
+
+            let dense = NaN;
+            const order: Block[] = [];
+            const { steps, nll } = await searchOrder(journal, {
+                mode: search,
+                confidence,
+                moves: (removed) =>
+                    ratio !== undefined && share(removed) >= ratio
+                        ? []
+                        : movesFrom(removed, (remove ?? Infinity) - removed.length),
+                ...(maxIncrease !== undefined && { limit: (value: number) => value * (1 + maxIncrease) }),
+                onStart: (value) => {
+                    dense = value;
+                    options.onStart?.({
+                        dense,
+                        candidates: movesFrom([]).length,
+                        resumed,
+                        kept: {
+                            boundaries: Math.min(prefix.room, blocks.length - 1),
+                            bytes: models.reduce((total, { work }) => total + work.keptBytes, 0)
+                        }
+                    });
+                    onProgress?.('search', 0, total);
+                },
+                onEvaluation: (step, decided, of) => onProgress?.('search', step - 1 + decided / of, total),
+                onStep(step, number) {
+                    order.push(...step.removed);
+                    if (orderFile !== undefined) {
+                        writeText(orderFile, formatOrder(order), { force: true, what: 'order file' });
+                    }
+                    options.onStep?.(step, number, dense);
+                }
+            }).finally(() => journal.close());
+            if (steps.length === 0 && maxIncrease !== undefined) {
+                throw new BlockprunerError(
+                    `no block can go: each raises the perplexity by more than ${percent(maxIncrease)}`
+                );
+            }
+            if (remove !== undefined && order.length < remove) {
+                throw new BlockprunerError(
+                    `can't remove ${remove} blocks: after ${order.length}, all that can go is more than ${remove - order.length} at once`
+                );
+            }
+            if (ratio !== undefined && share(order) < ratio) {
+                throw new BlockprunerError(
+                    `can't remove ${percent(ratio)} of the parameters: after ${percent(share(order))} nothing more can go`
+                );
+            }
+            return {
+                dense,
+                method,
+                removed: [...order],
+                steps,
+                nll: concatenate(nll),
+                tasks: { dense: denseScores, pruned: await scoreTasks(loaded, tasks, { ...scoring, skip: order }) }
+            };
         }
-        if (remove !== undefined && order.length < remove) {
-            throw new BlockprunerError(`can't remove ${remove} blocks: after ${order.length}, all that can go is more than ${remove - order.length} at once`);
-        }
-        if (ratio !== undefined && share(order) < ratio) {
-            throw new BlockprunerError(`can't remove ${percent(ratio)} of the parameters: after ${percent(share(order))} nothing more can go`);
-        }
-        return { dense, method, removed: [...order], steps, nll: concatenate(nll), tasks: { dense: denseScores, pruned: await scoreTasks(loaded, tasks, { ...scoring, skip: order }) } };
-    });
+    );
     if (report !== undefined) {
         writeText(report, await pruneReport(result), { force: options.force, what: 'report' });
     }
@@ -242,23 +351,43 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     return result;
 }
 
-async function decideByLaco(model: Model, blocks: BlockInfo[], host: Host, calibration: Calibration, options: PruneOptions & { method: LacoMethod }): Promise<Decision> {
+async function decideByLaco(
+    model: Model,
+    blocks: BlockInfo[],
+    host: Host,
+    calibration: Calibration,
+    options: PruneOptions & { method: LacoMethod }
+): Promise<Decision> {
     const { method, blocks: selection = 'all', remove, ratio, output, tasks = [], signal, onProgress } = options;
     const scoring = scoringOf(options);
     checkSelection(method, selection);
     const ofLayer = layersOf(blocks)[0]!.length;
     if (remove !== undefined && remove % ofLayer !== 0) {
-        throw new BlockprunerError(`can't remove ${remove} blocks: ${method} removes whole layers, ${ofLayer} at a time`);
+        throw new BlockprunerError(
+            `can't remove ${remove} blocks: ${method} removes whole layers, ${ofLayer} at a time`
+        );
     }
     const denseScores = await scoreTasks(model, tasks, scoring);
     const dense = await perplexityOf(model, calibration, { signal });
     const context = {
-        method, host, blocks, calibration, signal, folder: path.dirname(path.resolve(output)),
-        isEnough: (removed: readonly Block[]) => (remove !== undefined ? removed.length >= remove : shareOf(blocks, removed, model.parameters) >= ratio!),
+        method,
+        host,
+        blocks,
+        calibration,
+        signal,
+        folder: path.dirname(path.resolve(output)),
+        isEnough: (removed: readonly Block[]) =>
+            remove !== undefined ? removed.length >= remove : shareOf(blocks, removed, model.parameters) >= ratio!,
         onProgress: (done: number, total: number) => onProgress?.('search', done, total)
     };
     const { removed, merges } = await collapse(model, context);
-    const [nll, scores] = await withCollapsed(model, context, { removed, merges }, async (collapsed) => [await collapsed.evaluate(calibration, { signal }), await scoreTasks(collapsed, tasks, scoring)] as const);
+    const [nll, scores] = await withCollapsed(
+        model,
+        context,
+        { removed, merges },
+        async (collapsed) =>
+            [await collapsed.evaluate(calibration, { signal }), await scoreTasks(collapsed, tasks, scoring)] as const
+    );
     return { dense, method, removed, merges, steps: [], nll, tasks: { dense: denseScores, pruned: scores } };
 }
 
@@ -268,23 +397,44 @@ function scoringOf({ limit, signal, onProgress }: PruneOptions): TaskOptions {
 
 /** Removes given blocks, without a search, and writes the result as {@link prune} does. */
 export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
-    return withModel(model, options, async (file, load) => [await Model.load(file, load)], async ([loaded], blocks, host, calibration) => {
-        const unknown = options.order.find((block) => !blocks.some((other) => sameBlock(other, block)));
-        if (unknown) {
-            throw new BlockprunerError(`the order doesn't fit this model: it has no block ${formatBlock(unknown)}, its layers are 0 to ${loaded!.layers - 1}`);
+    return withModel(
+        model,
+        options,
+        async (file, load) => [await Model.load(file, load)],
+        async ([loaded], blocks, host, calibration) => {
+            const unknown = options.order.find((block) => !blocks.some((other) => sameBlock(other, block)));
+            if (unknown) {
+                throw new BlockprunerError(
+                    `the order doesn't fit this model: it has no block ${formatBlock(unknown)}, its layers are 0 to ${loaded!.layers - 1}`
+                );
+            }
+            if (options.order.length >= blocks.length) {
+                throw new BlockprunerError(`can't remove all ${blocks.length} blocks: one must stay`);
+            }
+            host.plan(without(blocks, options.order)); // before the long work
+            const { signal, onProgress } = options;
+            const dense = await perplexityOf(loaded!, calibration, {
+                signal,
+                onProgress: (done, total) => onProgress?.('search', done, total)
+            });
+            return {
+                dense,
+                method: null,
+                removed: [...options.order],
+                steps: [],
+                tasks: { dense: [], pruned: [] },
+                nll: await loaded!.evaluate(calibration, { skip: options.order, signal })
+            };
         }
-        if (options.order.length >= blocks.length) {
-            throw new BlockprunerError(`can't remove all ${blocks.length} blocks: one must stay`);
-        }
-        host.plan(without(blocks, options.order)); // before the long work
-        const { signal, onProgress } = options;
-        const dense = await perplexityOf(loaded!, calibration, { signal, onProgress: (done, total) => onProgress?.('search', done, total) });
-        return { dense, method: null, removed: [...options.order], steps: [], tasks: { dense: [], pruned: [] }, nll: await loaded!.evaluate(calibration, { skip: options.order, signal }) };
-    });
+    );
 }
 
 /** Which blocks go, the perplexity with all of them, and the NLL of each token of the calibration without them. */
-type Decision = Pick<PruneResult, 'method' | 'removed' | 'steps' | 'tasks'> & { dense: number; nll: Float32Array; merges?: Merges };
+type Decision = Pick<PruneResult, 'method' | 'removed' | 'steps' | 'tasks'> & {
+    dense: number;
+    nll: Float32Array;
+    merges?: Merges;
+};
 
 /** What prune and apply share: everything but the decision which blocks go. */
 async function withModel(
@@ -295,7 +445,10 @@ async function withModel(
 ): Promise<PruneResult> {
     const started = performance.now();
     const { output, force, verify = true, signal, onProgress } = options;
-    const file = await resolveModel(uri, { signal, onProgress: (done, total) => onProgress?.('download', done, total) });
+    const file = await resolveModel(uri, {
+        signal,
+        onProgress: (done, total) => onProgress?.('download', done, total)
+    });
     const gguf = await readGguf(file, signal);
     await checkOutput(output, gguf, force);
     const host = await chooseHost(gguf, signal);
@@ -308,7 +461,7 @@ async function withModel(
         blocks = await model.blocks(signal);
         calibration = await loadCalibration(model, options.calibration, signal);
         decision = await decide(models, blocks, host, calibration);
-        stride = Math.ceil(decision.nll.length * model.vocabulary / VERIFIED_LOGITS);
+        stride = Math.ceil((decision.nll.length * model.vocabulary) / VERIFIED_LOGITS);
     } finally {
         models.forEach((copy) => copy.dispose()); // before the stock runtime loads its copy
     }
@@ -316,8 +469,13 @@ async function withModel(
     const { method, removed, merges, steps, tasks, dense, nll } = decision;
     const pruned = Math.exp(meanNll(nll, calibration.length));
     const provenance = {
-        removed, merges,
-        calibration: { name: calibration.name, sequences: calibration.tokens.length / calibration.length, context: calibration.length },
+        removed,
+        merges,
+        calibration: {
+            name: calibration.name,
+            sequences: calibration.tokens.length / calibration.length,
+            context: calibration.length
+        },
         perplexity: { dense, pruned }
     };
     const stock = { device, gpuLayers, threads, flashAttention, signal };
@@ -328,16 +486,26 @@ async function withModel(
         onProgress: (done, total) => onProgress?.('write', done, total),
         verify: async (written: string) => {
             if (verify) {
-                const values = await stockNll(written, calibration, { ...stock, stride, onProgress: (done, total) => onProgress?.('verify', done, total) });
+                const values = await stockNll(written, calibration, {
+                    ...stock,
+                    stride,
+                    onProgress: (done, total) => onProgress?.('verify', done, total)
+                });
                 const expected = nll.filter((_, position) => position % stride === 0);
-                const [found, searched] = [values, expected].map((all) => Math.exp(meanNll(all, all.length + 1))) as [number, number];
+                const [found, searched] = [values, expected].map((all) => Math.exp(meanNll(all, all.length + 1))) as [
+                    number,
+                    number
+                ];
                 if (!(Math.abs(found / searched - 1) <= host.tolerance)) {
-                    throw new BlockprunerError(`verification failed: the written file has perplexity ${found} in the stock runtime, the search found ${searched}; no file was kept`);
+                    throw new BlockprunerError(
+                        `verification failed: the written file has perplexity ${found} in the stock runtime, the search found ${searched}; no file was kept`
+                    );
                 }
             }
             if (options.report !== undefined) {
                 speed = { device, threads, tokens: SPEED_TOKENS, dense: [], pruned: [] };
-                for (let round = 0; round < SPEED_ROUNDS; round++) { // in turns: what else the computer does slows both down
+                for (let round = 0; round < SPEED_ROUNDS; round++) {
+                    // in turns: what else the computer does slows both down
                     onProgress?.('speed', round, SPEED_ROUNDS);
                     speed.dense.push(await stockSpeed(gguf.files[0]!, SPEED_TOKENS, stock));
                     speed.pruned.push(await stockSpeed(written, SPEED_TOKENS, stock));
@@ -348,13 +516,21 @@ async function withModel(
 
     const written = await readGguf(output); // no signal: the file is there
     return {
-        model: uri, output, architecture: architectureOf(gguf), host: host.name, method, blocks, removed, steps,
+        model: uri,
+        output,
+        architecture: architectureOf(gguf),
+        host: host.name,
+        method,
+        blocks,
+        removed,
+        steps,
         ...(merges && { merged: formatMerges(merges) }),
         calibration: provenance.calibration,
         perplexity: provenance.perplexity,
         parameters: { dense: parameters, pruned: countParameters(written) },
         bytes: { dense: gguf.bytes, pruned: written.bytes },
-        tasks, speed,
+        tasks,
+        speed,
         seconds: (performance.now() - started) / 1000
     };
 }
@@ -372,10 +548,21 @@ export interface Inspection {
 }
 
 /** What a model consists of and how it can be pruned. */
-export async function inspect(model: string, options: Pick<CommonOptions, 'signal' | 'onProgress'> = {}): Promise<Inspection> {
+export async function inspect(
+    model: string,
+    options: Pick<CommonOptions, 'signal' | 'onProgress'> = {}
+): Promise<Inspection> {
     const { signal, onProgress } = options;
-    const file = await resolveModel(model, { signal, onProgress: (done, total) => onProgress?.('download', done, total) });
-    const loaded = await Model.load(file, { device: 'cpu', headerOnly: true, signal, onProgress: (done, total) => onProgress?.('load', done, total) });
+    const file = await resolveModel(model, {
+        signal,
+        onProgress: (done, total) => onProgress?.('download', done, total)
+    });
+    const loaded = await Model.load(file, {
+        device: 'cpu',
+        headerOnly: true,
+        signal,
+        onProgress: (done, total) => onProgress?.('load', done, total)
+    });
     try {
         const blocks = await loaded.blocks(signal);
         let host: Host | undefined, reason: string;
@@ -388,7 +575,14 @@ export async function inspect(model: string, options: Pick<CommonOptions, 'signa
             }
             reason = error.message;
         }
-        return { architecture: loaded.architecture, host: host?.name ?? null, reason, moves: (host?.moves(blocks) ?? []).map(bare), layers: loaded.layers, blocks };
+        return {
+            architecture: loaded.architecture,
+            host: host?.name ?? null,
+            reason,
+            moves: (host?.moves(blocks) ?? []).map(bare),
+            layers: loaded.layers,
+            blocks
+        };
     } finally {
         loaded.dispose();
     }

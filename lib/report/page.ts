@@ -10,9 +10,12 @@ type Value = Html | string | number | Value[] | null | undefined;
 
 /** HTML with values in it, all of which are escaped but HTML itself. */
 export function html(strings: TemplateStringsArray, ...values: Value[]): Html {
-    const format = (value: Value): string => (value instanceof Html ? value.text
-        : Array.isArray(value) ? value.map(format).join('')
-        : String(value ?? '').replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`));
+    const format = (value: Value): string =>
+        value instanceof Html
+            ? value.text
+            : Array.isArray(value)
+              ? value.map(format).join('')
+              : String(value ?? '').replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
     return new Html(strings.reduce((text, string, i) => text + format(values[i - 1]) + string));
 }
 
@@ -43,20 +46,65 @@ export interface LegendItem {
 
 /** @param titled there is a heading over it that says what its caption would */
 function table({ caption, head, rows }: Table, titled = false): Html {
-    const cell = (value: Table['rows'][number][number]) => (typeof value === 'string' ? html`${value}` : value.best ? html`<strong>${value.text}</strong>` : html`${value.text}`);
-    return html`<div class="scroll" role="region" aria-label="Table: ${caption}" tabindex="0"><table>${titled ? '' : html`<caption>${caption}</caption>`}
-<thead><tr>${head.map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
-<tbody>${rows.map(([name, ...rest]) => html`<tr><th scope="row">${name && cell(name)}</th>${rest.map((value) => html`<td>${cell(value)}</td>`)}</tr>\n`)}</tbody></table></div>`;
+    const cell = (value: Table['rows'][number][number]) =>
+        typeof value === 'string'
+            ? html`${value}`
+            : value.best
+              ? html`<strong>${value.text}</strong>`
+              : html`${value.text}`;
+    return html`<div class="scroll" role="region" aria-label="Table: ${caption}" tabindex="0">
+        <table>
+            ${
+                titled
+                    ? ''
+                    : html`<caption>
+                          ${caption}
+                      </caption>`
+            }
+            <thead>
+                <tr>
+                    ${head.map((name) => html`<th scope="col">${name}</th>`)}
+                </tr>
+            </thead>
+            <tbody>
+                ${rows.map(
+                    ([name, ...rest]) =>
+                        html`<tr>
+                            <th scope="row">${name && cell(name)}</th>
+                            ${rest.map((value) => html`<td>${cell(value)}</td>`)}
+                        </tr> `
+                )}
+            </tbody>
+        </table>
+    </div>`;
 }
 
 function figure({ title, caption, charts, legend = [], table: data, wide = false }: Figure, index: number): Html {
-    return html`<section aria-labelledby="figure-${index}"${wide ? new Html(' class="wide"') : ''}>
-<h2 id="figure-${index}">${title}</h2>
-<figure><figcaption>${caption}</figcaption>
-${charts.length === 0 ? '' : html`${legend.length === 0 ? '' : html`<ul class="legend">${legend.map(({ name, colour, glyph }) => html`<li><span aria-hidden="true" style="${glyph ? 'color' : 'background'}:${colour}"${glyph ? '' : new Html(' class="swatch"')}>${glyph}</span> ${name}</li>`)}</ul>`}
-<div class="charts">${charts.map((chart) => html`<div class="chart">${chart}</div>`)}</div>`}</figure>
-${data && html`<details><summary>The same as a table</summary>${table(data)}</details>`}
-</section>`;
+    return html`<section aria-labelledby="figure-${index}" ${wide ? new Html(' class="wide"') : ''}>
+        <h2 id="figure-${index}">${title}</h2>
+        <figure>
+            <figcaption>${caption}</figcaption>
+            ${
+                charts.length === 0
+                    ? ''
+                    : html`${
+                              legend.length === 0
+                                  ? ''
+                                  : html`<ul class="legend">
+                                        ${legend.map(({ name, colour, glyph }) => html`<li><span aria-hidden="true" style="${glyph ? 'color' : 'background'}:${colour}" ${glyph ? '' : new Html(' class="swatch"')}>${glyph}</span> ${name}</li>`)}
+                                    </ul>`
+                          }
+                          <div class="charts">${charts.map((chart) => html`<div class="chart">${chart}</div>`)}</div>`
+            }
+        </figure>
+        ${
+            data &&
+            html`<details>
+                <summary>The same as a table</summary>
+                ${table(data)}
+            </details>`
+        }
+    </section>`;
 }
 
 export interface Page {
@@ -74,30 +122,68 @@ export interface Page {
 export function page({ title, lead, facts, figures, table: shown, details }: Page): string {
     const scriptHash = crypto.createHash('sha256').update(script).digest('base64');
     return html`<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-${new Html(scriptHash)}'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>${title}: ${lead}</title>
-<style>${new Html(style)}</style>
-</head>
-<body>
-<header><p class="brand">blockpruner</p><h1>${title}</h1><p class="lead">${lead}</p></header>
-<main>
-<section aria-label="The most important figures"><dl class="facts">${facts.map(({ name, value, detail }) => html`<div><dt>${name}</dt><dd class="value">${value}</dd><dd>${detail}</dd></div>`)}</dl></section>
-<div class="figures">
-${figures.map(figure)}
-${shown && html`<section class="wide" aria-labelledby="table"><h2 id="table">${shown.caption}</h2>${table(shown, true)}</section>`}
-<section class="wide" aria-labelledby="details"><h2 id="details">How this was made</h2><dl class="details">${details.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></section>
-</div>
-</main>
-<script>${new Html(script)}</script>
-</body>
-</html>
-`.text;
+        <html lang="en">
+            <head>
+                <meta charset="utf-8" />
+                <meta
+                    http-equiv="Content-Security-Policy"
+                    content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-${new Html(scriptHash)}'; img-src data:"
+                />
+                <meta name="viewport" content="width=device-width, initial-scale=1" />
+                <meta name="color-scheme" content="light dark" />
+                <link rel="icon" href="data:," />
+                <title>${title}: ${lead}</title>
+                <style>
+                    ${new Html(style)}
+                </style>
+            </head>
+            <body>
+                <header>
+                    <p class="brand">blockpruner</p>
+                    <h1>${title}</h1>
+                    <p class="lead">${lead}</p>
+                </header>
+                <main>
+                    <section aria-label="The most important figures">
+                        <dl class="facts">
+                            ${facts.map(
+                                ({ name, value, detail }) =>
+                                    html`<div>
+                                        <dt>${name}</dt>
+                                        <dd class="value">${value}</dd>
+                                        <dd>${detail}</dd>
+                                    </div>`
+                            )}
+                        </dl>
+                    </section>
+                    <div class="figures">
+                        ${figures.map(figure)}
+                        ${
+                            shown &&
+                            html`<section class="wide" aria-labelledby="table">
+                                <h2 id="table">${shown.caption}</h2>
+                                ${table(shown, true)}
+                            </section>`
+                        }
+                        <section class="wide" aria-labelledby="details">
+                            <h2 id="details">How this was made</h2>
+                            <dl class="details">
+                                ${details.map(
+                                    ([name, value]) =>
+                                        html`<div>
+                                            <dt>${name}</dt>
+                                            <dd>${value}</dd>
+                                        </div>`
+                                )}
+                            </dl>
+                        </section>
+                    </div>
+                </main>
+                <script>
+                    ${new Html(script)};
+                </script>
+            </body>
+        </html> `.text;
 }
 
 // Scales of the heat map (h) are YlGnBu of ColorBrewer, which colour-blind people can read; light on dark it goes the other way, so

@@ -41,7 +41,10 @@ export const comparedMethods = [...methods, 'blockpruner-attn', 'blockpruner-ffn
 export type ComparedMethod = (typeof comparedMethods)[number];
 
 /** Of a perplexity or divergence; JSON has null for what is no finite number. */
-const measured = z.number().nullable().transform((value) => value ?? Infinity);
+const measured = z
+    .number()
+    .nullable()
+    .transform((value) => value ?? Infinity);
 const blockSchema = z.object({ kind: z.enum(['attn', 'ffn']), layer: z.number().int().nonnegative() });
 const scoreSchema = z.object({ value: z.number(), stderr: z.number().nullable() });
 const qualitySchema = z.object({
@@ -49,7 +52,9 @@ const qualitySchema = z.object({
     calibration: measured,
     /** on the text, if one is given; against the dense model: mean KL divergence in nats, share of equal top-1 tokens */
     text: z.object({ perplexity: measured, divergence: measured, sameTop: z.number() }).nullable(),
-    tasks: z.array(z.object({ task: z.string(), questions: z.number(), acc: scoreSchema, acc_norm: scoreSchema.nullable() }))
+    tasks: z.array(
+        z.object({ task: z.string(), questions: z.number(), acc: scoreSchema, acc_norm: scoreSchema.nullable() })
+    )
 });
 const method = z.enum(comparedMethods);
 /** of `random` */
@@ -69,21 +74,35 @@ export const comparisonSchema = z.object({
     evaluatedWith: z.record(z.string(), z.string()),
     dense: qualitySchema,
     /** each method's order of removal, up to the highest ratio that it was asked for, or can reach; not of laco, which has none */
-    searches: z.array(z.object({
-        method, seed, ratio: z.number(),
-        steps: z.array(z.object({ removed: z.array(blockSchema), perplexity: z.number(), evaluations: z.number(), seconds: z.number() }))
-    })),
+    searches: z.array(
+        z.object({
+            method,
+            seed,
+            ratio: z.number(),
+            steps: z.array(
+                z.object({
+                    removed: z.array(blockSchema),
+                    perplexity: z.number(),
+                    evaluations: z.number(),
+                    seconds: z.number()
+                })
+            )
+        })
+    ),
     /** by ratio */
-    pruned: z.array(qualitySchema.extend({
-        method, seed,
-        /** as asked for */
-        ratio: z.number(),
-        /** share of the parameters that is gone: the fewest blocks that are at least the ratio */
-        removedShare: z.number(),
-        removed: z.array(blockSchema),
-        /** of laco: what the weights of layers became */
-        merged: z.array(z.string()).optional()
-    })),
+    pruned: z.array(
+        qualitySchema.extend({
+            method,
+            seed,
+            /** as asked for */
+            ratio: z.number(),
+            /** share of the parameters that is gone: the fewest blocks that are at least the ratio */
+            removedShare: z.number(),
+            removed: z.array(blockSchema),
+            /** of laco: what the weights of layers became */
+            merged: z.array(z.string()).optional()
+        })
+    ),
     /** of all runs that made it */
     seconds: z.number()
 });
@@ -112,12 +131,25 @@ export function comparedRows({ dense, pruned }: Comparison): ComparedRow[] {
         const key = `${one.ratio}/${one.method}`;
         groups.set(key, [...(groups.get(key) ?? []), one]);
     }
-    const row = (method: ComparedRow['method'], ratio: number, group: readonly Quality[], removed: number): ComparedRow => {
-        const mean = (value: (one: Quality) => number) => group.reduce((sum, one) => sum + value(one), 0) / group.length;
+    const row = (
+        method: ComparedRow['method'],
+        ratio: number,
+        group: readonly Quality[],
+        removed: number
+    ): ComparedRow => {
+        const mean = (value: (one: Quality) => number) =>
+            group.reduce((sum, one) => sum + value(one), 0) / group.length;
         return {
-            method, ratio, removed, seeds: group.length,
+            method,
+            ratio,
+            removed,
+            seeds: group.length,
             calibration: mean(({ calibration }) => calibration),
-            text: dense.text && { perplexity: mean(({ text }) => text!.perplexity), divergence: mean(({ text }) => text!.divergence), sameTop: mean(({ text }) => text!.sameTop) },
+            text: dense.text && {
+                perplexity: mean(({ text }) => text!.perplexity),
+                divergence: mean(({ text }) => text!.divergence),
+                sameTop: mean(({ text }) => text!.sameTop)
+            },
             tasks: dense.tasks.map(({ acc }, i) => ({
                 value: mean((one) => reportedScore(one.tasks[i]!).value),
                 stderr: acc.stderr === null ? null : mean((one) => reportedScore(one.tasks[i]!).stderr!)
@@ -126,7 +158,14 @@ export function comparedRows({ dense, pruned }: Comparison): ComparedRow[] {
     };
     return [
         row('dense', 0, [dense], 0),
-        ...[...groups.values()].map((group) => row(group[0]!.method, group[0]!.ratio, group, group.reduce((sum, { removedShare }) => sum + removedShare, 0) / group.length))
+        ...[...groups.values()].map((group) =>
+            row(
+                group[0]!.method,
+                group[0]!.ratio,
+                group,
+                group.reduce((sum, { removedShare }) => sum + removedShare, 0) / group.length
+            )
+        )
     ];
 }
 
@@ -144,13 +183,34 @@ export function comparedColumns({ text, dense }: Comparison): ComparedColumn[] {
     const exact = (value: number): Score => ({ value, stderr: null });
     return [
         { title: 'Perplexity, calibration', unit: 'perplexity', better: 'lower', of: (row) => exact(row.calibration) },
-        ...(text === null ? [] : [
-            { title: `Perplexity, ${text}`, unit: 'perplexity', better: 'lower', of: (row) => exact(row.text!.perplexity) },
-            { title: 'KL divergence', unit: 'nats', better: 'lower', of: (row) => exact(row.text!.divergence) },
-            { title: 'Equal top-1', unit: 'share', better: 'higher', of: (row) => exact(row.text!.sameTop) }
-        ] satisfies ComparedColumn[]),
-        ...dense.tasks.map(({ task }, i): ComparedColumn => ({ title: task, unit: 'share', better: 'higher', of: ({ tasks }) => tasks[i]! })),
-        ...(dense.tasks.length > 1 ? [{ title: 'Average', unit: 'share', better: 'higher', of: ({ tasks }) => exact(tasks.reduce((sum, { value }) => sum + value, 0) / tasks.length) } satisfies ComparedColumn] : [])
+        ...(text === null
+            ? []
+            : ([
+                  {
+                      title: `Perplexity, ${text}`,
+                      unit: 'perplexity',
+                      better: 'lower',
+                      of: (row) => exact(row.text!.perplexity)
+                  },
+                  { title: 'KL divergence', unit: 'nats', better: 'lower', of: (row) => exact(row.text!.divergence) },
+                  { title: 'Equal top-1', unit: 'share', better: 'higher', of: (row) => exact(row.text!.sameTop) }
+              ] satisfies ComparedColumn[])),
+        ...dense.tasks.map(({ task }, i): ComparedColumn => ({
+            title: task,
+            unit: 'share',
+            better: 'higher',
+            of: ({ tasks }) => tasks[i]!
+        })),
+        ...(dense.tasks.length > 1
+            ? [
+                  {
+                      title: 'Average',
+                      unit: 'share',
+                      better: 'higher',
+                      of: ({ tasks }) => exact(tasks.reduce((sum, { value }) => sum + value, 0) / tasks.length)
+                  } satisfies ComparedColumn
+              ]
+            : [])
     ];
 }
 
@@ -167,26 +227,62 @@ export function formatRowName({ method, seeds }: ComparedRow): string {
 
 /** The paper's table, in Markdown: of each ratio the best of a column is bold. */
 export function comparisonTable(comparison: Comparison): string {
-    const rows = comparedRows(comparison), columns = comparedColumns(comparison);
+    const rows = comparedRows(comparison),
+        columns = comparedColumns(comparison);
     const percent = (share: number) => (100 * share).toFixed(1);
     const text = ({ unit, of }: ComparedColumn, row: ComparedRow) => {
         const { value, stderr } = of(row);
-        return !Number.isFinite(value) ? '∞' : unit === 'perplexity' ? (value < 1e6 ? value.toFixed(2) : value.toExponential(2)) : unit === 'nats' ? value.toFixed(3) : percent(value) + (stderr === null ? '' : ` ± ${percent(stderr)}`);
+        return !Number.isFinite(value)
+            ? '∞'
+            : unit === 'perplexity'
+              ? value < 1e6
+                  ? value.toFixed(2)
+                  : value.toExponential(2)
+              : unit === 'nats'
+                ? value.toFixed(3)
+                : percent(value) + (stderr === null ? '' : ` ± ${percent(stderr)}`);
     };
-    return [
-        ['Ratio', 'Removed', 'Method', ...columns.map(({ title }) => title.replaceAll('|', '/'))],
-        Array(3 + columns.length).fill('---'),
-        ...rows.map((row) => [row.ratio === 0 ? '' : row.ratio, `${percent(row.removed)} %`, formatRowName(row),
-            ...columns.map((column) => (isBest(column, row, rows) ? `**${text(column, row)}**` : text(column, row)))])
-    ].map((cells) => `| ${cells.join(' | ')} |`).join('\n') + '\n';
+    return (
+        [
+            ['Ratio', 'Removed', 'Method', ...columns.map(({ title }) => title.replaceAll('|', '/'))],
+            Array(3 + columns.length).fill('---'),
+            ...rows.map((row) => [
+                row.ratio === 0 ? '' : row.ratio,
+                `${percent(row.removed)} %`,
+                formatRowName(row),
+                ...columns.map((column) => (isBest(column, row, rows) ? `**${text(column, row)}**` : text(column, row)))
+            ])
+        ]
+            .map((cells) => `| ${cells.join(' | ')} |`)
+            .join('\n') + '\n'
+    );
 }
 
 /** The same as CSV, with scores and standard errors as shares. */
 export function comparisonCsv(comparison: Comparison): string {
     const names = comparison.dense.tasks.map(({ task }) => task);
     return stringify([
-        ['method', 'seeds', 'ratio', 'removed', 'calibration_perplexity', 'text_perplexity', 'text_kl_divergence', 'text_same_top', ...names.flatMap((name) => [name, `${name}_stderr`])],
-        ...comparedRows(comparison).map(({ method, seeds, ratio, removed, calibration, text, tasks }) =>
-            [method, seeds, ratio, removed, calibration, text?.perplexity, text?.divergence, text?.sameTop, ...tasks.flatMap(({ value, stderr }) => [value, stderr])])
+        [
+            'method',
+            'seeds',
+            'ratio',
+            'removed',
+            'calibration_perplexity',
+            'text_perplexity',
+            'text_kl_divergence',
+            'text_same_top',
+            ...names.flatMap((name) => [name, `${name}_stderr`])
+        ],
+        ...comparedRows(comparison).map(({ method, seeds, ratio, removed, calibration, text, tasks }) => [
+            method,
+            seeds,
+            ratio,
+            removed,
+            calibration,
+            text?.perplexity,
+            text?.divergence,
+            text?.sameTop,
+            ...tasks.flatMap(({ value, stderr }) => [value, stderr])
+        ])
     ]);
 }

@@ -69,7 +69,12 @@ export interface NativeEvaluator {
      * The NLL of the tokens 1 … length−1 of each sequence. `skip`: indexes into blocks(). `keep`: keep the residual stream,
      * for later evaluations to start from, at so many boundaries of each sequence in all.
      */
-    evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask & { keep?: number }): Promise<Float32Array>;
+    evaluate(
+        tokens: Int32Array,
+        length: number,
+        skip: number[],
+        task: NativeTask & { keep?: number }
+    ): Promise<Float32Array>;
     /**
      * The NLL of endings after contexts, the sum over an ending's tokens. `tokens`: of each choice the context's, then the ending's.
      * `lengths`: of each choice the context's and the ending's. What a choice begins with like the one before it is computed once.
@@ -87,7 +92,13 @@ export interface NativeEvaluator {
      * divergence of this one's distribution from the other's (nats), and 1 where both find the same token likeliest. The
      * other, which may be this one, leaves out nothing.
      */
-    diverge(tokens: Int32Array, length: number, skip: number[], dense: NativeEvaluator, task: NativeTask): Promise<Float32Array>;
+    diverge(
+        tokens: Int32Array,
+        length: number,
+        skip: number[],
+        dense: NativeEvaluator,
+        task: NativeTask
+    ): Promise<Float32Array>;
     /** Gives back, for others to use, what no evaluation that leaves out these blocks, and more behind them, can start from. */
     forget(skip: number[]): void;
     dispose(): void;
@@ -141,13 +152,35 @@ interface Addon {
     loadBackends(folder: string): void;
     /** One backend; without effect where it can't be loaded, for instance without its driver. */
     loadBackend(file: string): void;
-    devices(): { name: string; description: string; backend: string; gpu: boolean; memoryFree: number; memoryTotal: number }[];
+    devices(): {
+        name: string;
+        description: string;
+        backend: string;
+        gpu: boolean;
+        memoryFree: number;
+        memoryTotal: number;
+    }[];
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
     quantize(input: string, output: string, ftype: number): Promise<void>;
-    Model: { load(path: string, options: NativeTask & { gpus: string[]; gpuLayers?: number; headerOnly?: boolean }): Promise<NativeModel> };
+    Model: {
+        load(
+            path: string,
+            options: NativeTask & { gpus: string[]; gpuLayers?: number; headerOnly?: boolean }
+        ): Promise<NativeModel>;
+    };
     Evaluator: {
-        create(model: NativeModel, options: NativeTask & { context: number; threads: number; flashAttention: boolean; cacheType: 'f16' | 'f32'; sequences?: number; logitsBytes?: number }): Promise<NativeEvaluator>;
+        create(
+            model: NativeModel,
+            options: NativeTask & {
+                context: number;
+                threads: number;
+                flashAttention: boolean;
+                cacheType: 'f16' | 'f32';
+                sequences?: number;
+                logitsBytes?: number;
+            }
+        ): Promise<NativeEvaluator>;
     };
 }
 
@@ -155,7 +188,9 @@ const root = path.resolve(__dirname, '..', '..');
 
 /* eslint-disable @typescript-eslint/no-require-imports -- plain JavaScript, shared with the build */
 const build = require(path.join(root, 'install', 'build.js')) as typeof import('../../install/build.js');
-export const { backendFolders } = require(path.join(root, 'install', 'packages.js')) as { backendFolders: Record<Device, string> };
+export const { backendFolders } = require(path.join(root, 'install', 'packages.js')) as {
+    backendFolders: Record<Device, string>;
+};
 
 let loading: Promise<Addon> | undefined;
 
@@ -179,14 +214,21 @@ export function loadAddon(): Promise<Addon> {
 /* eslint-enable @typescript-eslint/no-require-imports */
 
 /** ggml's names of the backends */
-const backendNames: Record<Device, RegExp> = { cpu: /^cpu/i, cuda: /^cuda/i, metal: /^(metal|mtl)/i, vulkan: /^vulkan/i };
+const backendNames: Record<Device, RegExp> = {
+    cpu: /^cpu/i,
+    cuda: /^cuda/i,
+    metal: /^(metal|mtl)/i,
+    vulkan: /^vulkan/i
+};
 
 /**
  * Finds the device to compute on: `auto` takes the first GPU there is, else the CPU.
  * @returns the device, and its GPUs by ggml's names
  * @throws BlockprunerError if there is no such device
  */
-export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: Device; gpus: { name: string; description: string; memoryFree: number }[] }> {
+export async function chooseDevice(
+    wanted: Device | 'auto'
+): Promise<{ device: Device; gpus: { name: string; description: string; memoryFree: number }[] }> {
     const addon = await loadAddon();
     const tried: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
     for (const device of tried) {
@@ -194,7 +236,11 @@ export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: D
             return { device, gpus: [] };
         }
         // alone: the folder has another CPU backend too
-        const file = backendFolders[device] && fs.readdirSync(backendFolders[device]).find((name) => /^(lib)?ggml-(cuda|vulkan|metal)\.(so|dll|dylib)$/.test(name));
+        const file =
+            backendFolders[device] &&
+            fs
+                .readdirSync(backendFolders[device])
+                .find((name) => /^(lib)?ggml-(cuda|vulkan|metal)\.(so|dll|dylib)$/.test(name));
         if (file) {
             addon.loadBackend(path.join(backendFolders[device], file));
         }
@@ -211,7 +257,10 @@ export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: D
  * Runs work of the addon that an AbortSignal stops.
  * @throws the signal's reason once it is aborted
  */
-export async function runNative<T>(signal: AbortSignal | undefined, work: (cancel: Int32Array) => Promise<T>): Promise<T> {
+export async function runNative<T>(
+    signal: AbortSignal | undefined,
+    work: (cancel: Int32Array) => Promise<T>
+): Promise<T> {
     signal?.throwIfAborted();
     const cancel = new Int32Array(1);
     const stop = () => {

@@ -65,7 +65,10 @@ export function parseBlock(text: string): Block {
 
 /** A comma-separated list of blocks; empty text is the empty list. */
 export function parseBlocks(text: string): Block[] {
-    return text.split(',').filter((part) => part.trim() !== '').map(parseBlock);
+    return text
+        .split(',')
+        .filter((part) => part.trim() !== '')
+        .map(parseBlock);
 }
 
 /** The paper's name of a kind, as its order files have it. */

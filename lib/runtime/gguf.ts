@@ -49,7 +49,9 @@ export async function readGguf(file: string, signal?: AbortSignal): Promise<Gguf
     if (typeof count === 'number' && count > 1) {
         const [, prefix] = /^(.*)-00001-of-\d{5}\.gguf$/.exec(path.basename(file)) ?? [];
         if (prefix === undefined) {
-            throw new BlockprunerError(`${file} is a part of a model split into ${count} files: give the first, …-00001-of-${String(count).padStart(5, '0')}.gguf`);
+            throw new BlockprunerError(
+                `${file} is a part of a model split into ${count} files: give the first, …-00001-of-${String(count).padStart(5, '0')}.gguf`
+            );
         }
         for (let part = 2; part <= count; part++) {
             const name = `${prefix}-${String(part).padStart(5, '0')}-of-${String(count).padStart(5, '0')}.gguf`;
@@ -79,15 +81,21 @@ async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf 
             throw new Error('it is not a GGUF file');
         }
     } catch (error) {
-        throw new BlockprunerError(`can't read the model ${file}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : messageOf(error)}`);
+        throw new BlockprunerError(
+            `can't read the model ${file}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : messageOf(error)}`
+        );
     }
     const addon = await loadAddon();
     const part = await runNative(signal, (cancel) => addon.readGguf(file, { cancel })).catch((error: unknown) => {
         signal?.throwIfAborted();
-        throw new BlockprunerError(`can't read the model ${file}: its GGUF header is damaged or truncated (${messageOf(error).split('\n')[0]})`);
+        throw new BlockprunerError(
+            `can't read the model ${file}: its GGUF header is damaged or truncated (${messageOf(error).split('\n')[0]})`
+        );
     });
     if (size < part.end) {
-        throw new BlockprunerError(`the model ${file} is truncated: it has ${size} bytes and needs ${part.end}; download it again`);
+        throw new BlockprunerError(
+            `the model ${file} is truncated: it has ${size} bytes and needs ${part.end}; download it again`
+        );
     }
     return { ...part, size };
 }
@@ -104,7 +112,7 @@ const hashes = new WeakMap<Gguf, string>();
 
 /** SHA-256 of a model's files, one after the other, as hexadecimal digits. */
 export async function hashGguf(gguf: Gguf, signal?: AbortSignal): Promise<string> {
-    const hash = hashes.get(gguf) ?? await sha256(gguf.files, signal);
+    const hash = hashes.get(gguf) ?? (await sha256(gguf.files, signal));
     hashes.set(gguf, hash);
     return hash;
 }
@@ -112,7 +120,8 @@ export async function hashGguf(gguf: Gguf, signal?: AbortSignal): Promise<string
 /** On a thread of its own: gigabytes would hold up this one. */
 async function sha256(files: string[], signal?: AbortSignal): Promise<string> {
     signal?.throwIfAborted();
-    const worker = new Worker(`
+    const worker = new Worker(
+        `
         const { parentPort, workerData } = require('node:worker_threads');
         const fs = require('node:fs');
         const hash = require('node:crypto').createHash('sha256');
@@ -123,14 +132,18 @@ async function sha256(files: string[], signal?: AbortSignal): Promise<string> {
             fs.closeSync(fd);
         }
         parentPort.postMessage(hash.digest('hex'));
-    `, { eval: true, workerData: files });
+    `,
+        { eval: true, workerData: files }
+    );
     const stop = () => void worker.terminate();
     signal?.addEventListener('abort', stop, { once: true });
     try {
         return await new Promise<string>((resolve, reject) => {
             worker.once('message', resolve);
             worker.once('error', reject);
-            worker.once('exit', () => reject(signal?.aborted ? signal.reason as Error : new Error('hashing was stopped')));
+            worker.once('exit', () =>
+                reject(signal?.aborted ? (signal.reason as Error) : new Error('hashing was stopped'))
+            );
         });
     } finally {
         signal?.removeEventListener('abort', stop);

@@ -1,6 +1,14 @@
 import fs from 'node:fs';
 import os from 'node:os';
-import { chooseDevice, loadAddon, runNative, type Device, type NativeBlock, type NativeEvaluator, type NativeModel } from './addon.js';
+import {
+    chooseDevice,
+    loadAddon,
+    runNative,
+    type Device,
+    type NativeBlock,
+    type NativeEvaluator,
+    type NativeModel
+} from './addon.js';
 import { bare, formatBlock, sameBlock, without, type Block } from './blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
 import { countParameters, fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
@@ -28,7 +36,11 @@ export interface BlockInfo extends Block {
 
 /** The share of a model's parameters that some of its blocks have. */
 export function shareOf(blocks: readonly BlockInfo[], removed: readonly Block[], parameters: number): number {
-    return blocks.filter((block) => removed.some((gone) => sameBlock(gone, block))).reduce((sum, block) => sum + block.parameters, 0) / parameters;
+    return (
+        blocks
+            .filter((block) => removed.some((gone) => sameBlock(gone, block)))
+            .reduce((sum, block) => sum + block.parameters, 0) / parameters
+    );
 }
 
 /** What a model's compute graph consists of. */
@@ -75,7 +87,13 @@ export interface EvaluateOptions {
  * Gives the local file of a model: a path as it is; a URI (`hf:user/repo:Q4_K_M`, `https://…`) is resolved and, once,
  * downloaded by node-llama-cpp into its models folder.
  */
-export async function resolveModel(model: string, options: { signal?: AbortSignal | undefined; onProgress?: ((bytes: number, total: number) => void) | undefined } = {}): Promise<string> {
+export async function resolveModel(
+    model: string,
+    options: {
+        signal?: AbortSignal | undefined;
+        onProgress?: ((bytes: number, total: number) => void) | undefined;
+    } = {}
+): Promise<string> {
     if (fs.existsSync(model) || !/^[a-z]+:/i.test(model) || /^[a-z]:[\\/]/i.test(model)) {
         return model;
     }
@@ -152,7 +170,12 @@ export class Model {
      */
     static async load(file: string, options: LoadOptions = {}): Promise<Model> {
         const { device, gpus } = await chooseDevice(options.device ?? 'auto');
-        return Model.#loadOn(file, device, gpus.map(({ name }) => name), options);
+        return Model.#loadOn(
+            file,
+            device,
+            gpus.map(({ name }) => name),
+            options
+        );
     }
 
     /**
@@ -162,12 +185,21 @@ export class Model {
     static async loadOnEach(file: string, options: LoadOptions = {}): Promise<Model[]> {
         const { device, gpus } = await chooseDevice(options.device ?? 'auto');
         const needed = gpus.length > 1 ? (await readGguf(file, options.signal)).bytes + COPY_HEADROOM : Infinity;
-        const each = options.gpuLayers === undefined && gpus.every(({ memoryFree, description }) => memoryFree > needed && description === gpus[0]!.description);
+        const each =
+            options.gpuLayers === undefined &&
+            gpus.every(({ memoryFree, description }) => memoryFree > needed && description === gpus[0]!.description);
         const copies = each && gpus.length > 1 ? gpus.map((gpu) => [gpu]) : [gpus];
         const models: Model[] = [];
         try {
             for (const on of copies) {
-                models.push(await Model.#loadOn(file, device, on.map(({ name }) => name), options));
+                models.push(
+                    await Model.#loadOn(
+                        file,
+                        device,
+                        on.map(({ name }) => name),
+                        options
+                    )
+                );
             }
         } catch (error) {
             models.forEach((model) => model.dispose());
@@ -186,13 +218,15 @@ export class Model {
             throw new BlockprunerError(`${file} holds only a vocabulary, no weights: nothing can be pruned`);
         }
         const addon = await loadAddon();
-        const native = await runNative(options.signal, (cancel) => addon.Model.load(file, {
-            gpus,
-            cancel,
-            ...(options.gpuLayers !== undefined && { gpuLayers: options.gpuLayers }),
-            ...(options.headerOnly && { headerOnly: true }),
-            ...(options.onProgress && { onProgress: options.onProgress })
-        })).catch((error: unknown) => {
+        const native = await runNative(options.signal, (cancel) =>
+            addon.Model.load(file, {
+                gpus,
+                cancel,
+                ...(options.gpuLayers !== undefined && { gpuLayers: options.gpuLayers }),
+                ...(options.headerOnly && { headerOnly: true }),
+                ...(options.onProgress && { onProgress: options.onProgress })
+            })
+        ).catch((error: unknown) => {
             options.signal?.throwIfAborted();
             throw new BlockprunerError(`llama.cpp can't load ${file}: ${lastLine(messageOf(error))}`, { cause: error });
         });
@@ -200,7 +234,9 @@ export class Model {
         const causal = gguf.metadata[`${info.architecture}.attention.causal`];
         if (info.hasEncoder || !info.hasDecoder || causal === false) {
             native.dispose();
-            throw new BlockprunerError(`${file} is an encoder (architecture ${info.architecture}), not a causal language model: it has no perplexity to prune by`);
+            throw new BlockprunerError(
+                `${file} is an encoder (architecture ${info.architecture}), not a causal language model: it has no perplexity to prune by`
+            );
         }
         return new Model(native, file, gguf, device, options);
     }
@@ -253,7 +289,12 @@ export class Model {
         const { slidingWindow, recurrent, context } = this.#native.describe();
         // no longer than the model was trained for: beyond, some models rotate by other factors
         const { blocks, native } = await this.#evaluatorFor(this.#evaluator?.context ?? Math.min(512, context), signal);
-        return { blocks: without(blocks, fillerOf(this.gguf)), outerSignature: native.graph().outerSignature, slidingWindow, recurrent };
+        return {
+            blocks: without(blocks, fillerOf(this.gguf)),
+            outerSignature: native.graph().outerSignature,
+            slidingWindow,
+            recurrent
+        };
     }
 
     /**
@@ -263,11 +304,13 @@ export class Model {
     async evaluate(sequences: Sequences, options: EvaluateOptions = {}): Promise<Float32Array> {
         const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
         const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
-        return runNative(options.signal, (cancel) => evaluator.native.evaluate(sequences.tokens, sequences.length, skip, {
-            cancel,
-            ...(options.keep !== undefined && { keep: options.keep }),
-            ...(options.onProgress && { onProgress: options.onProgress })
-        }));
+        return runNative(options.signal, (cancel) =>
+            evaluator.native.evaluate(sequences.tokens, sequences.length, skip, {
+                cancel,
+                ...(options.keep !== undefined && { keep: options.keep }),
+                ...(options.onProgress && { onProgress: options.onProgress })
+            })
+        );
     }
 
     /**
@@ -278,15 +321,22 @@ export class Model {
         const sequences = choices.map(({ context, ending }) => Int32Array.from([...context, ...ending]));
         // neighbours are to have much in common
         const order = [...sequences.keys()].sort((a, b) => compareTokens(sequences[a]!, sequences[b]!));
-        const needed = sequences.reduce((most, { length }) => Math.max(most, length - 1), this.device === 'cpu' ? 512 : 2048);
+        const needed = sequences.reduce(
+            (most, { length }) => Math.max(most, length - 1),
+            this.device === 'cpu' ? 512 : 2048
+        );
         const scorer = await this.#scorerFor(needed, this.#native.describe().hasState ? 1 : SEQUENCES, options.signal);
         const tokens = Int32Array.from(order.flatMap((index) => [...sequences[index]!]));
-        const lengths = Uint32Array.from(order.flatMap((index) => [choices[index]!.context.length, choices[index]!.ending.length]));
+        const lengths = Uint32Array.from(
+            order.flatMap((index) => [choices[index]!.context.length, choices[index]!.ending.length])
+        );
         const skip = this.#indexes(scorer.blocks, options.skip ?? []);
-        const sorted = await runNative(options.signal, (cancel) => scorer.native.score(tokens, lengths, skip, {
-            cancel,
-            ...(options.onProgress && { onProgress: options.onProgress })
-        }));
+        const sorted = await runNative(options.signal, (cancel) =>
+            scorer.native.score(tokens, lengths, skip, {
+                cancel,
+                ...(options.onProgress && { onProgress: options.onProgress })
+            })
+        );
         const nll = new Float64Array(choices.length);
         order.forEach((index, i) => (nll[index] = sorted[i]!));
         return nll;
@@ -296,7 +346,11 @@ export class Model {
      * What neighbouring blocks do to the residual stream, of each of several runs of them: `cosine`, the mean over all tokens
      * of the cosine between the stream before and after, and `change`, that of |after − before| / |after|.
      */
-    async compare(sequences: Sequences, runs: readonly (readonly Block[])[], options: Omit<EvaluateOptions, 'keep' | 'skip'> = {}): Promise<{ cosine: number; change: number }[]> {
+    async compare(
+        sequences: Sequences,
+        runs: readonly (readonly Block[])[],
+        options: Omit<EvaluateOptions, 'keep' | 'skip'> = {}
+    ): Promise<{ cosine: number; change: number }[]> {
         const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
         const { blocks } = evaluator;
         const pairs = runs.flatMap((run) => {
@@ -308,10 +362,12 @@ export class Model {
             }
             return [Math.min(...indexes), end];
         });
-        const means = await runNative(options.signal, (cancel) => evaluator.native.compare(sequences.tokens, sequences.length, Uint32Array.from(pairs), {
-            cancel,
-            ...(options.onProgress && { onProgress: options.onProgress })
-        }));
+        const means = await runNative(options.signal, (cancel) =>
+            evaluator.native.compare(sequences.tokens, sequences.length, Uint32Array.from(pairs), {
+                cancel,
+                ...(options.onProgress && { onProgress: options.onProgress })
+            })
+        );
         return runs.map((_, i) => ({ cosine: means[2 * i]!, change: means[2 * i + 1]! }));
     }
 
@@ -319,10 +375,12 @@ export class Model {
     async hidden(sequences: Sequences, options: Omit<EvaluateOptions, 'keep'> = {}): Promise<Float32Array> {
         const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
         const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
-        return runNative(options.signal, (cancel) => evaluator.native.hidden(sequences.tokens, sequences.length, skip, {
-            cancel,
-            ...(options.onProgress && { onProgress: options.onProgress })
-        }));
+        return runNative(options.signal, (cancel) =>
+            evaluator.native.hidden(sequences.tokens, sequences.length, skip, {
+                cancel,
+                ...(options.onProgress && { onProgress: options.onProgress })
+            })
+        );
     }
 
     /**
@@ -330,15 +388,23 @@ export class Model {
      * model may be this one: then `skip` is what makes the difference. Memory: vocabulary × length floats three times.
      * @throws BlockprunerError if their vocabularies differ in size
      */
-    async diverge(sequences: Sequences, dense: Model, options: Omit<EvaluateOptions, 'keep'> = {}): Promise<Divergence> {
+    async diverge(
+        sequences: Sequences,
+        dense: Model,
+        options: Omit<EvaluateOptions, 'keep'> = {}
+    ): Promise<Divergence> {
         const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
         const other = await dense.#evaluatorFor(sequences.length, options.signal);
         const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
-        const values = await runNative(options.signal, (cancel) => evaluator.native.diverge(sequences.tokens, sequences.length, skip, other.native, {
-            cancel,
-            ...(options.onProgress && { onProgress: options.onProgress })
-        }));
-        const [denseNll, nll, divergence, sameTop] = [0, 1, 2, 3].map((first) => values.filter((_, i) => i % 4 === first)) as [Float32Array, Float32Array, Float32Array, Float32Array];
+        const values = await runNative(options.signal, (cancel) =>
+            evaluator.native.diverge(sequences.tokens, sequences.length, skip, other.native, {
+                cancel,
+                ...(options.onProgress && { onProgress: options.onProgress })
+            })
+        );
+        const [denseNll, nll, divergence, sameTop] = [0, 1, 2, 3].map((first) =>
+            values.filter((_, i) => i % 4 === first)
+        ) as [Float32Array, Float32Array, Float32Array, Float32Array];
         return { denseNll, nll, divergence, sameTop };
     }
 
@@ -360,7 +426,9 @@ export class Model {
         return skip.map((block) => {
             const index = blocks.findIndex((other) => sameBlock(block, other));
             if (index < 0) {
-                throw new BlockprunerError(`the model has no block ${formatBlock(block)}: its layers are 0 to ${this.layers - 1}`);
+                throw new BlockprunerError(
+                    `the model has no block ${formatBlock(block)}: its layers are 0 to ${this.layers - 1}`
+                );
             }
             return index;
         });
@@ -397,11 +465,21 @@ export class Model {
 
     async #createEvaluator(context: number, sequences: number, signal?: AbortSignal): Promise<Evaluator> {
         const addon = await loadAddon();
-        const native = await runNative(signal, (cancel) => addon.Evaluator.create(this.#native, {
-            context, sequences, cancel, threads: this.threads, flashAttention: this.flashAttention, cacheType: this.#cacheType
-        })).catch((error: unknown) => {
+        const native = await runNative(signal, (cancel) =>
+            addon.Evaluator.create(this.#native, {
+                context,
+                sequences,
+                cancel,
+                threads: this.threads,
+                flashAttention: this.flashAttention,
+                cacheType: this.#cacheType
+            })
+        ).catch((error: unknown) => {
             signal?.throwIfAborted();
-            throw new BlockprunerError(`can't evaluate ${this.path} (architecture ${this.architecture}): ${lastLine(messageOf(error))}`, { cause: error });
+            throw new BlockprunerError(
+                `can't evaluate ${this.path} (architecture ${this.architecture}): ${lastLine(messageOf(error))}`,
+                { cause: error }
+            );
         });
         const tensors = new Map(this.gguf.tensors.map((tensor) => [tensor.name, tensor]));
         const found = native.blocks();

@@ -46,7 +46,12 @@ export function perplexityOfAll(nll: readonly Float32Array[]): number {
  * @param nll of each token of the sequences that were evaluated
  * @param expected the mean NLL over all sequences that these let expect, where they aren't all
  */
-export function candidateOf(move: Move, nll: readonly (Float32Array | undefined)[], all: number, expected: number): Candidate {
+export function candidateOf(
+    move: Move,
+    nll: readonly (Float32Array | undefined)[],
+    all: number,
+    expected: number
+): Candidate {
     const seen = nll.filter((values) => values !== undefined);
     const perplexity = seen.length === all ? perplexityOfAll(seen) : Math.exp(expected);
     return { move: bare(move), perplexity: Number.isFinite(perplexity) ? perplexity : null, sequences: seen.length };

@@ -30,7 +30,9 @@ export class ExactSearch {
         const found = new Map<Move, Candidate>();
         for (const [index, move] of order.entries()) {
             const nll: Float32Array[] = [];
-            let sum = 0, increase = 0, done = 0;
+            let sum = 0,
+                increase = 0,
+                done = 0;
             // a little more than the best total, since sums in another order round otherwise
             while (done < sequences.length && !(best && sum > best.total * (1 + 1e-9))) {
                 const next = sequences.slice(done, done + batch);

@@ -90,7 +90,9 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
         const started = performance.now();
         let evaluations = 0;
         const contest: Contest = {
-            current, candidates, atOnce: evaluator.devices,
+            current,
+            candidates,
+            atOnce: evaluator.devices,
             evaluate: async (candidate, sequences, mayWin) => {
                 const nll = await evaluator.evaluate([...removed, ...candidate], sequences, mayWin);
                 evaluations += sequences.length;
@@ -104,12 +106,20 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
             break;
         }
         if (!Number.isFinite(perplexity)) {
-            throw new MethodError(`after ${removed.length} removals, the perplexity is not finite whichever block goes next`);
+            throw new MethodError(
+                `after ${removed.length} removals, the perplexity is not finite whichever block goes next`
+            );
         }
         removed.push(...move);
         evaluator.remove([...removed]);
         current = nll;
-        const step: Step = { removed: bare(move), perplexity, candidates: found, evaluations, seconds: (performance.now() - started) / 1000 };
+        const step: Step = {
+            removed: bare(move),
+            perplexity,
+            candidates: found,
+            evaluations,
+            seconds: (performance.now() - started) / 1000
+        };
         steps.push(step);
         options.onStep?.(step, steps.length);
     }

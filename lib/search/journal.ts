@@ -15,7 +15,13 @@ export type JournalInputs = Record<string, string>;
  * What any search depends on, beside its method.
  * @param confidence of `race`
  */
-export async function searchInputs(model: Model, calibration: Sequences, search: SearchMode, confidence: number, signal?: AbortSignal): Promise<JournalInputs> {
+export async function searchInputs(
+    model: Model,
+    calibration: Sequences,
+    search: SearchMode,
+    confidence: number,
+    signal?: AbortSignal
+): Promise<JournalInputs> {
     return {
         model: `SHA-256 ${await hashGguf(model.gguf, signal)}`,
         calibration: describeSequences(calibration),
@@ -53,7 +59,11 @@ export class Journal implements Evaluator {
     #closed = false;
     #empty: boolean;
 
-    private constructor(private readonly inner: Evaluator, private readonly file: string, private readonly known: Map<string, Line>) {
+    private constructor(
+        private readonly inner: Evaluator,
+        private readonly file: string,
+        private readonly known: Map<string, Line>
+    ) {
         this.sequences = inner.sequences;
         this.devices = inner.devices;
         this.#fd = fs.openSync(file, 'a+');
@@ -109,12 +119,21 @@ export class Journal implements Evaluator {
         if (this.#closed) {
             return; // another device has failed meanwhile
         }
-        const lines = [...values].map(([sequence, nll]) => JSON.stringify({ skip: name, sequence, nll: Buffer.from(nll.buffer, nll.byteOffset, nll.byteLength).toString('base64') }) + '\n');
+        const lines = [...values].map(
+            ([sequence, nll]) =>
+                JSON.stringify({
+                    skip: name,
+                    sequence,
+                    nll: Buffer.from(nll.buffer, nll.byteOffset, nll.byteLength).toString('base64')
+                }) + '\n'
+        );
         try {
             fs.writeFileSync(this.#fd, lines.join(''));
             this.#empty = false;
         } catch (error) {
-            throw new BlockprunerError(`can't write the journal ${this.file}: ${messageOf(error)}; make room and go on with --resume`);
+            throw new BlockprunerError(
+                `can't write the journal ${this.file}: ${messageOf(error)}; make room and go on with --resume`
+            );
         }
     }
 
@@ -132,14 +151,18 @@ function decode(line: Buffer): Float32Array {
 
 /** Finds the evaluations of a journal; returns the length in bytes of its complete lines. */
 function read(file: string, inputs: JournalInputs, known: Map<string, Line>): number {
-    let complete = 0, number = 0, length: number | undefined;
+    let complete = 0,
+        number = 0,
+        length: number | undefined;
     try {
         for (const line of linesOf(file)) {
             number++;
             if (number === 1) {
                 const other = differences(headerSchema.parse(JSON.parse(line.toString('utf8'))).inputs, inputs);
                 if (other) {
-                    throw new BlockprunerError(`the journal ${file} is of a search with another ${other}: give the same, or begin anew with --no-resume`);
+                    throw new BlockprunerError(
+                        `the journal ${file} is of a search with another ${other}: give the same, or begin anew with --no-resume`
+                    );
                 }
             } else {
                 const { skip, sequence, nll } = recordSchema.parse(JSON.parse(line.toString('utf8')));
@@ -154,7 +177,10 @@ function read(file: string, inputs: JournalInputs, known: Map<string, Line>): nu
         if (error instanceof BlockprunerError) {
             throw error;
         }
-        const why = error instanceof SyntaxError || error instanceof z.ZodError ? `line ${number} is damaged` : messageOf(error);
+        const why =
+            error instanceof SyntaxError || error instanceof z.ZodError
+                ? `line ${number} is damaged`
+                : messageOf(error);
         throw new BlockprunerError(`can't read the journal ${file}: ${why}; begin anew with --no-resume`);
     }
     return complete;
@@ -180,5 +206,8 @@ function* linesOf(file: string): Generator<Buffer> {
 /** How what was found differs from what is wanted, for a message; undefined if it doesn't. */
 export function differences(found: JournalInputs, wanted: JournalInputs): string | undefined {
     const different = Object.keys({ ...found, ...wanted }).filter((name) => found[name] !== wanted[name]);
-    return different.map((name) => `${name} (${found[name] ?? 'none'}, now ${wanted[name] ?? 'none'})`).join(', ') || undefined;
+    return (
+        different.map((name) => `${name} (${found[name] ?? 'none'}, now ${wanted[name] ?? 'none'})`).join(', ') ||
+        undefined
+    );
 }

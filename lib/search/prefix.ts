@@ -36,29 +36,39 @@ export class PrefixEvaluator implements Evaluator {
     /** the last candidate that was likely to win, and the sequences on which its boundaries are kept */
     #likely: { skip: readonly Block[]; sequences: Set<number> } | undefined;
 
-    constructor(models: readonly Model[], private readonly calibration: Sequences, { keepBytes = DEFAULT_KEEP_BYTES, signal }: PrefixOptions = {}) {
+    constructor(
+        models: readonly Model[],
+        private readonly calibration: Sequences,
+        { keepBytes = DEFAULT_KEEP_BYTES, signal }: PrefixOptions = {}
+    ) {
         this.sequences = calibration.tokens.length / calibration.length;
         this.devices = models.length;
         const { embedding, layers } = models[0]!;
-        const fit = Math.floor(keepBytes / (4 * embedding * calibration.length * Math.ceil(this.sequences / models.length)));
+        const fit = Math.floor(
+            keepBytes / (4 * embedding * calibration.length * Math.ceil(this.sequences / models.length))
+        );
         this.room = Math.min(fit, 4 * layers); // more than the current model's and a candidate's there can't be
-        this.#ofCurrent = Math.ceil(this.room * 2 / 3);
+        this.#ofCurrent = Math.ceil((this.room * 2) / 3);
         this.#workers = models.map((model) => ({ model, last: Promise.resolve() }));
         this.#signal = signal;
     }
 
     async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin = false): Promise<Float32Array[]> {
         const result = new Map<number, Float32Array>();
-        await Promise.all(this.#workers.map((worker, index) => {
-            const own = sequences.filter((sequence) => sequence % this.#workers.length === index);
-            // one evaluation at a time
-            worker.last = worker.last.then(async () => {
-                if (own.length > 0) {
-                    (await this.#evaluate(worker.model, skip, own, mayWin)).forEach((nll, i) => result.set(own[i]!, nll));
-                }
-            });
-            return worker.last;
-        }));
+        await Promise.all(
+            this.#workers.map((worker, index) => {
+                const own = sequences.filter((sequence) => sequence % this.#workers.length === index);
+                // one evaluation at a time
+                worker.last = worker.last.then(async () => {
+                    if (own.length > 0) {
+                        (await this.#evaluate(worker.model, skip, own, mayWin)).forEach((nll, i) =>
+                            result.set(own[i]!, nll)
+                        );
+                    }
+                });
+                return worker.last;
+            })
+        );
         return sequences.map((sequence) => result.get(sequence)!);
     }
 
@@ -70,7 +80,12 @@ export class PrefixEvaluator implements Evaluator {
         this.#likely = undefined;
     }
 
-    async #evaluate(model: Model, skip: readonly Block[], sequences: readonly number[], mayWin: boolean): Promise<Float32Array[]> {
+    async #evaluate(
+        model: Model,
+        skip: readonly Block[],
+        sequences: readonly number[],
+        mayWin: boolean
+    ): Promise<Float32Array[]> {
         if (sameSet(skip, this.#removed)) {
             sequences.forEach((sequence) => this.#ready.add(sequence));
             return this.#run(model, skip, sequences, this.#ofCurrent);
@@ -90,10 +105,17 @@ export class PrefixEvaluator implements Evaluator {
         return this.#run(model, skip, sequences, mayWin ? this.room : 0);
     }
 
-    async #run(model: Model, skip: readonly Block[], sequences: readonly number[], keep: number): Promise<Float32Array[]> {
+    async #run(
+        model: Model,
+        skip: readonly Block[],
+        sequences: readonly number[],
+        keep: number
+    ): Promise<Float32Array[]> {
         const { tokens, length } = this.calibration;
         const chosen = new Int32Array(sequences.length * length);
-        sequences.forEach((sequence, i) => chosen.set(tokens.subarray(sequence * length, (sequence + 1) * length), i * length));
+        sequences.forEach((sequence, i) =>
+            chosen.set(tokens.subarray(sequence * length, (sequence + 1) * length), i * length)
+        );
         const nll = await model.evaluate({ tokens: chosen, length }, { skip, keep, signal: this.#signal });
         return sequences.map((_, i) => nll.slice(i * (length - 1), (i + 1) * (length - 1)));
     }

@@ -24,7 +24,9 @@ export const DEFAULT_CONFIDENCE = 0.999;
 /** @throws BlockprunerError if no race can have it */
 export function checkConfidence(confidence: number): void {
     if (!(confidence >= 0.5 && confidence < 1)) {
-        throw new BlockprunerError(`confidence must be from 0.5 to below 1, not ${confidence}${confidence === 1 ? ": what is certain is the search 'exact'" : ''}`);
+        throw new BlockprunerError(
+            `confidence must be from 0.5 to below 1, not ${confidence}${confidence === 1 ? ": what is certain is the search 'exact'" : ''}`
+        );
     }
 }
 
@@ -102,7 +104,14 @@ export class Race {
         const model: Covariate = { values: current, whole: { mean: meanOf(current.map(meanOf)), variance: 0 } };
 
         const racers: Racer[] = candidates.map((move) => ({
-            move, current: model, order: [...shuffle.slice(turn(move)), ...shuffle.slice(0, turn(move))], nll: [], costs: [], done: 0, mean: this.#lastMean(move), variance: Infinity
+            move,
+            current: model,
+            order: [...shuffle.slice(turn(move)), ...shuffle.slice(0, turn(move))],
+            nll: [],
+            costs: [],
+            done: 0,
+            mean: this.#lastMean(move),
+            variance: Infinity
         }));
         let best: Racer | undefined;
         let decided = 0;
@@ -117,7 +126,11 @@ export class Race {
             if (size === n) {
                 racer.mean = meanOf(racer.nll.map(meanOf)) - model.whole.mean;
                 racer.variance = 0;
-                if (!best || racer.mean < best.mean || (racer.mean === best.mean && racers.indexOf(racer) < racers.indexOf(best))) {
+                if (
+                    !best ||
+                    racer.mean < best.mean ||
+                    (racer.mean === best.mean && racers.indexOf(racer) < racers.indexOf(best))
+                ) {
                     best = racer;
                 }
             }
@@ -130,7 +143,8 @@ export class Race {
             }
         };
         // having been looked at is a part of being decided
-        const report = () => onProgress(decided + 0.3 * racers.filter(({ done }) => done > 0).length * (1 - decided / racers.length));
+        const report = () =>
+            onProgress(decided + 0.3 * racers.filter(({ done }) => done > 0).length * (1 - decided / racers.length));
 
         // the likely winner first: all others are compared with it
         const likely = lowest(racers);
@@ -146,7 +160,9 @@ export class Race {
         }
 
         for (;;) {
-            const left = racers.filter((racer) => racer.done < n && !(racer.mean - best!.mean > bound(racer) * Math.sqrt(racer.variance)));
+            const left = racers.filter(
+                (racer) => racer.done < n && !(racer.mean - best!.mean > bound(racer) * Math.sqrt(racer.variance))
+            );
             decided = racers.length - left.length;
             report();
             if (left.length === 0) {
@@ -154,11 +170,17 @@ export class Race {
             }
             // the most promising first: if it wins, it drops others
             const next = left.sort((a, b) => a.mean - b.mean).slice(0, atOnce);
-            await Promise.all(next.map((racer) => measure(racer, nextLook(racer, n, (racer.mean - best!.mean) / bound(racer)))));
+            await Promise.all(
+                next.map((racer) => measure(racer, nextLook(racer, n, (racer.mean - best!.mean) / bound(racer))))
+            );
             estimate(next);
         }
         racers.forEach((racer) => this.#remember(racer));
-        return { move: best!.move, nll: best!.nll, candidates: racers.map(({ move, nll, mean }) => candidateOf(move, nll, n, model.whole.mean + mean)) };
+        return {
+            move: best!.move,
+            nll: best!.nll,
+            candidates: racers.map(({ move, nll, mean }) => candidateOf(move, nll, n, model.whole.mean + mean))
+        };
     }
 
     /** The mean cost over all sequences, as exactly as those evaluated so far tell. */
@@ -168,14 +190,19 @@ export class Race {
         const estimates = [estimateMean(racer.costs, sequences, n, [])];
         for (const before of this.#memory.get(formatMove(racer.move)) ?? []) {
             const both = sequences.filter((sequence) => before.costs[sequence]);
-            estimates.push(estimateMean(racer.costs, both, n, [{ values: before.costs, whole: before }, before.current, ...common]));
+            estimates.push(
+                estimateMean(racer.costs, both, n, [{ values: before.costs, whole: before }, before.current, ...common])
+            );
         }
         return estimates.reduce((a, b) => (b.variance < a.variance ? b : a));
     }
 
     #remember({ move, costs, current, mean, variance }: Racer): void {
         const older = this.#memory.get(formatMove(move)) ?? [];
-        this.#memory.set(formatMove(move), [{ costs, current, mean, variance }, ...older.filter((measured) => measured.variance < variance)]);
+        this.#memory.set(formatMove(move), [
+            { costs, current, mean, variance },
+            ...older.filter((measured) => measured.variance < variance)
+        ]);
     }
 
     #lastMean(move: Move): number {
@@ -184,7 +211,12 @@ export class Race {
 }
 
 /** The mean of costs over n sequences, from the tokens of some of them and a regression on covariates. */
-function estimateMean(costs: readonly (Float32Array | undefined)[], sequences: readonly number[], n: number, covariates: readonly Covariate[]): Estimate {
+function estimateMean(
+    costs: readonly (Float32Array | undefined)[],
+    sequences: readonly number[],
+    n: number,
+    covariates: readonly Covariate[]
+): Estimate {
     const m = sequences.length;
     if (m === 0) {
         return { mean: Infinity, variance: Infinity };
@@ -218,7 +250,9 @@ function estimateMean(costs: readonly (Float32Array | undefined)[], sequences: r
 
     let within = 0;
     const residuals = sequences.map((sequence) => {
-        const left = costs[sequence]!.map((cost, token) => cost - row(sequence, token).reduce((sum, x, i) => sum + slopes[i]! * x, 0));
+        const left = costs[sequence]!.map(
+            (cost, token) => cost - row(sequence, token).reduce((sum, x, i) => sum + slopes[i]! * x, 0)
+        );
         const average = meanOf(left);
         within += left.reduce((sum, value) => sum + (value - average) ** 2, 0);
         return average;
@@ -228,11 +262,11 @@ function estimateMean(costs: readonly (Float32Array | undefined)[], sequences: r
         return { mean, variance: Infinity };
     }
     const designEffect = 1 + INTRACLASS_CORRELATION * (tokens / m - 1);
-    const ofTokens = designEffect * within / freedom / (tokens / m);
+    const ofTokens = (designEffect * within) / freedom / (tokens / m);
     const ofSequences = m > 1 ? sampleVariance(residuals) : 0;
     const fromWhole = whole.reduce((sum, covariate, i) => sum + slopes[i + 1]! ** 2 * covariate.variance, 0);
     const ofOne = (PRIOR_FREEDOM * ofTokens + (m - 1) * ofSequences) / (PRIOR_FREEDOM + m - 1);
-    return { mean, variance: ofOne / m * (1 - m / n) + fromWhole };
+    return { mean, variance: (ofOne / m) * (1 - m / n) + fromWhole };
 }
 
 /** How many sequences will tell whether a candidate is worse, if its cost is as it seems: the variance then is needed². */
@@ -259,5 +293,7 @@ function lowest(racers: readonly Racer[]): Racer {
 /** The numbers 0 … n−1 in an order that has nothing to do with the text, and is always the same. */
 function shuffled(n: number): number[] {
     // the golden ratio's multiples, modulo 1, are spread evenly and never in order
-    return Array.from({ length: n }, (_, i) => i).sort((a, b) => (a * 0.6180339887498949) % 1 - (b * 0.6180339887498949) % 1);
+    return Array.from({ length: n }, (_, i) => i).sort(
+        (a, b) => ((a * 0.6180339887498949) % 1) - ((b * 0.6180339887498949) % 1)
+    );
 }

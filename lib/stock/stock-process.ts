@@ -26,7 +26,10 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
             }
         }
     });
-    const model = await llama.loadModel({ modelPath: request.model, gpuLayers: request.device === 'cpu' ? 0 : request.gpuLayers ?? 'max' });
+    const model = await llama.loadModel({
+        modelPath: request.model,
+        gpuLayers: request.device === 'cpu' ? 0 : (request.gpuLayers ?? 'max')
+    });
     const size = request.task === 'nll' ? request.length : request.task === 'speed' ? 2 * request.tokens : 512;
     const context = await model.createContext({
         contextSize: size,
@@ -44,7 +47,7 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
         return await completion.generateCompletion(request.prompt, { maxTokens: request.tokens, temperature: 0 });
     }
     // the same tokens for every model: what they are doesn't matter to the time they take
-    const prompt = Array.from({ length: request.tokens }, (_, index) => (100 + index % 1000) as Token);
+    const prompt = Array.from({ length: request.tokens }, (_, index) => (100 + (index % 1000)) as Token);
     await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(0, 16));
     await sequence.clearHistory();
     const start = performance.now();
@@ -55,36 +58,49 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
         await sequence.controlledEvaluate([[token, { generateNext: { token: true, options: { temperature: 0 } } }]]);
     }
     const ended = performance.now();
-    return { prompt: request.tokens / (prompted - start) * 1000, generation: request.tokens / (ended - prompted) * 1000 };
+    return {
+        prompt: (request.tokens / (prompted - start)) * 1000,
+        generation: (request.tokens / (ended - prompted)) * 1000
+    };
 }
 
 /** −ln softmax(logits)[token] at every stride-th of the positions that predict a known token. */
-async function nll(sequence: LlamaContextSequence, tokens: Int32Array, length: number, stride: number): Promise<Float32Array> {
+async function nll(
+    sequence: LlamaContextSequence,
+    tokens: Int32Array,
+    length: number,
+    stride: number
+): Promise<Float32Array> {
     const count = tokens.length / length;
-    const result = new Float32Array(Math.ceil(count * (length - 1) / stride));
+    const result = new Float32Array(Math.ceil((count * (length - 1)) / stride));
     for (let index = 0; index < count; index++) {
         const ids = Array.from(tokens.subarray(index * length, (index + 1) * length)) as Token[];
         const positionOf = (i: number) => index * (length - 1) + i;
         const isWanted = (i: number) => i < length - 1 && positionOf(i) % stride === 0;
         await sequence.clearHistory();
         // all tokens at once, the last one too, as in the search: llama.cpp chooses its kernels by the batch's size
-        await sequence.controlledEvaluate(ids.map((token, i) => (isWanted(i) ? [token, { generateNext: { logits: true, options: { temperature: 0 } } }] : token)), {
-            onTokenResult(i, { next }) {
-                // all logits, summed here: node-llama-cpp's own total is a sum of floats that loses the tail, 1e-4 of it
-                // with 49,152 tokens
-                const logits = next.logits!;
-                let max = -Infinity;
-                for (const logit of logits.values()) {
-                    max = Math.max(max, logit);
+        await sequence.controlledEvaluate(
+            ids.map((token, i) =>
+                isWanted(i) ? [token, { generateNext: { logits: true, options: { temperature: 0 } } }] : token
+            ),
+            {
+                onTokenResult(i, { next }) {
+                    // all logits, summed here: node-llama-cpp's own total is a sum of floats that loses the tail, 1e-4 of it
+                    // with 49,152 tokens
+                    const logits = next.logits!;
+                    let max = -Infinity;
+                    for (const logit of logits.values()) {
+                        max = Math.max(max, logit);
+                    }
+                    let sum = 0;
+                    for (const logit of logits.values()) {
+                        sum += Math.exp(logit - max);
+                    }
+                    result[positionOf(i) / stride] = Math.log(sum) + max - logits.get(ids[i + 1]!)!;
+                    delete next.logits; // else a sequence's worth of vocabularies stays in memory
                 }
-                let sum = 0;
-                for (const logit of logits.values()) {
-                    sum += Math.exp(logit - max);
-                }
-                result[positionOf(i) / stride] = Math.log(sum) + max - logits.get(ids[i + 1]!)!;
-                delete next.logits; // else a sequence's worth of vocabularies stays in memory
             }
-        });
+        );
         reply({ progress: [index + 1, count] });
     }
     return result;

@@ -14,15 +14,17 @@ export interface StockOptions {
 }
 
 /** What the child process is asked for; see stock-runtime-process.ts. */
-export type StockRequest = { model: string } & Pick<StockOptions, 'device' | 'gpuLayers' | 'threads' | 'flashAttention'> & (
-    | { task: 'nll'; tokens: Int32Array; length: number; stride: number }
-    | { task: 'generate'; prompt: string; tokens: number }
-    | { task: 'speed'; tokens: number }
-);
+export type StockRequest = { model: string } & Pick<
+    StockOptions,
+    'device' | 'gpuLayers' | 'threads' | 'flashAttention'
+> &
+    (
+        | { task: 'nll'; tokens: Int32Array; length: number; stride: number }
+        | { task: 'generate'; prompt: string; tokens: number }
+        | { task: 'speed'; tokens: number }
+    );
 export type StockReply =
-    | { progress: [done: number, total: number] }
-    | { result: Float32Array | string | Speed }
-    | { error: string };
+    { progress: [done: number, total: number] } | { result: Float32Array | string | Speed } | { error: string };
 
 export interface Speed {
     /** tokens of a prompt processed in a second */
@@ -35,22 +37,37 @@ export interface Speed {
  * NLL of tokens in node-llama-cpp, an unmodified llama.cpp: every stride-th value of what `Model.evaluate` gives.
  * @param stride Default: 1. All logits of each position cross into JavaScript, about 0.3 µs each.
  */
-export async function stockNll(model: string, sequences: Sequences, options: StockOptions & { stride?: number }): Promise<Float32Array> {
-    return await ask({ task: 'nll', model, tokens: sequences.tokens, length: sequences.length, stride: options.stride ?? 1 }, options) as Float32Array;
+export async function stockNll(
+    model: string,
+    sequences: Sequences,
+    options: StockOptions & { stride?: number }
+): Promise<Float32Array> {
+    return (await ask(
+        { task: 'nll', model, tokens: sequences.tokens, length: sequences.length, stride: options.stride ?? 1 },
+        options
+    )) as Float32Array;
 }
 
 /** The most likely continuation of a prompt, at most so many tokens. */
-export async function stockGenerate(model: string, prompt: string, tokens: number, options: StockOptions): Promise<string> {
-    return await ask({ task: 'generate', model, prompt, tokens }, options) as string;
+export async function stockGenerate(
+    model: string,
+    prompt: string,
+    tokens: number,
+    options: StockOptions
+): Promise<string> {
+    return (await ask({ task: 'generate', model, prompt, tokens }, options)) as string;
 }
 
 /** Tokens per second in the stock runtime: a prompt of `tokens` tokens, then the same ones singly, each with its successor sampled. */
 export async function stockSpeed(model: string, tokens: number, options: StockOptions): Promise<Speed> {
-    return await ask({ task: 'speed', model, tokens }, options) as Speed;
+    return (await ask({ task: 'speed', model, tokens }, options)) as Speed;
 }
 
 /** The stock runtime works in a process of its own: whatever a file does to it, the error comes back as one. */
-function ask(request: Record<string, unknown> & { model: string }, options: StockOptions): Promise<Float32Array | string | Speed> {
+function ask(
+    request: Record<string, unknown> & { model: string },
+    options: StockOptions
+): Promise<Float32Array | string | Speed> {
     const { device, gpuLayers, threads, flashAttention, onProgress, signal } = options;
     return new Promise((resolve, reject) => {
         signal?.throwIfAborted();
@@ -82,12 +99,17 @@ function ask(request: Record<string, unknown> & { model: string }, options: Stoc
             } else if (reply && 'result' in reply) {
                 resolve(reply.result);
             } else {
-                const why = reply && 'error' in reply ? reply.error : `it ended with ${killed ?? `code ${code}`}: ${stderr.trim().split('\n').at(-1)}`;
+                const why =
+                    reply && 'error' in reply
+                        ? reply.error
+                        : `it ended with ${killed ?? `code ${code}`}: ${stderr.trim().split('\n').at(-1)}`;
                 reject(new BlockprunerError(`the stock runtime (node-llama-cpp) failed on ${request.model}: ${why}`));
             }
         };
         // its last words are read first
-        child.on('exit', (code, killed) => (child.stderr!.closed ? settle(code, killed) : child.stderr!.once('close', () => settle(code, killed))));
+        child.on('exit', (code, killed) =>
+            child.stderr!.closed ? settle(code, killed) : child.stderr!.once('close', () => settle(code, killed))
+        );
         child.send({ ...request, device, gpuLayers, threads, flashAttention });
     });
 }

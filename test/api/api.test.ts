@@ -11,7 +11,10 @@ const root = path.resolve(__dirname, '../..');
 /** Runs a script in a project that has the package installed, and reads the JSON that it prints. */
 async function runScript<T>(name: string, code: string): Promise<T> {
     fs.mkdirSync(path.join(folder, 'node_modules'), { recursive: true });
-    for (const [installed, at] of [['blockpruner', root], ['node-llama-cpp', path.join(root, 'node_modules', 'node-llama-cpp')]] as const) {
+    for (const [installed, at] of [
+        ['blockpruner', root],
+        ['node-llama-cpp', path.join(root, 'node_modules', 'node-llama-cpp')]
+    ] as const) {
         if (!fs.existsSync(path.join(folder, 'node_modules', installed))) {
             fs.symlinkSync(at, path.join(folder, 'node_modules', installed), 'junction');
         }
@@ -28,7 +31,9 @@ test.each([
     ['CommonJS', 'prune.cjs', "const { prune, Model } = require('blockpruner');"]
 ])('prunes from %s', async (_, name, load) => {
     const output = path.join(folder, `${name}.gguf`);
-    const { result, layers } = await runScript<{ result: PruneResult; layers: number }>(name, `${load}
+    const { result, layers } = await runScript<{ result: PruneResult; layers: number }>(
+        name,
+        `${load}
         (async () => {
             const result = await prune(${JSON.stringify(tiny)}, {
                 output: ${JSON.stringify(output)}, remove: 1, blocks: 'ffn', device: 'cpu', threads: 1, calibration: { samples: 1, context: 32 }
@@ -36,7 +41,8 @@ test.each([
             const model = await Model.load(result.output, { device: 'cpu' });
             console.log(JSON.stringify({ result, layers: model.layers }));
             model.dispose();
-        })();`);
+        })();`
+    );
     expect(result).toMatchObject({ output, host: 'deci', removed: [{ kind: 'ffn' }], steps: [{ evaluations: 12 }] });
     expect(layers).toBe(12);
     expect((await readGguf(output)).bytes).toBe(result.bytes.pruned);
@@ -52,8 +58,13 @@ describe('node-llama-cpp in the same process', () => {
         const llama = await getLlama({ gpu: false, build: 'never' });
         const stock = await llama.loadModel({ modelPath: file, gpuLayers: 0 });`;
 
-    test.each([['first', theirs + ours], ['second', ours + theirs]])('loaded %s, computes the same', async (order, load) => {
-        const results = await runScript<{ perplexity: number[]; likely: number[] }>(`both-${order}.mjs`, `
+    test.each([
+        ['first', theirs + ours],
+        ['second', ours + theirs]
+    ])('loaded %s, computes the same', async (order, load) => {
+        const results = await runScript<{ perplexity: number[]; likely: number[] }>(
+            `both-${order}.mjs`,
+            `
             const file = ${JSON.stringify(tiny)};
             ${load}
             const calibration = await loadCalibration(model, { samples: 1, context: 32 });
@@ -72,7 +83,8 @@ describe('node-llama-cpp in the same process', () => {
             model.dispose();
             await context.dispose();
             await stock.dispose();
-            await llama.dispose();`);
+            await llama.dispose();`
+        );
         expect(results.perplexity[1]).toBe(results.perplexity[0]);
         expect(results.likely[1]).toBe(results.likely[0]);
         expect(results.likely[0]! / results.perplexity[0]!).toBeCloseTo(1, 3);
@@ -80,7 +92,9 @@ describe('node-llama-cpp in the same process', () => {
 });
 
 test('models that nobody holds any more free their memory', async () => {
-    const { growth } = await runScript<{ growth: number }>('collected.cjs', `
+    const { growth } = await runScript<{ growth: number }>(
+        'collected.cjs',
+        `
         const { Model } = require('blockpruner');
         require('node:v8').setFlagsFromString('--expose-gc');
         const gc = require('node:vm').runInNewContext('gc');
@@ -98,7 +112,8 @@ test('models that nobody holds any more free their memory', async () => {
         (async () => {
             const before = await useSome();
             console.log(JSON.stringify({ growth: await useSome() - before }));
-        })();`);
+        })();`
+    );
     expect(growth).toBeLessThan(50e6); // of ten models and contexts, each more than 10 MB
 });
 
@@ -109,7 +124,9 @@ test('works in a worker, and in the main thread after the worker has ended', asy
             const model = await Model.load(${JSON.stringify(tiny)}, { device: 'cpu', threads: 1 });
             return perplexityOf(model, await loadCalibration(model, { samples: 1, context: 32 }));
         }`;
-    const { perplexities } = await runScript<{ perplexities: number[] }>('worker.cjs', `${use}
+    const { perplexities } = await runScript<{ perplexities: number[] }>(
+        'worker.cjs',
+        `${use}
         const { Worker } = require('node:worker_threads');
         const run = () => new Promise((resolve, reject) => {
             const worker = new Worker(${JSON.stringify(`${use} use().then((value) => require('node:worker_threads').parentPort.postMessage(value));`)}, { eval: true });
@@ -120,7 +137,8 @@ test('works in a worker, and in the main thread after the worker has ended', asy
         });
         (async () => {
             console.log(JSON.stringify({ perplexities: [await use(), await run(), await use()] }));
-        })();`);
+        })();`
+    );
     expect(perplexities[0]).toBeGreaterThan(1);
     expect(new Set(perplexities).size).toBe(1);
 });

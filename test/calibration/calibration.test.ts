@@ -17,8 +17,12 @@ function write(name: string, text: string | Buffer): string {
     return file;
 }
 
-const jsonl = (...records: unknown[]) => write('samples.jsonl', records.map((record) => `${JSON.stringify(record)}\n`).join(''));
-const story = 'Call me Ishmael. Some years ago, having little money in my purse, I thought I would sail about a little. '.repeat(20);
+const jsonl = (...records: unknown[]) =>
+    write('samples.jsonl', records.map((record) => `${JSON.stringify(record)}\n`).join(''));
+const story =
+    'Call me Ishmael. Some years ago, having little money in my purse, I thought I would sail about a little. '.repeat(
+        20
+    );
 
 describe('sequences', () => {
     test('are the text tokenised once and cut, without the remainder', async () => {
@@ -30,13 +34,16 @@ describe('sequences', () => {
     });
 
     test('begin with BOS once, where the model wants one', async () => {
-        const file = await withMetadata(tiny, path.join(folder, 'bos.gguf'), [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }, { key: 'tokenizer.ggml.bos_token_id', type: 'u32', value: 7 }]);
+        const file = await withMetadata(tiny, path.join(folder, 'bos.gguf'), [
+            { key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true },
+            { key: 'tokenizer.ggml.bos_token_id', type: 'u32', value: 7 }
+        ]);
         const withBos = await Model.load(file, { device: 'cpu', threads: 1 });
         const { tokens } = await loadCalibration(withBos, { file: write('story.txt', story), context: 50 });
         expect(withBos.bos).toBe(7);
         expect(model.bos).toBeNull();
         withBos.dispose();
-        expect(Array.from(tokens)).toEqual([7, ...await model.tokenize(story)].slice(0, tokens.length));
+        expect(Array.from(tokens)).toEqual([7, ...(await model.tokenize(story))].slice(0, tokens.length));
     });
 
     test('are the first ones of the embedded text by default', async () => {
@@ -48,7 +55,9 @@ describe('sequences', () => {
 
     test('are a choice by the seed, in the order of the text', async () => {
         const all = await model.tokenize(fs.readFileSync(defaultCalibration, 'utf8'));
-        const starts = new Map(Array.from({ length: Math.floor(all.length / 64) }, (_, i) => [all.slice(i * 64, (i + 1) * 64).join(), i]));
+        const starts = new Map(
+            Array.from({ length: Math.floor(all.length / 64) }, (_, i) => [all.slice(i * 64, (i + 1) * 64).join(), i])
+        );
         const chosen = async (seed: number) => {
             const { tokens } = await loadCalibration(model, { samples: 8, context: 64, seed });
             return Array.from({ length: 8 }, (_, i) => starts.get(tokens.slice(i * 64, (i + 1) * 64).join())!);
@@ -66,21 +75,51 @@ describe('sequences', () => {
     test('by a seed are all where all are wanted', async () => {
         const file = write('story.txt', story);
         const { tokens } = await loadCalibration(model, { file, context: 50 });
-        expect(await loadCalibration(model, { file, context: 50, samples: tokens.length / 50, seed: 5 })).toEqual({ name: 'story.txt', tokens, length: 50 });
+        expect(await loadCalibration(model, { file, context: 50, samples: tokens.length / 50, seed: 5 })).toEqual({
+            name: 'story.txt',
+            tokens,
+            length: 50
+        });
     });
 
     test('that the text is too short for are refused', async () => {
         const file = write('story.txt', story);
-        await expect(loadCalibration(model, { file, context: 5000 })).rejects.toThrow(/story\.txt is too short: it has \d+ tokens and one sequence needs 5000/);
-        await expect(loadCalibration(model, { file, context: 50, samples: 999 })).rejects.toThrow(/story\.txt is too short: .* enough for \d+ sequences of 50, not for 999/);
+        await expect(loadCalibration(model, { file, context: 5000 })).rejects.toThrow(
+            /story\.txt is too short: it has \d+ tokens and one sequence needs 5000/
+        );
+        await expect(loadCalibration(model, { file, context: 50, samples: 999 })).rejects.toThrow(
+            /story\.txt is too short: .* enough for \d+ sequences of 50, not for 999/
+        );
     });
 });
 
 describe('JSON Lines', () => {
     test.each([
         ['text', undefined, [{ text: 'One.' }, { text: 'Two.\nMore.' }], 'One.\n\nTwo.\nMore.'],
-        ["Alpaca's fields", undefined, [{ instruction: 'Add.', input: '1 and 2', output: '3' }, { instruction: 'Say hi.', input: '', output: 'Hi.' }], 'Add.\n1 and 2\n3\n\nSay hi.\nHi.'],
-        ["the fields of Alpaca's seed tasks", undefined, [{ id: 1, instruction: 'Add.', instances: [{ input: '1', output: '2' }, { input: 'x', output: 'y' }] }], 'Add.\n1\n2'],
+        [
+            "Alpaca's fields",
+            undefined,
+            [
+                { instruction: 'Add.', input: '1 and 2', output: '3' },
+                { instruction: 'Say hi.', input: '', output: 'Hi.' }
+            ],
+            'Add.\n1 and 2\n3\n\nSay hi.\nHi.'
+        ],
+        [
+            "the fields of Alpaca's seed tasks",
+            undefined,
+            [
+                {
+                    id: 1,
+                    instruction: 'Add.',
+                    instances: [
+                        { input: '1', output: '2' },
+                        { input: 'x', output: 'y' }
+                    ]
+                }
+            ],
+            'Add.\n1\n2'
+        ],
         ['a named field', 'body', [{ text: 'no', body: 'Yes.' }, { body: 'Also.' }], 'Yes.\n\nAlso.'],
         ['fields in objects and lists', 'a.b.1, c', [{ a: { b: ['no', 'Yes.'] }, c: 'And.' }], 'Yes.\nAnd.']
     ])('samples are joined by a blank line: %s', async (_, field, records, text) => {
@@ -88,12 +127,19 @@ describe('JSON Lines', () => {
     });
 
     test('blank lines are skipped, and Windows line ends are fine', async () => {
-        expect(await readSamples(write('windows.jsonl', '\r\n{"text": "One."}\r\n\n{"text": "Two."}\r\n'))).toBe('One.\n\nTwo.');
+        expect(await readSamples(write('windows.jsonl', '\r\n{"text": "One."}\r\n\n{"text": "Two."}\r\n'))).toBe(
+            'One.\n\nTwo.'
+        );
     });
 
     test.each([
         ['no JSON', '{"text": "One."}\n{"text": \n', undefined, 'samples.jsonl, line 2: not JSON'],
-        ['no text', '\n{"other": "One."}\n', undefined, "samples.jsonl, line 2: it has no text in field 'text'; name the field with --field"],
+        [
+            'no text',
+            '\n{"other": "One."}\n',
+            undefined,
+            "samples.jsonl, line 2: it has no text in field 'text'; name the field with --field"
+        ],
         ['a number as text', '{"text": 5}\n', undefined, "samples.jsonl, line 1: it has no text in field 'text'"],
         ['not the named field', '{"text": "One."}\n', 'body', "samples.jsonl, line 1: it has no text in field 'body'"],
         ['no object', '"One."\n', undefined, "samples.jsonl, line 1: it has no text in field 'text'"]

@@ -10,13 +10,24 @@ import { onCpu, run, runJson } from '../cli/run';
 import { temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
-const piqa = ['Boil water', 'Cool water'].map((goal) => JSON.stringify({ goal, sol1: 'Heat it.', sol2: 'Cool it.' })).join('\n') + '\n';
+const piqa =
+    ['Boil water', 'Cool water']
+        .map((goal) => JSON.stringify({ goal, sol1: 'Heat it.', sol2: 'Cool it.' }))
+        .join('\n') + '\n';
 const hellaswag = 'A man\n2\na\nb\nc\nd\nA dog\n0\ne\nf\ng\nh\n';
 
 type Answer = (response: http.ServerResponse) => void;
-const text = (content: string | Buffer, headers: http.OutgoingHttpHeaders = {}): Answer => (response) => {
-    response.writeHead(200, { 'content-length': Buffer.byteLength(content), 'content-type': 'application/octet-stream', ...headers }).end(content);
-};
+const text =
+    (content: string | Buffer, headers: http.OutgoingHttpHeaders = {}): Answer =>
+    (response) => {
+        response
+            .writeHead(200, {
+                'content-length': Buffer.byteLength(content),
+                'content-type': 'application/octet-stream',
+                ...headers
+            })
+            .end(content);
+    };
 const answers: Record<string, Answer> = {
     '/hellaswag.txt': text(hellaswag),
     '/piqa.jsonl?raw=1,2': text(piqa),
@@ -25,7 +36,9 @@ const answers: Record<string, Answer> = {
     '/moved.txt': (response) => response.writeHead(302, { location: '/hellaswag.txt' }).end(),
     '/datasets/user/repo/resolve/main/data/hellaswag.txt': text(hellaswag),
     '/datasets/user/repo/resolve/v2/hellaswag.txt': text(hellaswag),
-    '/corpus.jsonl?download=true': text(JSON.stringify({ text: fs.readFileSync(defaultCalibration, 'utf8').slice(0, 4000) })),
+    '/corpus.jsonl?download=true': text(
+        JSON.stringify({ text: fs.readFileSync(defaultCalibration, 'utf8').slice(0, 4000) })
+    ),
     '/cut.txt': (response) => {
         response.writeHead(200, { 'content-length': 1000 });
         response.write(hellaswag, () => response.destroy());
@@ -83,7 +96,9 @@ test('is downloaded once: then it needs no network', async () => {
 test('is downloaded again where the cache is damaged', async () => {
     const uri = `${at}/hellaswag.txt`;
     await readText(uri);
-    const content = fs.readdirSync(process.env.BLOCKPRUNER_CACHE!, { recursive: true, withFileTypes: true }).find((entry) => entry.isFile() && entry.parentPath.includes('content'))!;
+    const content = fs
+        .readdirSync(process.env.BLOCKPRUNER_CACHE!, { recursive: true, withFileTypes: true })
+        .find((entry) => entry.isFile() && entry.parentPath.includes('content'))!;
     fs.writeFileSync(path.join(content.parentPath, content.name), 'A cat');
     expect(await readText(uri)).toBe(hellaswag);
     expect(asked).toHaveLength(2);
@@ -93,13 +108,22 @@ test('may be elsewhere, or on Hugging Face', async () => {
     expect(await readText(`${at}/moved.txt`)).toBe(hellaswag);
     expect(await readText('hf://datasets/user/repo/data/hellaswag.txt')).toBe(hellaswag);
     expect(await readText('hf://datasets/user/repo@v2/hellaswag.txt')).toBe(hellaswag);
-    await expect(readText('hf://user/repo/hellaswag.txt')).rejects.toThrow("can't download hf://user/repo/hellaswag.txt: write hf://datasets/user/repo/path");
+    await expect(readText('hf://user/repo/hellaswag.txt')).rejects.toThrow(
+        "can't download hf://user/repo/hellaswag.txt: write hf://datasets/user/repo/path"
+    );
 });
 
 test('may be a calibration text, JSON Lines by the name in the URI', async () => {
     const model = await Model.load(tiny, { device: 'cpu', threads: 1 });
-    const { name, tokens } = await loadCalibration(model, { file: `${at}/corpus.jsonl?download=true`, samples: 2, context: 64 });
-    expect([name, [...tokens]]).toEqual(['corpus.jsonl', [...(await loadCalibration(model, { samples: 2, context: 64 })).tokens]]);
+    const { name, tokens } = await loadCalibration(model, {
+        file: `${at}/corpus.jsonl?download=true`,
+        samples: 2,
+        context: 64
+    });
+    expect([name, [...tokens]]).toEqual([
+        'corpus.jsonl',
+        [...(await loadCalibration(model, { samples: 2, context: 64 })).tokens]
+    ]);
     model.dispose();
 });
 
@@ -115,7 +139,10 @@ describe('what is wrong is said, and nothing is kept:', () => {
         ['more than fits', '/large.txt', 'it is larger than 256 MiB; download it yourself, and give a part of it']
     ])('%s', async (_, url, says) => {
         const failure = (await readText(at + url).catch((error: unknown) => error)) as Error;
-        expect(failure).toMatchObject({ name: 'BlockprunerError', message: expect.stringContaining(at + url) as string });
+        expect(failure).toMatchObject({
+            name: 'BlockprunerError',
+            message: expect.stringContaining(at + url) as string
+        });
         expect(failure.message.endsWith(says)).toBe(true);
         await readText(at + url).catch(() => {});
         expect(asked).toHaveLength(2);
@@ -128,19 +155,28 @@ describe('what is wrong is said, and nothing is kept:', () => {
     });
 
     test('no server, no host', async () => {
-        await expect(readText('http://127.0.0.1:1/x.txt')).rejects.toThrow(/^can't download http:\/\/127\.0\.0\.1:1\/x\.txt: /);
-        await expect(readText('http://no-such-host.invalid/x.txt')).rejects.toThrow("can't download http://no-such-host.invalid/x.txt: its host is not found: is there a network?");
+        await expect(readText('http://127.0.0.1:1/x.txt')).rejects.toThrow(
+            /^can't download http:\/\/127\.0\.0\.1:1\/x\.txt: /
+        );
+        await expect(readText('http://no-such-host.invalid/x.txt')).rejects.toThrow(
+            "can't download http://no-such-host.invalid/x.txt: its host is not found: is there a network?"
+        );
     });
 
     test('a cache that cannot be written', async () => {
         process.env.BLOCKPRUNER_CACHE = path.join(tiny, 'cache');
-        await expect(readText(`${at}/hellaswag.txt`)).rejects.toThrow(`can't keep ${at}/hellaswag.txt in ${process.env.BLOCKPRUNER_CACHE}: `);
+        await expect(readText(`${at}/hellaswag.txt`)).rejects.toThrow(
+            `can't keep ${at}/hellaswag.txt in ${process.env.BLOCKPRUNER_CACHE}: `
+        );
     });
 });
 
 test('a signal stops it', async () => {
     const stop = new AbortController();
-    const reading = loadTask({ name: 'hellaswag', file: `${at}/slow.txt` }, { signal: stop.signal, onProgress: () => stop.abort(new Error('enough')) });
+    const reading = loadTask(
+        { name: 'hellaswag', file: `${at}/slow.txt` },
+        { signal: stop.signal, onProgress: () => stop.abort(new Error('enough')) }
+    );
     await expect(reading).rejects.toThrow('enough');
     answers['/slow.txt'] = text(hellaswag);
     expect((await loadTask({ name: 'hellaswag', file: `${at}/slow.txt` })).questions).toHaveLength(2);
@@ -153,14 +189,33 @@ test('--task takes URIs, with their queries, and labels', () => {
     expect(parseTask(`hellaswag=${uri}?raw=1,2`)).toEqual({ name: 'hellaswag', file: `${uri}?raw=1,2` });
     expect(parseTask(`piqa=${uri}?raw=1,2`)).toEqual({ name: 'piqa', file: `${uri}?raw=1,2` });
     expect(parseTask(`piqa=${uri}?raw=1,2,${labels}`)).toEqual({ name: 'piqa', file: `${uri}?raw=1,2`, labels });
-    expect(parseTask(`piqa=${uri},https://example.org/labels.lst?a=1,2`)).toEqual({ name: 'piqa', file: uri, labels: 'https://example.org/labels.lst?a=1,2' });
+    expect(parseTask(`piqa=${uri},https://example.org/labels.lst?a=1,2`)).toEqual({
+        name: 'piqa',
+        file: uri,
+        labels: 'https://example.org/labels.lst?a=1,2'
+    });
     expect(parseTask(`piqa=${uri},labels.lst`)).toEqual({ name: 'piqa', file: uri, labels: 'labels.lst' });
-    expect(parseTask(`multiple-choice=${uri}?a=1,context:q,choices:c,answer:a`)).toEqual({ name: 'multiple-choice', file: `${uri}?a=1`, fields: { context: 'q', choices: 'c', answer: 'a' } });
+    expect(parseTask(`multiple-choice=${uri}?a=1,context:q,choices:c,answer:a`)).toEqual({
+        name: 'multiple-choice',
+        file: `${uri}?a=1`,
+        fields: { context: 'q', choices: 'c', answer: 'a' }
+    });
 });
 
 test('the command line scores it, and says in a line what is wrong', async () => {
-    const { tasks } = await runJson<{ tasks: unknown[] }>('eval', tiny, '--task', `piqa=${at}/piqa.jsonl,${at}/labels.lst`, '--task', `hellaswag=${at}/hellaswag.txt`, ...onCpu);
-    expect(tasks).toMatchObject([{ task: 'piqa', questions: 2 }, { task: 'hellaswag', questions: 2 }]);
+    const { tasks } = await runJson<{ tasks: unknown[] }>(
+        'eval',
+        tiny,
+        '--task',
+        `piqa=${at}/piqa.jsonl,${at}/labels.lst`,
+        '--task',
+        `hellaswag=${at}/hellaswag.txt`,
+        ...onCpu
+    );
+    expect(tasks).toMatchObject([
+        { task: 'piqa', questions: 2 },
+        { task: 'hellaswag', questions: 2 }
+    ]);
     const { code, stderr } = await run('eval', tiny, '--task', `hellaswag=${at}/none.txt`, ...onCpu);
     expect([code, stderr]).toEqual([1, `blockpruner: can't download ${at}/none.txt: there is no such file (404)\n`]);
 });

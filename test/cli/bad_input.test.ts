@@ -20,7 +20,15 @@ function write(name: string, content: string | Buffer): string {
     return input(name);
 }
 
-const prune = (model: string, ...options: string[]) => ['prune', model, '-o', output, '--order', path.join(outputs, 'order.json'), ...options];
+const prune = (model: string, ...options: string[]) => [
+    'prune',
+    model,
+    '-o',
+    output,
+    '--order',
+    path.join(outputs, 'order.json'),
+    ...options
+];
 
 /** Refused by the search and by the commands that only read. */
 async function expectModelRefused(model: string, says: string | RegExp = path.basename(model)): Promise<void> {
@@ -34,7 +42,9 @@ function header(tensors: bigint, keys: bigint, ...rest: (bigint | number | strin
         const bytes = Buffer.alloc(typeof value === 'bigint' ? 8 : 4);
         return typeof value === 'bigint' ? (bytes.writeBigUInt64LE(value), bytes) : (bytes.writeUInt32LE(value), bytes);
     };
-    return Buffer.concat(['GGUF', 3, tensors, keys, ...rest].map((part) => (typeof part === 'string' ? Buffer.from(part) : number(part))));
+    return Buffer.concat(
+        ['GGUF', 3, tensors, keys, ...rest].map((part) => (typeof part === 'string' ? Buffer.from(part) : number(part)))
+    );
 }
 
 const whole = fs.readFileSync(tiny);
@@ -67,8 +77,14 @@ test.each<[string, string | Buffer | undefined]>([
     ['with a list of 2^60 numbers', header(0n, 1n, 3n, 'key', arrayType, u8Type, 2n ** 60n, 'abc')],
     ['with a list of 2^40 texts', header(0n, 1n, 3n, 'key', arrayType, stringType, 2n ** 40n, 'abc')],
     ['with a type that there is not', header(0n, 1n, 3n, 'key', 99, 1n)],
-    ['with a tensor of 2^62 values', header(1n, 0n, 1n, 't', 1, 2n ** 62n, f32Tensor, 0n, 'padding padding padding padding padding')],
-    ['with a tensor of 2^31 × 2^31 × 2^31 values', header(1n, 0n, 1n, 't', 3, 2n ** 31n, 2n ** 31n, 2n ** 31n, f32Tensor, 0n, 'padding')],
+    [
+        'with a tensor of 2^62 values',
+        header(1n, 0n, 1n, 't', 1, 2n ** 62n, f32Tensor, 0n, 'padding padding padding padding padding')
+    ],
+    [
+        'with a tensor of 2^31 × 2^31 × 2^31 values',
+        header(1n, 0n, 1n, 't', 3, 2n ** 31n, 2n ** 31n, 2n ** 31n, f32Tensor, 0n, 'padding')
+    ],
     ['with a tensor of nine dimensions', header(1n, 0n, 1n, 't', 9, 1n, 1n, 1n, 1n, 1n, 1n, 1n, 1n, 1n, f32Tensor, 0n)]
 ])('a model that is %s', async (name, content) => {
     const model = input(`${name.replace(/\W+/g, '-')}.gguf`);
@@ -94,42 +110,84 @@ test('a vocabulary without weights', async () => {
 test('an encoder', async () => {
     const model = input('encoder.gguf');
     const width = 32;
-    const tokens = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', ...Array.from('abcdefghij', (letter) => `▁${letter}`)];
+    const tokens = [
+        '[PAD]',
+        '[UNK]',
+        '[CLS]',
+        '[SEP]',
+        '[MASK]',
+        ...Array.from('abcdefghij', (letter) => `▁${letter}`)
+    ];
     const u32 = (key: string, value: number): GgufValue => ({ key, type: 'u32', value });
     const tensor = (name: string, ...shape: number[]): GgufTensor => ({ name, type: 'f32', shape });
     const layer = {
-        'attn_q.weight': [width, width], 'attn_k.weight': [width, width], 'attn_v.weight': [width, width], 'attn_output.weight': [width, width],
-        'attn_output_norm.weight': [width], 'attn_output_norm.bias': [width],
-        'ffn_up.weight': [width, width], 'ffn_down.weight': [width, width], 'layer_output_norm.weight': [width], 'layer_output_norm.bias': [width]
+        'attn_q.weight': [width, width],
+        'attn_k.weight': [width, width],
+        'attn_v.weight': [width, width],
+        'attn_output.weight': [width, width],
+        'attn_output_norm.weight': [width],
+        'attn_output_norm.bias': [width],
+        'ffn_up.weight': [width, width],
+        'ffn_down.weight': [width, width],
+        'layer_output_norm.weight': [width],
+        'layer_output_norm.bias': [width]
     };
     await writeGguf({
-        output: model, sources: [],
+        output: model,
+        sources: [],
         set: [
             { key: 'general.architecture', type: 'string', value: 'bert' },
-            u32('bert.block_count', 1), u32('bert.context_length', 64), u32('bert.embedding_length', width), u32('bert.feed_forward_length', width),
-            u32('bert.attention.head_count', 2), u32('bert.pooling_type', 1),
+            u32('bert.block_count', 1),
+            u32('bert.context_length', 64),
+            u32('bert.embedding_length', width),
+            u32('bert.feed_forward_length', width),
+            u32('bert.attention.head_count', 2),
+            u32('bert.pooling_type', 1),
             { key: 'bert.attention.layer_norm_epsilon', type: 'f32', value: 1e-12 },
             { key: 'bert.attention.causal', type: 'bool', value: false },
             { key: 'tokenizer.ggml.model', type: 'string', value: 'bert' },
             { key: 'tokenizer.ggml.tokens', type: 'string[]', value: tokens },
-            u32('tokenizer.ggml.token_type_count', 2), u32('tokenizer.ggml.unknown_token_id', 1), u32('tokenizer.ggml.padding_token_id', 0),
-            u32('tokenizer.ggml.bos_token_id', 2), u32('tokenizer.ggml.eos_token_id', 3), u32('tokenizer.ggml.seperator_token_id', 3)
+            u32('tokenizer.ggml.token_type_count', 2),
+            u32('tokenizer.ggml.unknown_token_id', 1),
+            u32('tokenizer.ggml.padding_token_id', 0),
+            u32('tokenizer.ggml.bos_token_id', 2),
+            u32('tokenizer.ggml.eos_token_id', 3),
+            u32('tokenizer.ggml.seperator_token_id', 3)
         ],
         tensors: [
-            tensor('token_embd.weight', width, tokens.length), tensor('token_types.weight', width, 2), tensor('position_embd.weight', width, 64),
-            tensor('token_embd_norm.weight', width), tensor('token_embd_norm.bias', width),
+            tensor('token_embd.weight', width, tokens.length),
+            tensor('token_types.weight', width, 2),
+            tensor('position_embd.weight', width, 64),
+            tensor('token_embd_norm.weight', width),
+            tensor('token_embd_norm.bias', width),
             ...Object.entries(layer).map(([name, shape]) => tensor(`blk.0.${name}`, ...shape))
         ]
     });
     await expectRefused(outputs, prune(model, ...shortSearch), 'is an encoder (architecture bert)');
     await expectRefused(outputs, ['inspect', model], 'is an encoder (architecture bert)');
-    await expectRefused(outputs, ['perplexity', model, '--text', write('ten.txt', 'a b c d e f g h i j '.repeat(20)), '--context', '32', ...onCpu], 'is an encoder (architecture bert)');
+    await expectRefused(
+        outputs,
+        [
+            'perplexity',
+            model,
+            '--text',
+            write('ten.txt', 'a b c d e f g h i j '.repeat(20)),
+            '--context',
+            '32',
+            ...onCpu
+        ],
+        'is an encoder (architecture bert)'
+    );
 });
 
 test('an architecture that no host has', async () => {
     // the residual stream's scale depends on the number of layers
     const model = fixture('minicpm3-dense', input('minicpm3.gguf'));
-    await expectRefused(outputs, prune(model, ...shortSearch), /architecture 'minicpm3'\) can be evaluated, but can't be written without blocks: .*with another number of them\n$/);
+    await expectRefused(
+        outputs,
+        prune(model, ...shortSearch),
+        /architecture 'minicpm3'\) can be evaluated, but can't be written without blocks: .*with another number of them\n$/
+    );
 });
 
 test('an architecture whose residual stream has several lanes', async () => {
@@ -160,16 +218,27 @@ describe('a model whose metadata has', () => {
         ['a text as number of layers', [{ key: 'llama.block_count', type: 'string', value: 'twelve' }]],
         ['heads of too few layers', [{ key: 'llama.attention.head_count', type: 'u32[]', value: [8, 8] }]],
         ['an odd number of rotated values', [u32('llama.rope.dimension_count', 31)]],
-        ['an architecture that llama.cpp does not know', [{ key: 'general.architecture', type: 'string', value: 'nonsense' }]],
+        [
+            'an architecture that llama.cpp does not know',
+            [{ key: 'general.architecture', type: 'string', value: 'nonsense' }]
+        ],
         ['no architecture', [{ key: 'general.architecture', type: 'string', value: '' }]],
-        ['a tokenizer that llama.cpp does not know', [{ key: 'tokenizer.ggml.model', type: 'string', value: 'nonsense' }]],
+        [
+            'a tokenizer that llama.cpp does not know',
+            [{ key: 'tokenizer.ggml.model', type: 'string', value: 'nonsense' }]
+        ],
         ['fewer tokens', [{ key: 'tokenizer.ggml.tokens', type: 'string[]', value: ['a', 'b'] }]],
         ['an adapter as type', [{ key: 'general.type', type: 'string', value: 'adapter' }]],
         ['parts that are missing', [u32('split.count', 3)]]
     ])('%s', async (name, set) => {
         const model = input(`${name.replace(/\W+/g, '-')}.gguf`);
         const { tensors } = await readGguf(tiny);
-        await writeGguf({ output: model, sources: [tiny], set, tensors: tensors.map((tensor) => ({ name: tensor.name, from: [{ file: 0, name: tensor.name }] })) });
+        await writeGguf({
+            output: model,
+            sources: [tiny],
+            set,
+            tensors: tensors.map((tensor) => ({ name: tensor.name, from: [{ file: 0, name: tensor.name }] }))
+        });
         const says = path.basename(model);
         await expectRefused(outputs, prune(model, ...shortSearch), says);
         await expectRefused(outputs, ['perplexity', model, '--text', license, '--context', '32', ...onCpu], says);
@@ -183,8 +252,16 @@ describe('options:', () => {
         ['--remove -1', ['--remove', '-1', ...some], '--remove'],
         ['--remove 1.5', ['--remove', '1.5', ...some], '--remove'],
         ['--remove abc', ['--remove', 'abc', ...some], '--remove'],
-        ['--remove of all blocks', ['--remove', '24', ...short], "can't remove 24 blocks: at most 23 of this model's 24 blocks can go"],
-        ['--remove of more blocks than of a kind', ['--remove', '13', ...some], "can't remove 13 blocks: at most 12 of this model's 12 attn blocks can go"],
+        [
+            '--remove of all blocks',
+            ['--remove', '24', ...short],
+            "can't remove 24 blocks: at most 23 of this model's 24 blocks can go"
+        ],
+        [
+            '--remove of more blocks than of a kind',
+            ['--remove', '13', ...some],
+            "can't remove 13 blocks: at most 12 of this model's 12 attn blocks can go"
+        ],
         ['--ratio 0.99', ['--ratio', '0.99', ...short], "can't remove 99.0 % of the parameters"],
         ['--ratio 0', ['--ratio', '0', ...some], 'ratio'],
         ['--ratio 1.5', ['--ratio', '1.5', ...some], /ratio .* 1\.5/],
@@ -192,7 +269,11 @@ describe('options:', () => {
         ['--ratio abc', ['--ratio', 'abc', ...some], 'ratio'],
         ['--max-increase -1', ['--max-increase', '-1', ...some], /max-?increase/i],
         ['nothing that says how much', some, 'say how much to remove: --remove N, --ratio R or --max-increase X'],
-        ['two that say how much', ['--remove', '1', '--ratio', '0.1', ...some], 'only one of --remove, --ratio and --max-increase'],
+        [
+            'two that say how much',
+            ['--remove', '1', '--ratio', '0.1', ...some],
+            'only one of --remove, --ratio and --max-increase'
+        ],
         ['--blocks nonsense', ['--remove', '1', '--blocks', 'nonsense'], /blocks.*nonsense.*"all", "attn", "ffn"/],
         ['--device nonsense', ['--remove', '1', '--device', 'nonsense'], /device.*nonsense.*"auto", "cpu"/],
         ['--samples 0', ['--remove', '1', '--samples', '0'], '--samples'],
@@ -201,13 +282,18 @@ describe('options:', () => {
         ['--threads 0', ['--remove', '1', '--threads', '0'], '--threads'],
         ['--gpu-layers abc', ['--remove', '1', '--gpu-layers', 'abc'], '--gpu-layers'],
         ['an unknown one', ['--remove', '1', '--nonsense'], 'nonsense'],
-        ['an order file in no folder', ['--order', path.join(outputs, 'missing', 'order.json'), ...shortSearch], 'missing'],
+        [
+            'an order file in no folder',
+            ['--order', path.join(outputs, 'missing', 'order.json'), ...shortSearch],
+            'missing'
+        ],
         ['an order file that is a folder', ['--order', inputs, '--force', ...shortSearch], inputs],
         ['an empty output', ['-o', '', ...shortSearch], 'output']
     ])('%s', (_, options, says) => expectRefused(outputs, prune(tiny, ...options), says));
 
     (spawnSync('nvidia-smi').status === 0 ? test.skip : test)('--device cuda where there is none', () =>
-        expectRefused(outputs, prune(tiny, '--device', 'cuda', '--remove', '1'), 'no cuda device was found'));
+        expectRefused(outputs, prune(tiny, '--device', 'cuda', '--remove', '1'), 'no cuda device was found')
+    );
 
     test.each<[string, string[], string]>([
         ['no command', [], 'prune, apply, perplexity, eval, compare or inspect'],
@@ -215,7 +301,11 @@ describe('options:', () => {
         ['eval without a task', ['eval', tiny], 'task'],
         ['eval of an unknown task', ['eval', tiny, '--task', `boolq=${license}`], "there is no task 'boolq'"],
         ['eval of a task without a file', ['eval', tiny, '--task', 'piqa'], "--task 'piqa': write BENCHMARK=FILE"],
-        ['eval of fields that are missing', ['eval', tiny, '--task', 'multiple-choice=x.jsonl,context:a'], 'write multiple-choice=FILE,context:FIELD'],
+        [
+            'eval of fields that are missing',
+            ['eval', tiny, '--task', 'multiple-choice=x.jsonl,context:a'],
+            'write multiple-choice=FILE,context:FIELD'
+        ],
         ['eval of no question', ['eval', tiny, '--task', `hellaswag=${license}`, '--limit', '0'], '--limit'],
         ['an unknown method', ['prune', tiny, '-o', output, '--remove', '1', '--method', 'nonsense'], 'nonsense'],
         ['a misspelt command', ['pruen', tiny], 'Did you mean prune?'],
@@ -223,7 +313,11 @@ describe('options:', () => {
         ['two models', ['inspect', tiny, 'second.gguf'], 'second.gguf'],
         ['no output', ['prune', tiny, '--remove', '1'], 'output'],
         ['--skip nonsense', ['perplexity', tiny, '--text', tiny, '--skip', 'nonsense'], "'nonsense' is no block"],
-        ['--skip of a layer beyond', ['perplexity', tiny, '--text', license, '--context', '32', '--skip', 'attn.12', ...onCpu], 'no block attn.12: its layers are 0 to 11'],
+        [
+            '--skip of a layer beyond',
+            ['perplexity', tiny, '--text', license, '--context', '32', '--skip', 'attn.12', ...onCpu],
+            'no block attn.12: its layers are 0 to 11'
+        ],
         ['--definition nonsense', ['perplexity', tiny, '--text', tiny, '--definition', 'nonsense'], 'nonsense']
     ])('%s', (_, args, says) => expectRefused(outputs, args, says));
 });
@@ -236,12 +330,21 @@ describe('calibration texts:', () => {
         ['short.txt', 'Call me Ishmael.', [], 'too short'],
         ['latin1.txt', Buffer.from('caf\xe9 '.repeat(100), 'latin1'), [], 'not UTF-8'],
         ['line.jsonl', '{"text": "One."}\n{"text": "Two.\n', [], 'line.jsonl, line 2: not JSON'],
-        ['field.jsonl', '{"text": "One."}\n', ['--field', 'body'], "field.jsonl, line 1: it has no text in field 'body'"],
+        [
+            'field.jsonl',
+            '{"text": "One."}\n',
+            ['--field', 'body'],
+            "field.jsonl, line 1: it has no text in field 'body'"
+        ],
         ['none.jsonl', '{"body": "One."}\n', [], 'none.jsonl, line 1']
     ])('%s', async (name, content, options, says) => {
         const file = content === undefined ? input(name) : write(name, content);
         await expectRefused(outputs, prune(tiny, '--calibration', file, ...options, ...shortSearch), file);
-        await expectRefused(outputs, ['perplexity', tiny, '--text', file, '--context', '32', ...options, ...onCpu], says);
+        await expectRefused(
+            outputs,
+            ['perplexity', tiny, '--text', file, '--context', '32', ...options, ...onCpu],
+            says
+        );
     });
 });
 
@@ -250,7 +353,9 @@ test.each([
     ['that is a folder', inputs, inputs],
     ['below a file', path.join(tiny, 'new.gguf'), tiny],
     ...(process.platform === 'linux' ? [['in a folder that takes no files', '/proc/new.gguf', '/proc']] : [])
-])('an output %s', (_, file, says) => expectRefused(outputs, ['prune', tiny, '-o', file, '--force', ...shortSearch], says));
+])('an output %s', (_, file, says) =>
+    expectRefused(outputs, ['prune', tiny, '-o', file, '--force', ...shortSearch], says)
+);
 
 test.each<[string, string | undefined, string]>([
     ['missing', undefined, 'there is no such file'],

@@ -7,10 +7,28 @@ import { expectRefused, onCpu, run, runJson, start } from './run';
 
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
-const search = (output: string, ...options: string[]) => ['prune', tiny, '-o', output, '--remove', '6', '--samples', '4', '--context', '64', '--no-verify', ...onCpu, ...options];
+const search = (output: string, ...options: string[]) => [
+    'prune',
+    tiny,
+    '-o',
+    output,
+    '--remove',
+    '6',
+    '--samples',
+    '4',
+    '--context',
+    '64',
+    '--no-verify',
+    ...onCpu,
+    ...options
+];
 
 /** What must not depend on whether a search was stopped. */
-const outcome = ({ removed, steps, perplexity }: PruneResult) => ({ removed, perplexity, steps: steps.map((step) => [step.removed, step.perplexity, step.candidates]) });
+const outcome = ({ removed, steps, perplexity }: PruneResult) => ({
+    removed,
+    perplexity,
+    steps: steps.map((step) => [step.removed, step.perplexity, step.candidates])
+});
 
 const size = (name: string) => fs.statSync(name, { throwIfNoEntry: false })?.size ?? 0;
 
@@ -39,7 +57,7 @@ test('a search that is killed at ten moments comes to the same end', async () =>
     const random = randomNumbers(5);
     const bytes = whole.steps.reduce((sum, { evaluations }) => sum + evaluations, 0) * 370; // of a line
     for (let life = 0; life < 10; life++) {
-        await killed(output, bytes / 12 * (1 + random() * 0.9), life > 0 ? ['--resume'] : []);
+        await killed(output, (bytes / 12) * (1 + random() * 0.9), life > 0 ? ['--resume'] : []);
     }
     expect(fs.readdirSync(folder).filter((name) => name.startsWith('killed'))).toEqual(['killed.gguf.journal']);
     const result = await runJson<PruneResult>(...search(output, '--resume'));
@@ -62,12 +80,18 @@ describe('with the journal of a stopped search', () => {
     });
 
     test('nothing is done unasked where nobody can be asked', async () => {
-        await expectRefused(folder, search(output), `${journal} is the journal of a search that was stopped: go on with it by --resume, or begin anew with --no-resume`);
+        await expectRefused(
+            folder,
+            search(output),
+            `${journal} is the journal of a search that was stopped: go on with it by --resume, or begin anew with --no-resume`
+        );
         expect(fs.readFileSync(journal).equals(stopped)).toBe(true);
     });
 
     test('--resume goes on, may go further, and says what it had', async () => {
-        const { code, stderr } = await run(...search(output, '--resume', '--order', file('stopped.json'), '--remove', '7'));
+        const { code, stderr } = await run(
+            ...search(output, '--resume', '--order', file('stopped.json'), '--remove', '7')
+        );
         expect(code).toBe(0);
         expect(stderr).toMatch(/; \d{2,} evaluations resumed\n/);
         const order = JSON.parse(fs.readFileSync(file('stopped.json'), 'utf8')) as Record<string, [string, number][]>;
@@ -94,7 +118,11 @@ describe('with the journal of a stopped search', () => {
         const other = file('other.gguf');
         fs.copyFileSync(tiny, other);
         fs.appendFileSync(other, 'x');
-        await expectRefused(folder, search(output, '--resume').map((argument) => (argument === tiny ? other : argument)), /another model \(SHA-256 \w+, now SHA-256 \w+\)/);
+        await expectRefused(
+            folder,
+            search(output, '--resume').map((argument) => (argument === tiny ? other : argument)),
+            /another model \(SHA-256 \w+, now SHA-256 \w+\)/
+        );
     });
 
     test('an order file of something else is kept', async () => {
@@ -105,17 +133,27 @@ describe('with the journal of a stopped search', () => {
 
     test('a damaged line is named', async () => {
         fs.writeFileSync(journal, stopped.toString().replace('"sequence"', '"sequences"'));
-        await expectRefused(folder, search(output, '--resume'), `can't read the journal ${journal}: line 2 is damaged; begin anew with --no-resume`);
+        await expectRefused(
+            folder,
+            search(output, '--resume'),
+            `can't read the journal ${journal}: line 2 is damaged; begin anew with --no-resume`
+        );
     });
 });
 
 test('--resume without a journal just begins', async () => {
-    expect((await runJson<PruneResult>(...search(file('fresh.gguf'), '--resume', '--remove', '2'))).removed).toEqual(whole.removed.slice(0, 2));
+    expect((await runJson<PruneResult>(...search(file('fresh.gguf'), '--resume', '--remove', '2'))).removed).toEqual(
+        whole.removed.slice(0, 2)
+    );
 });
 
 test('the journal is never the order file, and never the model', async () => {
     const output = file('named.gguf');
-    await expectRefused(folder, search(output, '--order', `${output}.journal`), 'the order file and the journal are both');
+    await expectRefused(
+        folder,
+        search(output, '--order', `${output}.journal`),
+        'the order file and the journal are both'
+    );
     fs.copyFileSync(tiny, `${output}.journal`);
     const args = search(output, '--no-resume').map((argument) => (argument === tiny ? `${output}.journal` : argument));
     await expectRefused(folder, args, 'is the model itself');

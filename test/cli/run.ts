@@ -18,9 +18,19 @@ export const short = ['--samples', '1', '--context', '32', ...onCpu];
 export const shortSearch = ['--blocks', 'attn', '--remove', '1', ...short];
 
 /** Starts Node.js on a script; `interrupt` is Ctrl-C in its terminal, which child processes get too. */
-export function startNode(args: string[]): { ended: Promise<Ended>; stderr: () => string; interrupt: () => void; kill: () => void } {
-    const child = spawn(process.execPath, args, { env: process.env, stdio: ['ignore', 'pipe', 'pipe'], detached: process.platform !== 'win32' });
-    let stdout = '', stderr = '';
+export function startNode(args: string[]): {
+    ended: Promise<Ended>;
+    stderr: () => string;
+    interrupt: () => void;
+    kill: () => void;
+} {
+    const child = spawn(process.execPath, args, {
+        env: process.env,
+        stdio: ['ignore', 'pipe', 'pipe'],
+        detached: process.platform !== 'win32'
+    });
+    let stdout = '',
+        stderr = '';
     child.stdout.setEncoding('utf8').on('data', (text) => (stdout += text));
     child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
     return {

@@ -7,7 +7,10 @@ import { fixture, quantize, temporaryFolder, tiny, withMetadata } from '../model
 
 const folder = temporaryFolder();
 const file = path.join(folder, 'text.txt');
-fs.writeFileSync(file, 'The ship sailed on through the night. '.repeat(9) + 'Congress must act now, for the people. '.repeat(9));
+fs.writeFileSync(
+    file,
+    'The ship sailed on through the night. '.repeat(9) + 'Congress must act now, for the people. '.repeat(9)
+);
 let model: Model;
 beforeAll(async () => {
     model = await Model.load(tiny, { device: 'cpu', threads: 1 });
@@ -28,7 +31,8 @@ async function chunks(from: Model, first?: number): Promise<number[][]> {
 }
 
 /** NLL of tokens 1 … 32 of a chunk evaluated on its own. */
-const nllOf = (from: Model, chunk: number[], skip = '') => from.evaluate({ tokens: Int32Array.from(chunk), length: chunk.length }, { skip: parseBlocks(skip) });
+const nllOf = (from: Model, chunk: number[], skip = '') =>
+    from.evaluate({ tokens: Int32Array.from(chunk), length: chunk.length }, { skip: parseBlocks(skip) });
 
 test('meanNll is the mean over sequences of their means', () => {
     const nll = Float32Array.from([1, 2, 3, 5, 7, 9]);
@@ -37,17 +41,31 @@ test('meanNll is the mean over sequences of their means', () => {
     expect(meanNll(nll, 7)).toBe(4.5);
 });
 
-test.each(['', 'attn.2,ffn.5'])("the paper's: all tokens but the first of each sequence (without '%s')", async (skip) => {
-    const sequences = await chunks(model);
-    const means: number[] = [];
-    for (const chunk of sequences) {
-        means.push(mean(await nllOf(model, chunk, skip)));
+test.each(['', 'attn.2,ffn.5'])(
+    "the paper's: all tokens but the first of each sequence (without '%s')",
+    async (skip) => {
+        const sequences = await chunks(model);
+        const means: number[] = [];
+        for (const chunk of sequences) {
+            means.push(mean(await nllOf(model, chunk, skip)));
+        }
+        const result = await textPerplexity(model, file, { context, skip: parseBlocks(skip) });
+        expect(result).toEqual({
+            perplexity: Math.exp(result.nll),
+            nll: result.nll,
+            tokens: 32 * sequences.length,
+            sequences: sequences.length
+        });
+        expect(result.nll).toBeCloseTo(mean(means), 6);
+        expect(
+            await perplexityOf(
+                model,
+                { tokens: Int32Array.from(sequences.flat()), length: context },
+                { skip: parseBlocks(skip) }
+            )
+        ).toBe(result.perplexity);
     }
-    const result = await textPerplexity(model, file, { context, skip: parseBlocks(skip) });
-    expect(result).toEqual({ perplexity: Math.exp(result.nll), nll: result.nll, tokens: 32 * sequences.length, sequences: sequences.length });
-    expect(result.nll).toBeCloseTo(mean(means), 6);
-    expect(await perplexityOf(model, { tokens: Int32Array.from(sequences.flat()), length: context }, { skip: parseBlocks(skip) })).toBe(result.perplexity);
-});
+);
 
 describe("llama.cpp's: the second half of each chunk", () => {
     async function expectSecondHalf(from: Model, first?: number) {
@@ -66,7 +84,9 @@ describe("llama.cpp's: the second half of each chunk", () => {
     test('as it is where the model wants no BOS', () => expectSecondHalf(model));
 
     test('with BOS as its first token where the model wants one', async () => {
-        const file = await withMetadata(tiny, path.join(folder, 'bos.gguf'), [{ key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }]);
+        const file = await withMetadata(tiny, path.join(folder, 'bos.gguf'), [
+            { key: 'tokenizer.ggml.add_bos_token', type: 'bool', value: true }
+        ]);
         const withBos = await Model.load(file, { device: 'cpu', threads: 1 });
         expect(withBos.bos).toBe(0);
         await expectSecondHalf(withBos, 0);
@@ -76,8 +96,12 @@ describe("llama.cpp's: the second half of each chunk", () => {
 
 test('texts that are too short are refused', async () => {
     const { length } = await model.tokenize(fs.readFileSync(file, 'utf8'));
-    await expect(textPerplexity(model, file, { context: length + 1 })).rejects.toThrow(`text.txt is too short: it has ${length} tokens, and ${length + 1} are needed`);
-    await expect(textPerplexity(model, file, { context: length, definition: 'llama.cpp' })).rejects.toThrow(`${2 * length} are needed`);
+    await expect(textPerplexity(model, file, { context: length + 1 })).rejects.toThrow(
+        `text.txt is too short: it has ${length} tokens, and ${length + 1} are needed`
+    );
+    await expect(textPerplexity(model, file, { context: length, definition: 'llama.cpp' })).rejects.toThrow(
+        `${2 * length} are needed`
+    );
     await expect(textPerplexity(model, path.join(folder, 'missing.txt'))).rejects.toThrow('there is no such file');
 });
 
@@ -86,14 +110,23 @@ describe('against the dense model', () => {
     const options = { context, samples: 2 };
 
     test('divergence and top tokens are those of the whole distributions', async () => {
-        const exact = await Model.load(await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32'), { device: 'cpu', threads: 1, cacheType: 'f32' }); // endings are computed in other batches
+        const exact = await Model.load(await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32'), {
+            device: 'cpu',
+            threads: 1,
+            cacheType: 'f32'
+        }); // endings are computed in other batches
         const tokens = Int32Array.from((await chunks(exact))[0]!);
-        const { denseNll, nll, divergence, sameTop } = await exact.diverge({ tokens, length: context }, exact, { skip });
+        const { denseNll, nll, divergence, sameTop } = await exact.diverge({ tokens, length: context }, exact, {
+            skip
+        });
         expect(denseNll).toEqual(await nllOf(exact, [...tokens]));
         expect(nll).toEqual(await nllOf(exact, [...tokens], 'attn.2,ffn.5'));
         for (const position of [1, 32]) {
             // the distribution of the token there, from each token's NLL as an ending
-            const choices = Array.from({ length: exact.vocabulary }, (_, token) => ({ context: tokens.slice(0, position), ending: Int32Array.of(token) }));
+            const choices = Array.from({ length: exact.vocabulary }, (_, token) => ({
+                context: tokens.slice(0, position),
+                ending: Int32Array.of(token)
+            }));
             const [dense, pruned] = [await exact.score(choices), await exact.score(choices, { skip })];
             expect(dense.reduce((sum, value) => sum + Math.exp(-value), 0)).toBeCloseTo(1, 3);
             const expected = dense.reduce((sum, value, token) => sum + Math.exp(-value) * (pruned[token]! - value), 0);
@@ -106,27 +139,81 @@ describe('against the dense model', () => {
     });
 
     test('nothing diverges from itself; a written file diverges as its skip set does', async () => {
-        expect((await textPerplexity(model, file, { ...options, dense: model })).dense).toEqual({ perplexity: (await textPerplexity(model, file, options)).perplexity, divergence: 0, sameTop: 1 });
+        expect((await textPerplexity(model, file, { ...options, dense: model })).dense).toEqual({
+            perplexity: (await textPerplexity(model, file, options)).perplexity,
+            divergence: 0,
+            sameTop: 1
+        });
         const ofSkip = await textPerplexity(model, file, { ...options, skip, dense: model });
         expect(ofSkip.perplexity).toBe((await textPerplexity(model, file, { ...options, skip })).perplexity);
 
         const pruned = path.join(folder, 'pruned.gguf');
-        await apply(tiny, { order: skip, output: pruned, verify: false, calibration: { samples: 1, context: 32 }, device: 'cpu', threads: 1 });
+        await apply(tiny, {
+            order: skip,
+            output: pruned,
+            verify: false,
+            calibration: { samples: 1, context: 32 },
+            device: 'cpu',
+            threads: 1
+        });
         const written = await Model.load(pruned, { device: 'cpu', threads: 1 });
         const ofFile = await textPerplexity(written, file, { ...options, dense: model });
         expect(ofFile.dense!.divergence / ofSkip.dense!.divergence).toBeCloseTo(1, 4);
-        expect({ ...ofFile, dense: { ...ofFile.dense, divergence: 0 }, nll: 0, perplexity: 0 }).toEqual({ ...ofSkip, dense: { ...ofSkip.dense, divergence: 0 }, nll: 0, perplexity: 0 });
+        expect({ ...ofFile, dense: { ...ofFile.dense, divergence: 0 }, nll: 0, perplexity: 0 }).toEqual({
+            ...ofSkip,
+            dense: { ...ofSkip.dense, divergence: 0 },
+            nll: 0,
+            perplexity: 0
+        });
         written.dispose();
-        const { stdout } = await run('perplexity', pruned, '--text', file, '--context', String(context), '--samples', '2', '--dense', tiny, '--device', 'cpu', '--threads', '1');
-        expect(stdout).toContain(`mean KL divergence from it ${ofFile.dense!.divergence.toFixed(5)} nats, ${(100 * ofFile.dense!.sameTop).toFixed(2)} % equal top-1 tokens`);
-        const { stdout: json } = await run('perplexity', tiny, '--text', file, '--context', String(context), '--samples', '2', '--skip', 'attn.2,ffn.5', '--json', '--device', 'cpu', '--threads', '1');
+        const { stdout } = await run(
+            'perplexity',
+            pruned,
+            '--text',
+            file,
+            '--context',
+            String(context),
+            '--samples',
+            '2',
+            '--dense',
+            tiny,
+            '--device',
+            'cpu',
+            '--threads',
+            '1'
+        );
+        expect(stdout).toContain(
+            `mean KL divergence from it ${ofFile.dense!.divergence.toFixed(5)} nats, ${(100 * ofFile.dense!.sameTop).toFixed(2)} % equal top-1 tokens`
+        );
+        const { stdout: json } = await run(
+            'perplexity',
+            tiny,
+            '--text',
+            file,
+            '--context',
+            String(context),
+            '--samples',
+            '2',
+            '--skip',
+            'attn.2,ffn.5',
+            '--json',
+            '--device',
+            'cpu',
+            '--threads',
+            '1'
+        );
         expect(JSON.parse(json)).toEqual(ofSkip);
     });
 
     test('models with other vocabularies are refused', async () => {
-        const other = await Model.load(fixture('llama-dense', path.join(folder, 'other.gguf')), { device: 'cpu', threads: 1 });
+        const other = await Model.load(fixture('llama-dense', path.join(folder, 'other.gguf')), {
+            device: 'cpu',
+            threads: 1
+        });
         expect(other.vocabulary).not.toBe(model.vocabulary);
-        await expect(model.diverge({ tokens: Int32Array.of(1, 2, 3), length: 3 }, other)).rejects.toThrow(/different vocabularies, of \d+ and \d+ tokens/);
+        await expect(model.diverge({ tokens: Int32Array.of(1, 2, 3), length: 3 }, other)).rejects.toThrow(
+            /different vocabularies, of \d+ and \d+ tokens/
+        );
         other.dispose();
     });
 });

@@ -1,20 +1,50 @@
 // Written files in the stock runtime (node-llama-cpp) against the skip sets that they were written without.
 import fs from 'node:fs';
 import path from 'node:path';
-import { chooseHost, formatBlock, inspect, meanNll, Model, perplexityOf, readGguf, stockGenerate, stockNll, writePruned, type Block, type Calibration } from '../../lib/index.js';
+import {
+    chooseHost,
+    formatBlock,
+    inspect,
+    meanNll,
+    Model,
+    perplexityOf,
+    readGguf,
+    stockGenerate,
+    stockNll,
+    writePruned,
+    type Block,
+    type Calibration
+} from '../../lib/index.js';
 import { packLayers } from '../../lib/export/host.js';
-import { fileTypes, quantize, randomModel, randomNumbers, temporaryFolder, tiny, withModel, withZeroed, writeGguf } from '../models';
+import {
+    fileTypes,
+    quantize,
+    randomModel,
+    randomNumbers,
+    temporaryFolder,
+    tiny,
+    withModel,
+    withZeroed,
+    writeGguf
+} from '../models';
 
 const folder = temporaryFolder();
 const stock = { device: 'cpu', threads: 2, flashAttention: true } as const;
 const file = (name: string) => path.join(folder, name);
 
 async function write(model: Model, removed: Block[], calibration: Calibration, output: string): Promise<void> {
-    await writePruned(model.gguf, await chooseHost(model.gguf), await model.blocks(), {
-        removed,
-        calibration: { name: calibration.name, sequences: 2, context: calibration.length },
-        perplexity: { dense: 2, pruned: 3 }
-    }, output, { force: true });
+    await writePruned(
+        model.gguf,
+        await chooseHost(model.gguf),
+        await model.blocks(),
+        {
+            removed,
+            calibration: { name: calibration.name, sequences: 2, context: calibration.length },
+            perplexity: { dense: 2, pruned: 3 }
+        },
+        output,
+        { force: true }
+    );
 }
 
 /** Skip sets of every shape that a layer can take. */
@@ -24,7 +54,9 @@ function skipSets(blocks: readonly Block[], seed: number): Record<string, Block[
     const some = (share: number) => blocks.filter(() => random() < 2 * share - 1);
     return {
         nothing: [],
-        'layer 0 without attention, last layer without FFN': blocks.filter(({ kind, layer }) => kind === 'attn' ? layer === 0 : layer === last),
+        'layer 0 without attention, last layer without FFN': blocks.filter(({ kind, layer }) =>
+            kind === 'attn' ? layer === 0 : layer === last
+        ),
         'whole layers': blocks.filter(({ layer }) => layer === 1 || layer === last),
         'all attention': blocks.filter(({ kind }) => kind === 'attn'),
         'all FFN': blocks.filter(({ kind }) => kind === 'ffn'),
@@ -41,16 +73,23 @@ async function expectSameInStockRuntime(source: string, seed: number): Promise<v
             await write(model, skip, calibration, output);
             const searched = await perplexityOf(model, calibration, { skip });
             const found = Math.exp(meanNll(await stockNll(output, calibration, stock), calibration.length));
-            expect({ name, skip: skip.map(formatBlock).join(), same: Math.abs(found / searched - 1) < tolerance }).toMatchObject({ same: true });
+            expect({
+                name,
+                skip: skip.map(formatBlock).join(),
+                same: Math.abs(found / searched - 1) < tolerance
+            }).toMatchObject({ same: true });
             expect(fs.statSync(output).size < fs.statSync(source).size || skip.length < 2).toBe(true);
         }
     });
 }
 
 describe('a pruned file has the perplexity of its skip set in the stock runtime', () => {
-    test.each(['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_K_M', 'IQ4_NL'] as const)('the embedded model as %s', async (type) => {
-        await expectSameInStockRuntime(await quantize(tiny, file(`${type}.gguf`), type), fileTypes[type]);
-    });
+    test.each(['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_K_M', 'IQ4_NL'] as const)(
+        'the embedded model as %s',
+        async (type) => {
+            await expectSameInStockRuntime(await quantize(tiny, file(`${type}.gguf`), type), fileTypes[type]);
+        }
+    );
 
     test.each(['F32', 'Q4_K_M'] as const)('a random Qwen2 as %s: biases and the other rope order', async (type) => {
         const f32 = await randomModel('qwen2', file('qwen2-f32.gguf'));
@@ -58,7 +97,8 @@ describe('a pruned file has the perplexity of its skip set in the stock runtime'
     });
 
     test('to 1e-4, except for models whose rows are reordered', async () => {
-        const toleranceOf = (source: string) => withModel(source, async (model) => (await chooseHost(model.gguf)).tolerance);
+        const toleranceOf = (source: string) =>
+            withModel(source, async (model) => (await chooseHost(model.gguf)).tolerance);
         expect(await toleranceOf(tiny)).toBe(1e-4);
         const qwen = await randomModel('qwen2', file('tolerance.gguf'));
         expect(await toleranceOf(qwen)).toBe(1e-3);
@@ -67,13 +107,32 @@ describe('a pruned file has the perplexity of its skip set in the stock runtime'
 
     test('a pruned file, pruned again', async () => {
         await withModel(tiny, async (model, calibration) => {
-            await write(model, [{ kind: 'attn', layer: 0 }, { kind: 'ffn', layer: 4 }, { kind: 'attn', layer: 7 }], calibration, file('once.gguf'));
+            await write(
+                model,
+                [
+                    { kind: 'attn', layer: 0 },
+                    { kind: 'ffn', layer: 4 },
+                    { kind: 'attn', layer: 7 }
+                ],
+                calibration,
+                file('once.gguf')
+            );
         });
         await expectSameInStockRuntime(file('once.gguf'), 5);
     });
 
     test('a pruned file has no blocks of filler', async () => {
-        await withModel(tiny, (model, calibration) => write(model, [{ kind: 'attn', layer: 0 }, { kind: 'ffn', layer: 4 }], calibration, file('filler.gguf')));
+        await withModel(tiny, (model, calibration) =>
+            write(
+                model,
+                [
+                    { kind: 'attn', layer: 0 },
+                    { kind: 'ffn', layer: 4 }
+                ],
+                calibration,
+                file('filler.gguf')
+            )
+        );
         const { blocks } = await inspect(file('filler.gguf'));
         expect(blocks.length).toBe(22);
         expect(blocks.every(({ parameters }) => parameters > 1e5)).toBe(true);
@@ -87,10 +146,16 @@ describe('a pruned file has the perplexity of its skip set in the stock runtime'
             await writeGguf({
                 output: file('aligned.gguf'),
                 sources: [tiny],
-                set: [{ key: 'general.alignment', type: 'u32', value: 64 }, { key: 'test.padding', type: 'string', value: padding }],
+                set: [
+                    { key: 'general.alignment', type: 'u32', value: 64 },
+                    { key: 'test.padding', type: 'string', value: padding }
+                ],
                 tensors: tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] }))
             });
-            const complete = await readGguf(file('aligned.gguf')).then(() => true, () => false);
+            const complete = await readGguf(file('aligned.gguf')).then(
+                () => true,
+                () => false
+            );
             if (complete) {
                 break;
             }
@@ -101,9 +166,20 @@ describe('a pruned file has the perplexity of its skip set in the stock runtime'
 
     test('and generates the same text as the dense model with the blocks zeroed', async () => {
         await withModel(tiny, async (model, calibration) => {
-            await write(model, [{ kind: 'attn', layer: 3 }, { kind: 'ffn', layer: 8 }], calibration, file('generates.gguf'));
+            await write(
+                model,
+                [
+                    { kind: 'attn', layer: 3 },
+                    { kind: 'ffn', layer: 8 }
+                ],
+                calibration,
+                file('generates.gguf')
+            );
         });
-        const zeroed = await withZeroed(tiny, file('zeroed.gguf'), ['blk.3.attn_output.weight', 'blk.8.ffn_down.weight']);
+        const zeroed = await withZeroed(tiny, file('zeroed.gguf'), [
+            'blk.3.attn_output.weight',
+            'blk.8.ffn_down.weight'
+        ]);
         const text = await stockGenerate(file('generates.gguf'), 'The whale', 24, stock);
         expect(text.length).toBeGreaterThan(20);
         expect(text).toBe(await stockGenerate(zeroed, 'The whale', 24, stock));
@@ -115,7 +191,9 @@ test('metadata is kept, renamed and added to', async () => {
         await write(model, [{ kind: 'ffn', layer: 2 }], calibration, file('metadata.gguf'));
     });
     const [{ metadata: before }, { metadata: after }] = [await readGguf(tiny), await readGguf(file('metadata.gguf'))];
-    for (const [key, value] of Object.entries(before).filter(([name]) => /^(general|tokenizer)\./.test(name) && name !== 'general.architecture')) {
+    for (const [key, value] of Object.entries(before).filter(
+        ([name]) => /^(general|tokenizer)\./.test(name) && name !== 'general.architecture'
+    )) {
         expect([key, after[key]]).toEqual([key, value]);
     }
     expect(Object.keys(after).filter((key) => key.startsWith('llama.'))).toEqual([]);
@@ -152,38 +230,74 @@ test('a split model gives the same file as a whole one', async () => {
     }
     const removed: Block[] = [{ kind: 'attn', layer: 5 }];
     await withModel(tiny, (model, calibration) => write(model, removed, calibration, file('from-whole.gguf')));
-    await withModel(file('split-00001-of-00003.gguf'), (model, calibration) => write(model, removed, calibration, file('from-split.gguf')));
+    await withModel(file('split-00001-of-00003.gguf'), (model, calibration) =>
+        write(model, removed, calibration, file('from-split.gguf'))
+    );
     const [whole, split] = [await readGguf(file('from-whole.gguf')), await readGguf(file('from-split.gguf'))];
     expect(split.tensors.map(({ name }) => name)).toEqual(whole.tensors.map(({ name }) => name));
     expect(Object.keys(split.metadata).filter((key) => key.startsWith('split.'))).toEqual([]);
     // the tensors are the end of both files; the headers differ in the source's name and hash
     const bytes = whole.tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
-    expect(fs.readFileSync(file('from-split.gguf')).subarray(-bytes).equals(fs.readFileSync(file('from-whole.gguf')).subarray(-bytes))).toBe(true);
+    expect(
+        fs
+            .readFileSync(file('from-split.gguf'))
+            .subarray(-bytes)
+            .equals(fs.readFileSync(file('from-whole.gguf')).subarray(-bytes))
+    ).toBe(true);
 
     await expect(readGguf(file('split-00002-of-00003.gguf'))).rejects.toThrow('give the first');
     fs.rmSync(file('split-00003-of-00003.gguf'));
-    await expect(readGguf(file('split-00001-of-00003.gguf'))).rejects.toThrow('split-00003-of-00003.gguf: there is no such file');
+    await expect(readGguf(file('split-00001-of-00003.gguf'))).rejects.toThrow(
+        'split-00003-of-00003.gguf: there is no such file'
+    );
 });
 
 test('blocks are packed into as few layers as keep their order', () => {
-    const pack = (text: string) => packLayers(text.split(' ').map((word): Block => ({ kind: word.startsWith('a') ? 'attn' : 'ffn', layer: Number(word.slice(1)) })));
-    expect(pack('a0 f0 a1 f1')).toEqual([{ attn: 0, ffn: 0 }, { attn: 1, ffn: 1 }]);
-    expect(pack('a0 a1 f1')).toEqual([{ attn: 0, ffn: undefined }, { attn: 1, ffn: 1 }]);
-    expect(pack('f0 f1 a2')).toEqual([{ attn: undefined, ffn: 0 }, { attn: undefined, ffn: 1 }, { attn: 2, ffn: undefined }]);
-    expect(pack('a0 f1 f2')).toEqual([{ attn: 0, ffn: 1 }, { attn: undefined, ffn: 2 }]);
+    const pack = (text: string) =>
+        packLayers(
+            text
+                .split(' ')
+                .map((word): Block => ({ kind: word.startsWith('a') ? 'attn' : 'ffn', layer: Number(word.slice(1)) }))
+        );
+    expect(pack('a0 f0 a1 f1')).toEqual([
+        { attn: 0, ffn: 0 },
+        { attn: 1, ffn: 1 }
+    ]);
+    expect(pack('a0 a1 f1')).toEqual([
+        { attn: 0, ffn: undefined },
+        { attn: 1, ffn: 1 }
+    ]);
+    expect(pack('f0 f1 a2')).toEqual([
+        { attn: undefined, ffn: 0 },
+        { attn: undefined, ffn: 1 },
+        { attn: 2, ffn: undefined }
+    ]);
+    expect(pack('a0 f1 f2')).toEqual([
+        { attn: 0, ffn: 1 },
+        { attn: undefined, ffn: 2 }
+    ]);
 });
 
 test('what fails leaves nothing behind', async () => {
     const gguf = await readGguf(tiny);
     await withModel(tiny, async (model, calibration) => {
         const [blocks, host] = [await model.blocks(), await chooseHost(model.gguf)];
-        const provenance = { removed: [], calibration: { name: calibration.name, sequences: 1, context: 64 }, perplexity: { dense: 1, pruned: 1 } };
+        const provenance = {
+            removed: [],
+            calibration: { name: calibration.name, sequences: 1, context: 64 },
+            perplexity: { dense: 1, pruned: 1 }
+        };
         const output = path.join(fs.mkdtempSync(file('empty-')), 'out.gguf');
-        const attempt = (options: Parameters<typeof writePruned>[5]) => writePruned(gguf, host, blocks, provenance, output, options);
+        const attempt = (options: Parameters<typeof writePruned>[5]) =>
+            writePruned(gguf, host, blocks, provenance, output, options);
 
-        await expect(attempt({ verify: () => Promise.reject(new Error('not the same')) })).rejects.toThrow('not the same');
+        await expect(attempt({ verify: () => Promise.reject(new Error('not the same')) })).rejects.toThrow(
+            'not the same'
+        );
         const stop = new AbortController();
-        await expect(attempt({ signal: stop.signal, verify: () => Promise.resolve(stop.abort(new Error('enough'))) })).rejects.toThrow('enough');
+        await expect(
+            attempt({ signal: stop.signal, verify: () => Promise.resolve(stop.abort(new Error('enough'))) })
+        ).rejects.toThrow('enough');
         expect(fs.readdirSync(path.dirname(output))).toEqual([]);
 
         await attempt({});

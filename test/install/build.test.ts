@@ -16,7 +16,11 @@ afterEach(() => {
 
 /** A process that calls buildOnce on our folder; its build notes that it ran, takes some time, and makes the addon. */
 function buildElsewhere(milliseconds: number): ChildProcess & { printed: () => string } {
-    const child = spawn(process.execPath, ['-e', `
+    const child = spawn(
+        process.execPath,
+        [
+            '-e',
+            `
         const fs = require('node:fs');
         const { setTimeout: sleep } = require('node:timers/promises');
         require(${JSON.stringify(buildScript)}).buildOnce({
@@ -32,24 +36,31 @@ function buildElsewhere(milliseconds: number): ChildProcess & { printed: () => s
             console.log(error.code);
             process.exitCode = 1;
         });
-    `], { cwd: folder, stdio: ['ignore', 'pipe', 'inherit'] });
+    `
+        ],
+        { cwd: folder, stdio: ['ignore', 'pipe', 'inherit'] }
+    );
     let printed = '';
-    child.stdout.on('data', text => (printed += String(text)));
+    child.stdout.on('data', (text) => (printed += String(text)));
     return Object.assign(child, { printed: () => printed });
 }
 
-const ended = (child: ChildProcess) => new Promise<number | null>(resolve => child.on('close', resolve));
+const ended = (child: ChildProcess) => new Promise<number | null>((resolve) => child.on('close', resolve));
 
 async function until(condition: () => boolean): Promise<void> {
     while (!condition()) {
-        await new Promise(resolve => setTimeout(resolve, 20));
+        await new Promise((resolve) => setTimeout(resolve, 20));
     }
 }
 
-const builds = () => (fs.existsSync(path.join(folder, 'builds')) ? fs.readFileSync(path.join(folder, 'builds'), 'utf8').length : 0);
+const builds = () =>
+    fs.existsSync(path.join(folder, 'builds')) ? fs.readFileSync(path.join(folder, 'builds'), 'utf8').length : 0;
 const lockFolder = () => path.join(folder, 'build.lock');
 
-function buildHere(stamp: string, build = () => fs.writeFileSync(path.join(folder, 'build', 'blockpruner.node'), stamp)): Promise<void> {
+function buildHere(
+    stamp: string,
+    build = () => fs.writeFileSync(path.join(folder, 'build', 'blockpruner.node'), stamp)
+): Promise<void> {
     return buildOnce({
         folder: path.join(folder, 'build'),
         stamp,
@@ -67,14 +78,18 @@ describe('the addon', () => {
         const { mtimeMs } = fs.statSync(addonPath);
         const lines: string[] = [];
         const start = performance.now();
-        await ensureBuilt({ log: line => lines.push(line) });
+        await ensureBuilt({ log: (line) => lines.push(line) });
         expect(performance.now() - start).toBeLessThan(1000);
         expect(lines).toEqual([]);
         expect(fs.statSync(addonPath).mtimeMs).toBe(mtimeMs);
     });
 
     test('loads', () => {
-        const { status, stderr } = spawnSync(process.execPath, ['-e', `require(${JSON.stringify(addonPath)}).devices()`], { encoding: 'utf8' });
+        const { status, stderr } = spawnSync(
+            process.execPath,
+            ['-e', `require(${JSON.stringify(addonPath)}).devices()`],
+            { encoding: 'utf8' }
+        );
         expect(stderr).toBe('');
         expect(status).toBe(0);
     });
@@ -88,7 +103,10 @@ onPosix('a missing tool', () => {
         for (const [name, prints] of Object.entries(fakes)) {
             fs.writeFileSync(path.join(folder, name), `#!/bin/sh\necho '${prints}'\n`, { mode: 0o755 });
         }
-        return spawnSync(process.execPath, [buildScript, '--force', ...options], { encoding: 'utf8', env: { ...process.env, PATH: folder } });
+        return spawnSync(process.execPath, [buildScript, '--force', ...options], {
+            encoding: 'utf8',
+            env: { ...process.env, PATH: folder }
+        });
     }
     const all = { cmake: 'cmake version 3.31.0', 'g++': 'g++ 12', ninja: '1.11', git: 'git version 2.40' };
 
@@ -98,7 +116,9 @@ onPosix('a missing tool', () => {
         ['ninja', 'a C++ compiler', 'apt install build-essential'],
         ['git', 'Git', 'apt install git']
     ])('%s is named, with what to install', (tool, name, command) => {
-        const { status, stderr } = buildWith(Object.fromEntries(Object.entries(all).filter(([other]) => other !== tool)));
+        const { status, stderr } = buildWith(
+            Object.fromEntries(Object.entries(all).filter(([other]) => other !== tool))
+        );
         expect(status).toBe(1);
         expect(stderr).toMatch(`this machine lacks ${name}. To install`);
         expect(stderr).toMatch(command);
@@ -133,10 +153,12 @@ describe('buildOnce', () => {
     });
 
     test('builds again after a build that failed', async () => {
-        await expect(buildHere('one', () => {
-            fs.writeFileSync(path.join(folder, 'build', 'blockpruner.node'), 'half');
-            throw new Error('no space');
-        })).rejects.toThrow('no space');
+        await expect(
+            buildHere('one', () => {
+                fs.writeFileSync(path.join(folder, 'build', 'blockpruner.node'), 'half');
+                throw new Error('no space');
+            })
+        ).rejects.toThrow('no space');
         expect(fs.existsSync(lockFolder())).toBe(false);
         await buildHere('one');
         expect(builds()).toBe(2);
@@ -146,7 +168,7 @@ describe('buildOnce', () => {
         const two = [buildElsewhere(1500), buildElsewhere(1500)];
         expect(await Promise.all(two.map(ended))).toEqual([0, 0]);
         expect(builds()).toBe(1);
-        const waited = two.filter(child => child.printed().includes('Another process is building the addon'));
+        const waited = two.filter((child) => child.printed().includes('Another process is building the addon'));
         expect(waited).toHaveLength(1);
         expect(fs.existsSync(lockFolder())).toBe(false);
     });
@@ -175,8 +197,13 @@ describe('buildOnce', () => {
 
     test('says so when the folder is read-only', async () => {
         const failure = Object.assign(new Error('mkdir'), { code: 'EROFS' });
-        await expect(buildHere('one', () => {
-            throw failure;
-        })).rejects.toMatchObject({ code: 'BUILD_IMPOSSIBLE', message: expect.stringContaining(`${folder} can't be written`) as string });
+        await expect(
+            buildHere('one', () => {
+                throw failure;
+            })
+        ).rejects.toMatchObject({
+            code: 'BUILD_IMPOSSIBLE',
+            message: expect.stringContaining(`${folder} can't be written`) as string
+        });
     });
 });

@@ -13,7 +13,8 @@ interface Collapse {
     similarity: number;
     perplexity: number;
 }
-const read = <T>(name: string) => JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
+const read = <T>(name: string) =>
+    JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
 const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
 const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
 const reference = read<Record<LacoMethod, Record<string, Collapse>>>('laco.json');
@@ -29,16 +30,40 @@ async function laco(file: string, layers: number, method: LacoMethod = 'laco') {
     const model = await Model.load(file, { device: 'cpu', threads: 1, cacheType: 'f32' });
     try {
         const [host, blocks] = [await chooseHost(model.gguf), await model.blocks()];
-        const context = { method, host, blocks, calibration, folder, isEnough: (removed: readonly Block[]) => removed.length >= 2 * layers };
+        const context = {
+            method,
+            host,
+            blocks,
+            calibration,
+            folder,
+            isEnough: (removed: readonly Block[]) => removed.length >= 2 * layers
+        };
         const found = await collapse(model, context);
-        const kept = [...new Set(blocks.filter((block) => !found.removed.some(({ kind, layer }) => kind === block.kind && layer === block.layer)).map(({ layer }) => layer))];
-        return { ...found, kept, perplexity: await withCollapsed(model, context, found, (collapsed) => perplexityOf(collapsed, calibration)) };
+        const kept = [
+            ...new Set(
+                blocks
+                    .filter(
+                        (block) =>
+                            !found.removed.some(({ kind, layer }) => kind === block.kind && layer === block.layer)
+                    )
+                    .map(({ layer }) => layer)
+            )
+        ];
+        return {
+            ...found,
+            kept,
+            perplexity: await withCollapsed(model, context, found, (collapsed) => perplexityOf(collapsed, calibration))
+        };
     } finally {
         model.dispose();
     }
 }
 
-test.each((['laco', 'laco-code'] as const).flatMap((method) => Object.keys(reference[method]).map((layers) => [method, layers] as const)))('%s makes what PyTorch makes, %s layers less', async (method, layers) => {
+test.each(
+    (['laco', 'laco-code'] as const).flatMap((method) =>
+        Object.keys(reference[method]).map((layers) => [method, layers] as const)
+    )
+)('%s makes what PyTorch makes, %s layers less', async (method, layers) => {
     const expected = reference[method][layers]!;
     const found = await laco(f32, Number(layers), method);
     expect([found.kept, found.threshold]).toEqual([expected.kept, expected.threshold]);
@@ -49,7 +74,10 @@ test.each((['laco', 'laco-code'] as const).flatMap((method) => Object.keys(refer
 
 test.each(['Q8_0', 'Q4_K_M'] as const)('merges layers quantized as %s by dequantizing them', async (type) => {
     const quantized = await quantize(tiny, path.join(folder, `${type}.gguf`), type);
-    const [found, ofDequantized] = [await laco(quantized, 2), await laco(await quantize(quantized, path.join(folder, `${type}-f32.gguf`), 'F32'), 2)];
+    const [found, ofDequantized] = [
+        await laco(quantized, 2),
+        await laco(await quantize(quantized, path.join(folder, `${type}-f32.gguf`), 'F32'), 2)
+    ];
     expect([found.kept, found.merges]).toEqual([ofDequantized.kept, ofDequantized.merges]);
     expect(found.perplexity / ofDequantized.perplexity).toBeGreaterThan(0.9);
     expect(found.perplexity / ofDequantized.perplexity).toBeLessThan(type === 'Q8_0' ? 1.01 : 1.3);
@@ -57,8 +85,19 @@ test.each(['Q8_0', 'Q4_K_M'] as const)('merges layers quantized as %s by dequant
 
 test('of what is merged, the weights are the sums that the paper says', async () => {
     const calls: string[] = [];
-    const name = (layers: readonly MergedLayer[]) => layers.map(({ layer, weights }) => (weights.get(layer) === 1 ? `${layer}` : `${layer}=${[...weights].map(([from, weight]) => `${weight}·${from}`).join('+')}`)).join(' ');
-    const options = { method: 'laco' as const, layers: [0, 1, 2, 3, 4, 5, 6, 7, 8], isEnough: (layers: readonly MergedLayer[]) => layers.length <= 4 };
+    const name = (layers: readonly MergedLayer[]) =>
+        layers
+            .map(({ layer, weights }) =>
+                weights.get(layer) === 1
+                    ? `${layer}`
+                    : `${layer}=${[...weights].map(([from, weight]) => `${weight}·${from}`).join('+')}`
+            )
+            .join(' ');
+    const options = {
+        method: 'laco' as const,
+        layers: [0, 1, 2, 3, 4, 5, 6, 7, 8],
+        isEnough: (layers: readonly MergedLayer[]) => layers.length <= 4
+    };
     const found = await collapseLayers({
         ...options,
         similarity: (layers) => {
@@ -73,20 +112,42 @@ test('of what is merged, the weights are the sums that the paper says', async ()
     expect(calls[0]).toBe('0 1 2 3 4 5=-2·5+1·6+1·7+1·8');
 
     // merged layers are merged again
-    const again = await collapseLayers({ ...options, isEnough: (layers) => layers.length <= 3, similarity: () => Promise.resolve(0.99) });
+    const again = await collapseLayers({
+        ...options,
+        isEnough: (layers) => layers.length <= 3,
+        similarity: () => Promise.resolve(0.99)
+    });
     expect(name(again!.layers)).toBe('0 1 2=-2·2+1·3+1·4+-2·5+1·6+1·7+1·8');
     const last = await collapseLayers({ ...options, method: 'laco-code', similarity: () => Promise.resolve(0.01) });
     expect([last!.threshold, name(last!.layers)]).toEqual([-1, '0 1 2=1·4 5=1·8']);
-    expect(await collapseLayers({ ...options, isEnough: () => false, similarity: () => Promise.resolve(0.99) })).toBeUndefined();
+    expect(
+        await collapseLayers({ ...options, isEnough: () => false, similarity: () => Promise.resolve(0.99) })
+    ).toBeUndefined();
 });
 
 test('the command writes a verified file that says what was merged', async () => {
     const output = path.join(folder, 'laco.gguf');
-    const args = ['prune', tiny, '--method', 'laco', '--samples', '4', '--context', '128', '--device', 'cpu', '--threads', '1'];
+    const args = [
+        'prune',
+        tiny,
+        '--method',
+        'laco',
+        '--samples',
+        '4',
+        '--context',
+        '128',
+        '--device',
+        'cpu',
+        '--threads',
+        '1'
+    ];
     const { code, stdout } = await run(...args, '--remove', '4', '-o', output, '--json');
     expect(code).toBe(0);
     const result = JSON.parse(stdout) as { removed: Block[]; merged: string[]; perplexity: { pruned: number } };
-    expect([result.removed, result.merged]).toEqual([parseBlocks('attn.4,ffn.4,attn.5,ffn.5'), ['blk.3 = -1 blk.3 + 1 blk.4 + 1 blk.5']]);
+    expect([result.removed, result.merged]).toEqual([
+        parseBlocks('attn.4,ffn.4,attn.5,ffn.5'),
+        ['blk.3 = -1 blk.3 + 1 blk.4 + 1 blk.5']
+    ]);
     expect(result.perplexity.pruned / reference.laco[2]!.perplexity).toBeCloseTo(1, 1); // the embedded model is Q8_0
     const { metadata } = await readGguf(output);
     expect([metadata['blockpruner.merged'], metadata['deci.block_count']]).toEqual([undefined, 10]); // arrays of text are not read
@@ -106,11 +167,21 @@ test('the command writes a verified file that says what was merged', async () =>
 });
 
 test('laco does not touch the journal of another search', async () => {
-    const output = path.join(folder, 'other.gguf'), journal = `${output}.journal`;
+    const output = path.join(folder, 'other.gguf'),
+        journal = `${output}.journal`;
     fs.writeFileSync(journal, 'of hours');
-    const options = { output, method: 'laco', remove: 2, calibration: { samples: 1, context: 32 }, device: 'cpu', threads: 1 } as const;
+    const options = {
+        output,
+        method: 'laco',
+        remove: 2,
+        calibration: { samples: 1, context: 32 },
+        device: 'cpu',
+        threads: 1
+    } as const;
     await expect(prune(tiny, options)).rejects.toThrow('go on with it by --resume, or begin anew with --no-resume');
-    await expect(prune(tiny, { ...options, resume: true })).rejects.toThrow('other.gguf.journal is the journal of a search by another method: laco has none');
+    await expect(prune(tiny, { ...options, resume: true })).rejects.toThrow(
+        'other.gguf.journal is the journal of a search by another method: laco has none'
+    );
     expect([fs.readFileSync(journal, 'utf8'), fs.existsSync(output)]).toEqual(['of hours', false]);
 });
 
@@ -118,9 +189,25 @@ test('layers that differ are not merged', async () => {
     const file = await randomModel('llama', path.join(folder, 'random.gguf'));
     const model = await Model.load(file, { device: 'cpu', threads: 1 });
     const [host, blocks] = [await chooseHost(model.gguf), await model.blocks()];
-    const gguf = { ...model.gguf, tensors: model.gguf.tensors.map((tensor) => (tensor.name === 'blk.3.ffn_up.weight' ? { ...tensor, shape: [256, 128] } : tensor)) };
+    const gguf = {
+        ...model.gguf,
+        tensors: model.gguf.tensors.map((tensor) =>
+            tensor.name === 'blk.3.ffn_up.weight' ? { ...tensor, shape: [256, 128] } : tensor
+        )
+    };
     const { planFile } = await import('../../lib/export/write.js');
-    expect(() => planFile(gguf, host, blocks, parseBlocks('attn.3,ffn.3'), new Map([[2, new Map([[3, 1]])]]))).toThrow("layer 3 can't be merged into layer 2: it has no ffn_up.weight of the same shape");
-    await expect(prune(file, { output: path.join(folder, 'none.gguf'), method: 'laco', remove: 6, calibration: { samples: 1, context: 64 }, device: 'cpu', threads: 1 })).rejects.toThrow("LaCo can't remove so much");
+    expect(() => planFile(gguf, host, blocks, parseBlocks('attn.3,ffn.3'), new Map([[2, new Map([[3, 1]])]]))).toThrow(
+        "layer 3 can't be merged into layer 2: it has no ffn_up.weight of the same shape"
+    );
+    await expect(
+        prune(file, {
+            output: path.join(folder, 'none.gguf'),
+            method: 'laco',
+            remove: 6,
+            calibration: { samples: 1, context: 64 },
+            device: 'cpu',
+            threads: 1
+        })
+    ).rejects.toThrow("LaCo can't remove so much");
     model.dispose();
 });

@@ -1,11 +1,26 @@
 // The methods that BlockPruner is compared with; ../reference/search.py says how the numbers of influence.json came about.
 import fs from 'node:fs';
 import path from 'node:path';
-import { apply, chooseHost, formatBlock, formatMove, methods, Model, movesOf, perplexityOf, prune, without, type Block, type Host, type MethodOptions } from '../../lib/index.js';
+import {
+    apply,
+    chooseHost,
+    formatBlock,
+    formatMove,
+    methods,
+    Model,
+    movesOf,
+    perplexityOf,
+    prune,
+    without,
+    type Block,
+    type Host,
+    type MethodOptions
+} from '../../lib/index.js';
 import { fixture, quantize, temporaryFolder, tiny } from '../models';
 
 type Influence = Record<'cosine' | 'change', number>;
-const read = <T>(name: string) => JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
+const read = <T>(name: string) =>
+    JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
 const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
 const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
 const reference = read<{ blocks: Record<string, Influence>; layers: Influence[] }>('influence.json');
@@ -14,7 +29,11 @@ let model: Model, host: Host, blocks: Block[];
 
 beforeAll(async () => {
     // F32 throughout, as PyTorch computes
-    model = await Model.load(await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32'), { device: 'cpu', threads: 2, cacheType: 'f32' });
+    model = await Model.load(await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32'), {
+        device: 'cpu',
+        threads: 2,
+        cacheType: 'f32'
+    });
     [host, blocks] = [await chooseHost(model.gguf), await model.blocks()];
 });
 afterAll(() => model.dispose());
@@ -22,7 +41,8 @@ afterAll(() => model.dispose());
 /** The order in which a method that ranks once removes everything that it can. */
 async function orderOf(method: Parameters<typeof movesOf>[0], options: Partial<MethodOptions> = {}): Promise<string[]> {
     const moves = await movesOf(method, { model, host, blocks, calibration, ...options });
-    const removed: Block[] = [], order: string[] = [];
+    const removed: Block[] = [],
+        order: string[] = [];
     for (let next; (next = moves(removed)).length > 0;) {
         expect(next).toHaveLength(1);
         removed.push(...next[0]!);
@@ -32,7 +52,11 @@ async function orderOf(method: Parameters<typeof movesOf>[0], options: Partial<M
 }
 
 const layerName = (layer: number) => `attn.${layer} ffn.${layer}`;
-const ascending = (values: number[]) => values.map((value, i) => ({ value, i })).sort((a, b) => a.value - b.value).map(({ i }) => i);
+const ascending = (values: number[]) =>
+    values
+        .map((value, i) => ({ value, i }))
+        .sort((a, b) => a.value - b.value)
+        .map(({ i }) => i);
 
 test('what blocks and layers do to the residual stream is what PyTorch finds', async () => {
     const layers = reference.layers.map((_, layer) => blocks.filter((block) => block.layer === layer));
@@ -45,11 +69,19 @@ test('what blocks and layers do to the residual stream is what PyTorch finds', a
 
 // one layer, or block, always stays
 test('shortgpt removes the layers with the lowest Block Influence first', async () => {
-    expect(await orderOf('shortgpt')).toEqual(ascending(reference.layers.map(({ cosine }) => -cosine)).map(layerName).slice(0, -1));
+    expect(await orderOf('shortgpt')).toEqual(
+        ascending(reference.layers.map(({ cosine }) => -cosine))
+            .map(layerName)
+            .slice(0, -1)
+    );
 });
 
 test('relative-magnitude removes the layers that change the stream least first', async () => {
-    expect(await orderOf('relative-magnitude')).toEqual(ascending(reference.layers.map(({ change }) => change)).map(layerName).slice(0, -1));
+    expect(await orderOf('relative-magnitude')).toEqual(
+        ascending(reference.layers.map(({ change }) => change))
+            .map(layerName)
+            .slice(0, -1)
+    );
 });
 
 test('block-influence ranks single blocks, of one kind if asked', async () => {
@@ -62,7 +94,11 @@ test('block-influence ranks single blocks, of one kind if asked', async () => {
 });
 
 test('random is another order with another seed, and the same with the same', async () => {
-    const [first, again, other] = [await orderOf('random', { seed: 1 }), await orderOf('random', { seed: 1 }), await orderOf('random', { seed: 2 })];
+    const [first, again, other] = [
+        await orderOf('random', { seed: 1 }),
+        await orderOf('random', { seed: 1 }),
+        await orderOf('random', { seed: 2 })
+    ];
     expect(again).toEqual(first);
     expect(other).not.toEqual(first);
     expect([...first].sort()).not.toEqual(first);
@@ -72,19 +108,34 @@ test('random is another order with another seed, and the same with the same', as
 test('sleb offers all layers that are left', async () => {
     const moves = await movesOf('sleb', { model, host, blocks, calibration });
     expect(moves([]).map(formatMove)).toEqual(reference.layers.map((_, layer) => layerName(layer)));
-    expect(moves(blocks.filter(({ layer }) => layer === 3)).map(formatMove)).toEqual(reference.layers.map((_, layer) => layerName(layer)).filter((_name, layer) => layer !== 3));
+    expect(moves(blocks.filter(({ layer }) => layer === 3)).map(formatMove)).toEqual(
+        reference.layers.map((_, layer) => layerName(layer)).filter((_name, layer) => layer !== 3)
+    );
 });
 
 test('sleb removes the layer without which the perplexity is lowest', async () => {
-    const found = await Promise.resolve(prune(tiny, { output: path.join(folder, 'sleb.gguf'), method: 'sleb', remove: 4, search: 'exact', device: 'cpu', calibration: { samples: 2, context: 64 } }));
+    const found = await Promise.resolve(
+        prune(tiny, {
+            output: path.join(folder, 'sleb.gguf'),
+            method: 'sleb',
+            remove: 4,
+            search: 'exact',
+            device: 'cpu',
+            calibration: { samples: 2, context: 64 }
+        })
+    );
     const check = await Model.load(tiny, { device: 'cpu' });
     const { loadCalibration } = await import('../../lib/index.js');
     const small = await loadCalibration(check, { samples: 2, context: 64 });
     const gone: Block[] = [];
     for (const { removed, perplexity } of found.steps) {
         const perplexities: number[] = [];
-        for (const layer of without(blocks, gone).filter(({ kind }) => kind === 'attn').map((block) => block.layer)) {
-            perplexities.push(await perplexityOf(check, small, { skip: [...gone, { kind: 'attn', layer }, { kind: 'ffn', layer }] }));
+        for (const layer of without(blocks, gone)
+            .filter(({ kind }) => kind === 'attn')
+            .map((block) => block.layer)) {
+            perplexities.push(
+                await perplexityOf(check, small, { skip: [...gone, { kind: 'attn', layer }, { kind: 'ffn', layer }] })
+            );
         }
         expect(perplexity).toBe(Math.min(...perplexities));
         expect(removed).toHaveLength(2);
@@ -93,38 +144,76 @@ test('sleb removes the layer without which the perplexity is lowest', async () =
     check.dispose();
 });
 
-test.each(methods.filter((method) => method !== 'sleb'))('%s writes a verified file, also of a model whose blocks go in pairs', async (method) => {
-    const options = { method, remove: 2, device: 'cpu', calibration: { samples: 2, context: 32 }, force: true } as const;
-    const single = await prune(tiny, { ...options, output: path.join(folder, 'single.gguf') });
-    expect(single.removed).toHaveLength(2);
-    const paired = await prune(fixture('gemma3-dense', path.join(folder, 'gemma3.gguf')), { ...options, output: path.join(folder, 'paired.gguf') });
-    expect(paired.removed.map(({ kind }) => kind).sort()).toEqual(['attn', 'ffn']);
-    expect(paired.host).toBe('gemma3');
-});
+test.each(methods.filter((method) => method !== 'sleb'))(
+    '%s writes a verified file, also of a model whose blocks go in pairs',
+    async (method) => {
+        const options = {
+            method,
+            remove: 2,
+            device: 'cpu',
+            calibration: { samples: 2, context: 32 },
+            force: true
+        } as const;
+        const single = await prune(tiny, { ...options, output: path.join(folder, 'single.gguf') });
+        expect(single.removed).toHaveLength(2);
+        const paired = await prune(fixture('gemma3-dense', path.join(folder, 'gemma3.gguf')), {
+            ...options,
+            output: path.join(folder, 'paired.gguf')
+        });
+        expect(paired.removed.map(({ kind }) => kind).sort()).toEqual(['attn', 'ffn']);
+        expect(paired.host).toBe('gemma3');
+    }
+);
 
 test('what does not go from a model is refused before the work', async () => {
     const gemma = fixture('gemma3-dense', path.join(folder, 'gemma3.gguf'));
-    const options = { output: path.join(folder, 'no.gguf'), device: 'cpu', calibration: { samples: 2, context: 32 } } as const;
-    await expect(prune(gemma, { ...options, remove: 3 })).rejects.toThrow("can't remove 3 blocks: from this model they go 2 at a time");
-    await expect(prune(gemma, { ...options, remove: 2, blocks: 'attn' })).rejects.toThrow('no attn blocks of this model can go');
-    await expect(prune(gemma, { ...options, remove: 12 })).rejects.toThrow("can't remove 12 blocks: at most 8 of this model's 12 blocks can go");
-    await expect(apply(gemma, { ...options, order: [{ kind: 'attn', layer: 1 }] })).rejects.toThrow("these blocks can't go: ");
+    const options = {
+        output: path.join(folder, 'no.gguf'),
+        device: 'cpu',
+        calibration: { samples: 2, context: 32 }
+    } as const;
+    await expect(prune(gemma, { ...options, remove: 3 })).rejects.toThrow(
+        "can't remove 3 blocks: from this model they go 2 at a time"
+    );
+    await expect(prune(gemma, { ...options, remove: 2, blocks: 'attn' })).rejects.toThrow(
+        'no attn blocks of this model can go'
+    );
+    await expect(prune(gemma, { ...options, remove: 12 })).rejects.toThrow(
+        "can't remove 12 blocks: at most 8 of this model's 12 blocks can go"
+    );
+    await expect(apply(gemma, { ...options, order: [{ kind: 'attn', layer: 1 }] })).rejects.toThrow(
+        "these blocks can't go: "
+    );
     expect(fs.existsSync(options.output)).toBe(false);
 });
 
 describe('of layers with one block and with two', () => {
-    const options = { method: 'shortgpt', device: 'cpu', calibration: { samples: 2, context: 32 }, verify: false, force: true } as const;
-    const mixed = path.join(folder, 'mixed.gguf'), output = path.join(folder, 'less.gguf');
+    const options = {
+        method: 'shortgpt',
+        device: 'cpu',
+        calibration: { samples: 2, context: 32 },
+        verify: false,
+        force: true
+    } as const;
+    const mixed = path.join(folder, 'mixed.gguf'),
+        output = path.join(folder, 'less.gguf');
     beforeAll(() => apply(tiny, { ...options, output: mixed, order: [{ kind: 'attn', layer: 5 }] }));
 
     test('what is left to remove decides which fit', async () => {
         expect((await prune(mixed, { ...options, output, remove: 1 })).removed).toEqual([{ kind: 'ffn', layer: 5 }]);
-        expect((await prune(mixed, { ...options, output, remove: 3 })).removed).toContainEqual({ kind: 'ffn', layer: 5 });
+        expect((await prune(mixed, { ...options, output, remove: 3 })).removed).toContainEqual({
+            kind: 'ffn',
+            layer: 5
+        });
     });
 
     test('no less is removed than was asked for', async () => {
-        const { steps: [first] } = await prune(mixed, { ...options, output, ratio: 0.01 });
+        const {
+            steps: [first]
+        } = await prune(mixed, { ...options, output, ratio: 0.01 });
         expect(first!.removed).toEqual([{ kind: 'ffn', layer: 5 }]); // it matters least, so that a layer of two is too much then
-        await expect(prune(mixed, { ...options, output, remove: 2 })).rejects.toThrow("can't remove 2 blocks: after 1, all that can go is more than 1 at once");
+        await expect(prune(mixed, { ...options, output, remove: 2 })).rejects.toThrow(
+            "can't remove 2 blocks: after 1, all that can go is more than 1 at once"
+        );
     });
 });

@@ -37,7 +37,10 @@ async function examine(name: string): Promise<Examined> {
         const { stdout } = await run(process.execPath, [path.join(__dirname, 'examine.mjs'), name]);
         return JSON.parse(stdout) as Examined;
     } catch (error) {
-        return { name, error: `ended with ${String((error as { signal?: string }).signal ?? (error as { code?: number }).code)}` };
+        return {
+            name,
+            error: `ended with ${String((error as { signal?: string }).signal ?? (error as { code?: number }).code)}`
+        };
     }
 }
 
@@ -79,15 +82,23 @@ describe('each architecture', () => {
         expect(examined.filter(({ verified }) => verified !== undefined).length).toBeGreaterThanOrEqual(100);
     });
 
-    test.each(['llama-dense', 'qwen2-dense', 'internlm2-dense', 'baichuan-dense', 'qwen3-dense'])('single blocks of %s go', (name) => {
-        expect(examined.find((other) => other.name === name)).toMatchObject({ together: 1, verified: expect.any(Number) as unknown });
-    });
+    test.each(['llama-dense', 'qwen2-dense', 'internlm2-dense', 'baichuan-dense', 'qwen3-dense'])(
+        'single blocks of %s go',
+        (name) => {
+            expect(examined.find((other) => other.name === name)).toMatchObject({
+                together: 1,
+                verified: expect.any(Number) as unknown
+            });
+        }
+    );
 });
 
 afterAll(() => {
     if (update) {
         const count = (holds: (one: Examined) => boolean) => examined.filter(holds).length;
-        fs.writeFileSync(page, `# Architectures
+        fs.writeFileSync(
+            page,
+            `# Architectures
 
 What the tests found, of each tiny random model that llama.cpp's own test of architectures can make, made six layers deep or
 more. Written by \`npm run architectures\`; \`npm test\` compares it.
@@ -104,6 +115,7 @@ Of ${examined.length} models, the blocks of ${count(({ zeroed }) => zeroed !== u
 | architecture | kind | blocks | goes | written as | verified | why not |
 |---|---|---|---|---|---|---|
 ${examined.map(row).join('\n')}
-`);
+`
+        );
     }
 });

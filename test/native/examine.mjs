@@ -24,17 +24,24 @@ const load = (source) => Model.load(source, { device: 'cpu', threads: 1 });
 let state = 1;
 const random = (below) => {
     state = (state * 48271) % 0x7fffffff;
-    return Math.floor(state / 0x7fffffff * below);
+    return Math.floor((state / 0x7fffffff) * below);
 };
 const length = 48;
 const tokens = Int32Array.from({ length: 2 * length }, () => random(120));
-const perplexity = async (model, skip = []) => Math.exp(meanNll(await model.evaluate({ tokens, length }, { skip }), length));
+const perplexity = async (model, skip = []) =>
+    Math.exp(meanNll(await model.evaluate({ tokens, length }, { skip }), length));
 const differs = (a, b) => Math.abs(a / b - 1);
 
 const result = { name };
 try {
-    execFileSync(path.join(root, 'build', 'cmake', 'fixtures'), ['make', name, file('whole'), String(layers), packages.backendFolders.cpu], { stdio: 'ignore' });
-    await copy(file('whole'), file('model'), (tensor) => (/\.(input_)?scale$/.test(tensor.name) || surplus?.test(tensor.name) ? [] : [tensor]));
+    execFileSync(
+        path.join(root, 'build', 'cmake', 'fixtures'),
+        ['make', name, file('whole'), String(layers), packages.backendFolders.cpu],
+        { stdio: 'ignore' }
+    );
+    await copy(file('whole'), file('model'), (tensor) =>
+        /\.(input_)?scale$/.test(tensor.name) || surplus?.test(tensor.name) ? [] : [tensor]
+    );
     const model = await load(file('model'));
     const blocks = await model.graph().then((graph) => graph.blocks);
     result.blocks = blocks.map(({ kind }) => kind[0]).join('');
@@ -45,9 +52,12 @@ try {
     const zeroed = { worst: 0, effect: Infinity, block: '' };
     for (const block of examined) {
         let expected = await perplexityOfZeroed(block.tensors);
-        if (Number.isNaN(expected)) { // of norms and divisors
+        if (Number.isNaN(expected)) {
+            // of norms and divisors
             const shapes = new Map(model.gguf.tensors.map(({ name: tensor, shape }) => [tensor, shape]));
-            expected = await perplexityOfZeroed(block.tensors.filter((tensor) => shapes.get(tensor).length > 1 || tensor.endsWith('.bias')));
+            expected = await perplexityOfZeroed(
+                block.tensors.filter((tensor) => shapes.get(tensor).length > 1 || tensor.endsWith('.bias'))
+            );
         }
         const skipped = await perplexity(model, [block]);
         zeroed.effect = Math.min(zeroed.effect, differs(skipped, result.dense));
@@ -69,7 +79,12 @@ try {
     model.forget(blocks);
 
     const host = await chooseHost(model.gguf);
-    Object.assign(result, { host: host.name, reason: host.reason, tolerance: host.tolerance, together: Math.min(...host.moves(blocks).map(({ length }) => length)) });
+    Object.assign(result, {
+        host: host.name,
+        reason: host.reason,
+        tolerance: host.tolerance,
+        together: Math.min(...host.moves(blocks).map(({ length }) => length))
+    });
     const removed = [];
     while (removed.length < blocks.length / 3) {
         const moves = host.moves(without(blocks, removed));
@@ -80,21 +95,38 @@ try {
     }
     result.removed = formatMove(removed);
     const searched = await perplexity(model, removed);
-    await writePruned(model.gguf, host, blocks, {
-        removed, calibration: { name: 'random', sequences: 2, context: length }, perplexity: { dense: result.dense, pruned: searched }
-    }, file('pruned'));
+    await writePruned(
+        model.gguf,
+        host,
+        blocks,
+        {
+            removed,
+            calibration: { name: 'random', sequences: 2, context: length },
+            perplexity: { dense: result.dense, pruned: searched }
+        },
+        file('pruned')
+    );
     model.dispose();
-    const found = Math.exp(meanNll(await stockNll(file('pruned'), { tokens, length }, { device: 'cpu', threads: 1, flashAttention: true }), length));
+    const found = Math.exp(
+        meanNll(
+            await stockNll(file('pruned'), { tokens, length }, { device: 'cpu', threads: 1, flashAttention: true }),
+            length
+        )
+    );
     result.verified = differs(found, searched);
 } catch (error) {
     result.error = error instanceof Error ? error.message : String(error);
 } finally {
     fs.rmSync(folder, { recursive: true, force: true });
 }
-console.log(JSON.stringify(result, (_, value) => (typeof value === 'number' && !Number.isFinite(value) ? String(value) : value)));
+console.log(
+    JSON.stringify(result, (_, value) => (typeof value === 'number' && !Number.isFinite(value) ? String(value) : value))
+);
 
 async function perplexityOfZeroed(names) {
-    await copy(file('model'), file('zeroed'), ({ name: tensor, from, type, shape }) => [names.includes(tensor) ? { name: tensor, type, shape } : { name: tensor, from }]);
+    await copy(file('model'), file('zeroed'), ({ name: tensor, from, type, shape }) => [
+        names.includes(tensor) ? { name: tensor, type, shape } : { name: tensor, from }
+    ]);
     const model = await load(file('zeroed'));
     try {
         return await perplexity(model);
@@ -107,9 +139,20 @@ async function perplexityOfZeroed(names) {
 async function copy(source, output, change) {
     const { tensors } = await readGguf(source);
     const { writeGguf } = await addon.loadAddon();
-    await writeGguf({
-        output, sources: [source], remove: [], rename: [], select: [], set: [],
-        tensors: tensors.flatMap(({ name: tensor, type, shape }) => change({ name: tensor, from: [{ file: 0, name: tensor }], type, shape }).map((changed) => (
-            changed.from ? { name: changed.name, from: changed.from } : changed)))
-    }, {});
+    await writeGguf(
+        {
+            output,
+            sources: [source],
+            remove: [],
+            rename: [],
+            select: [],
+            set: [],
+            tensors: tensors.flatMap(({ name: tensor, type, shape }) =>
+                change({ name: tensor, from: [{ file: 0, name: tensor }], type, shape }).map((changed) =>
+                    changed.from ? { name: changed.name, from: changed.from } : changed
+                )
+            )
+        },
+        {}
+    );
 }

@@ -24,12 +24,25 @@ async function expectSkipEqualsZeroed(file: string): Promise<void> {
 }
 
 /** An evaluator as the addon has it, and one sequence of 200 tokens. */
-async function withEvaluator<T>(file: string, options: { logitsBytes?: number; context?: number }, use: (evaluator: NativeEvaluator, tokens: Int32Array) => Promise<T>): Promise<T> {
+async function withEvaluator<T>(
+    file: string,
+    options: { logitsBytes?: number; context?: number },
+    use: (evaluator: NativeEvaluator, tokens: Int32Array) => Promise<T>
+): Promise<T> {
     const addon = await loadAddon();
     const model = await addon.Model.load(file, { gpus: [] });
-    const evaluator = await addon.Evaluator.create(model, { context: 200, threads: 2, flashAttention: true, cacheType: 'f16', ...options });
+    const evaluator = await addon.Evaluator.create(model, {
+        context: 200,
+        threads: 2,
+        flashAttention: true,
+        cacheType: 'f16',
+        ...options
+    });
     try {
-        return await use(evaluator, Int32Array.from({ length: 200 }, (_, i) => (i * 37) % 2048));
+        return await use(
+            evaluator,
+            Int32Array.from({ length: 200 }, (_, i) => (i * 37) % 2048)
+        );
     } finally {
         evaluator.dispose();
         model.dispose();
@@ -37,19 +50,26 @@ async function withEvaluator<T>(file: string, options: { logitsBytes?: number; c
 }
 
 describe('leaving out a block equals zeroing its output projection', () => {
-    test.each(Object.keys(architectures) as (keyof typeof architectures)[])('in every block of a random %s', async (name) => {
-        await expectSkipEqualsZeroed(await randomModel(name, path.join(folder, `${name}.gguf`)));
-    });
+    test.each(Object.keys(architectures) as (keyof typeof architectures)[])(
+        'in every block of a random %s',
+        async (name) => {
+            await expectSkipEqualsZeroed(await randomModel(name, path.join(folder, `${name}.gguf`)));
+        }
+    );
 
     test('in every block of the embedded model (Q8_0)', () => expectSkipEqualsZeroed(tiny));
 
     test('of several blocks at once: all attention, all FFN, whole layers', async () => {
         await withModel(tiny, async (model, calibration) => {
             const blocks = await model.blocks();
-            for (const skip of [blocks.filter(({ kind }) => kind === 'attn'), blocks.filter(({ kind }) => kind === 'ffn'), blocks.filter(({ layer }) => layer < 3 || layer === 11)]) {
+            for (const skip of [
+                blocks.filter(({ kind }) => kind === 'attn'),
+                blocks.filter(({ kind }) => kind === 'ffn'),
+                blocks.filter(({ layer }) => layer < 3 || layer === 11)
+            ]) {
                 const copy = await withZeroed(tiny, path.join(folder, 'several.gguf'), skip.flatMap(projections));
                 const zeroed = await withModel(copy, (other) => perplexityOf(other, calibration));
-                expect(await perplexityOf(model, calibration, { skip }) / zeroed).toBeCloseTo(1, 5);
+                expect((await perplexityOf(model, calibration, { skip })) / zeroed).toBeCloseTo(1, 5);
             }
         });
     });
@@ -58,7 +78,9 @@ describe('leaving out a block equals zeroing its output projection', () => {
 test('blocks are found in the order of the residual stream, with their weights', async () => {
     await withModel(tiny, async (model) => {
         const blocks = await model.blocks();
-        expect(blocks.map(formatBlock)).toEqual(Array.from({ length: 12 }).flatMap((_, layer) => [`attn.${layer}`, `ffn.${layer}`]));
+        expect(blocks.map(formatBlock)).toEqual(
+            Array.from({ length: 12 }).flatMap((_, layer) => [`attn.${layer}`, `ffn.${layer}`])
+        );
         // norm, Q, K, V, output; norm, gate, up, down
         expect(blocks[0]!.parameters).toBe(256 + 2 * 256 * 256 + 2 * 256 * 128);
         expect(blocks[1]!.parameters).toBe(256 + 3 * 256 * 512);
@@ -71,7 +93,12 @@ test('leaving out a block leaves out its operations and its KV cache writes', as
             await evaluator.evaluate(tokens, tokens.length, skip, {});
             return evaluator.graph();
         };
-        const [dense, noAttn, noFfn, none] = [await graph([]), await graph([6]), await graph([7]), await graph(Array.from({ length: 24 }, (_, i) => i))];
+        const [dense, noAttn, noFfn, none] = [
+            await graph([]),
+            await graph([6]),
+            await graph([7]),
+            await graph(Array.from({ length: 24 }, (_, i) => i))
+        ];
         expect([dense, noAttn, noFfn, none].map(({ cacheWrites }) => cacheWrites)).toEqual([24, 22, 24, 0]); // K and V of a layer
         expect(noFfn.nodes).toBeLessThan(dense.nodes);
         // what is left of no blocks is the embedding, the final norm, the logits and their NLL
@@ -82,27 +109,41 @@ test('leaving out a block leaves out its operations and its KV cache writes', as
 });
 
 describe('starting from a kept residual stream', () => {
-    test.each([['every boundary', 1000], ['a few boundaries', 3], ['none', 0]])('gives the same values with %s kept', async (_, keep) => {
+    test.each([
+        ['every boundary', 1000],
+        ['a few boundaries', 3],
+        ['none', 0]
+    ])('gives the same values with %s kept', async (_, keep) => {
         await withModel(tiny, async (model, calibration) => {
             await withModel(tiny, async (fresh) => {
                 const blocks = await model.blocks();
                 const base = [blocks[4]!, blocks[9]!];
                 // the first run of a context, and a graph like the one before it, must be planned anew
                 for (const current of [[], base]) {
-                    expect(await model.evaluate(calibration, { skip: current, keep })).toEqual(await fresh.evaluate(calibration, { skip: current }));
+                    expect(await model.evaluate(calibration, { skip: current, keep })).toEqual(
+                        await fresh.evaluate(calibration, { skip: current })
+                    );
                     for (const block of blocks.filter((candidate, i) => i % 3 !== 1 && !current.includes(candidate))) {
                         const skip = [...current, block];
-                        expect(await model.evaluate(calibration, { skip })).toEqual(await fresh.evaluate(calibration, { skip }));
+                        expect(await model.evaluate(calibration, { skip })).toEqual(
+                            await fresh.evaluate(calibration, { skip })
+                        );
                     }
                     // single sequences find what was kept of several
                     const second = { tokens: calibration.tokens.slice(64), length: 64 };
-                    expect(await model.evaluate(second, { skip: [...current, blocks[12]!] })).toEqual(await fresh.evaluate(second, { skip: [...current, blocks[12]!] }));
+                    expect(await model.evaluate(second, { skip: [...current, blocks[12]!] })).toEqual(
+                        await fresh.evaluate(second, { skip: [...current, blocks[12]!] })
+                    );
                     model.forget(base);
                 }
                 // other tokens and a skip set that differs from the first block on must not be mixed up with what is kept
                 const other = { tokens: calibration.tokens.slice().reverse(), length: 64 };
-                expect(await model.evaluate(other, { skip: base })).toEqual(await fresh.evaluate(other, { skip: base }));
-                expect(await model.evaluate({ tokens: calibration.tokens, length: 32 }, { skip: base, keep })).toEqual(await fresh.evaluate({ tokens: calibration.tokens, length: 32 }, { skip: base }));
+                expect(await model.evaluate(other, { skip: base })).toEqual(
+                    await fresh.evaluate(other, { skip: base })
+                );
+                expect(await model.evaluate({ tokens: calibration.tokens, length: 32 }, { skip: base, keep })).toEqual(
+                    await fresh.evaluate({ tokens: calibration.tokens, length: 32 }, { skip: base })
+                );
                 expect(await model.evaluate(calibration)).toEqual(await fresh.evaluate(calibration));
             });
         });
@@ -133,12 +174,18 @@ describe('starting from a kept residual stream', () => {
     });
 });
 
-test.each(['llama', 'gemma2'] as const)('logits of long sequences are computed in parts, to the same values (%s)', async (name) => {
-    const file = await randomModel(name, path.join(folder, 'parts.gguf'));
-    const nll = (logitsBytes: number) => withEvaluator(file, { logitsBytes }, (evaluator, tokens) => evaluator.evaluate(tokens, tokens.length, [2], {}));
-    const [whole, parts] = [await nll(2 ** 28), await nll(64 * 2048 * 4)]; // 64 positions at a time, of 199
-    parts.forEach((value, i) => expect(value).toBeCloseTo(whole[i]!, 4));
-});
+test.each(['llama', 'gemma2'] as const)(
+    'logits of long sequences are computed in parts, to the same values (%s)',
+    async (name) => {
+        const file = await randomModel(name, path.join(folder, 'parts.gguf'));
+        const nll = (logitsBytes: number) =>
+            withEvaluator(file, { logitsBytes }, (evaluator, tokens) =>
+                evaluator.evaluate(tokens, tokens.length, [2], {})
+            );
+        const [whole, parts] = [await nll(2 ** 28), await nll(64 * 2048 * 4)]; // 64 positions at a time, of 199
+        parts.forEach((value, i) => expect(value).toBeCloseTo(whole[i]!, 4));
+    }
+);
 
 test('logits in many parts fit into the graph', async () => {
     const context = 32 * 70; // 70 parts, of 32 positions at least
@@ -149,42 +196,63 @@ test('logits in many parts fit into the graph', async () => {
 });
 
 test('progress never comes after the end', async () => {
-    await withModel(tiny, async (model, calibration) => {
-        let ended = false, late = 0;
-        for (let i = 0; i < 30; i++) {
-            ended = false;
-            await model.evaluate(calibration, { onProgress: () => { late += Number(ended); } });
-            ended = true;
-            await new Promise((resolve) => setTimeout(resolve, 1));
-        }
-        expect(late).toBe(0);
-    }, { samples: 1, context: 32 });
+    await withModel(
+        tiny,
+        async (model, calibration) => {
+            let ended = false,
+                late = 0;
+            for (let i = 0; i < 30; i++) {
+                ended = false;
+                await model.evaluate(calibration, {
+                    onProgress: () => {
+                        late += Number(ended);
+                    }
+                });
+                ended = true;
+                await new Promise((resolve) => setTimeout(resolve, 1));
+            }
+            expect(late).toBe(0);
+        },
+        { samples: 1, context: 32 }
+    );
 });
 
 test('evaluations that do not fit are refused', async () => {
     await withModel(tiny, async (model, { tokens }) => {
-        await expect(model.evaluate({ tokens, length: 64 }, { skip: [{ kind: 'attn', layer: 12 }] })).rejects.toThrow('the model has no block attn.12: its layers are 0 to 11');
+        await expect(model.evaluate({ tokens, length: 64 }, { skip: [{ kind: 'attn', layer: 12 }] })).rejects.toThrow(
+            'the model has no block attn.12: its layers are 0 to 11'
+        );
         await expect(model.evaluate({ tokens: tokens.slice(1), length: 64 })).rejects.toThrow('whole sequences');
-        await expect(model.evaluate({ tokens: Int32Array.from([1, 2048]), length: 2 })).rejects.toThrow('token 2048 is not in the vocabulary of 2048');
-        await expect(Promise.all([model.evaluate({ tokens, length: 64 }), model.evaluate({ tokens, length: 64 })])).rejects.toThrow('one evaluation at a time');
+        await expect(model.evaluate({ tokens: Int32Array.from([1, 2048]), length: 2 })).rejects.toThrow(
+            'token 2048 is not in the vocabulary of 2048'
+        );
+        await expect(
+            Promise.all([model.evaluate({ tokens, length: 64 }), model.evaluate({ tokens, length: 64 })])
+        ).rejects.toThrow('one evaluation at a time');
     });
 });
 
 test('an AbortSignal stops an evaluation within a second', async () => {
-    await withModel(tiny, async (model, calibration) => {
-        const stop = new AbortController();
-        let aborted = 0;
-        const work = model.evaluate(calibration, {
-            signal: stop.signal,
-            onProgress: () => {
-                aborted ||= performance.now();
-                stop.abort(new Error('enough'));
-            }
-        });
-        await expect(work).rejects.toThrow('enough');
-        expect(performance.now() - aborted).toBeLessThan(1500);
-        expect(await perplexityOf(model, { tokens: calibration.tokens.slice(0, 128), length: 64 })).toBeGreaterThan(1); // still usable
-    }, { context: 512, samples: 60 });
+    await withModel(
+        tiny,
+        async (model, calibration) => {
+            const stop = new AbortController();
+            let aborted = 0;
+            const work = model.evaluate(calibration, {
+                signal: stop.signal,
+                onProgress: () => {
+                    aborted ||= performance.now();
+                    stop.abort(new Error('enough'));
+                }
+            });
+            await expect(work).rejects.toThrow('enough');
+            expect(performance.now() - aborted).toBeLessThan(1500);
+            expect(await perplexityOf(model, { tokens: calibration.tokens.slice(0, 128), length: 64 })).toBeGreaterThan(
+                1
+            ); // still usable
+        },
+        { context: 512, samples: 60 }
+    );
 });
 
 test('a disposed model says so', async () => {

@@ -1,33 +1,69 @@
 // The comparison of methods: what it reports against single evaluations, and its tables.
 import fs from 'node:fs';
 import path from 'node:path';
-import { compare, comparisonCsv, comparisonTable, loadCalibration, Model, perplexityOf, scoreTask, textPerplexity, type Comparison, type Task } from '../../lib/index.js';
+import {
+    compare,
+    comparisonCsv,
+    comparisonTable,
+    loadCalibration,
+    Model,
+    perplexityOf,
+    scoreTask,
+    textPerplexity,
+    type Comparison,
+    type Task
+} from '../../lib/index.js';
 import { expectRefused, onCpu, run, start } from '../cli/run';
 import { temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
 const text = path.resolve(__dirname, '..', '..', 'LICENSE');
 const task: Task = {
-    name: 'ends', normalized: true,
-    questions: Array.from({ length: 6 }, (_, i) => ({ choices: [' the sea.', ' a zqx.', ' the old house.'].map((ending) => ({ context: `The ${i} men went to`, ending })), answer: i % 3 }))
+    name: 'ends',
+    normalized: true,
+    questions: Array.from({ length: 6 }, (_, i) => ({
+        choices: [' the sea.', ' a zqx.', ' the old house.'].map((ending) => ({
+            context: `The ${i} men went to`,
+            ending
+        })),
+        answer: i % 3
+    }))
 };
 const calibration = { samples: 2, context: 64 };
 const output = path.join(folder, 'first');
 let comparison: Comparison;
 
 beforeAll(async () => {
-    comparison = await compare(tiny, { output, ratios: [0.05, 0.25], methods: ['blockpruner', 'shortgpt', 'random'], seeds: 2, tasks: [task], text, calibration, device: 'cpu', threads: 1 });
+    comparison = await compare(tiny, {
+        output,
+        ratios: [0.05, 0.25],
+        methods: ['blockpruner', 'shortgpt', 'random'],
+        seeds: 2,
+        tasks: [task],
+        text,
+        calibration,
+        device: 'cpu',
+        threads: 1
+    });
 });
 
 test('each method at each ratio removes the fewest blocks, and a higher ratio removes more of the same', () => {
-    expect(comparison.pruned.map(({ method, seed, ratio }) => [ratio, method, seed])).toEqual([0.05, 0.25].flatMap((ratio) =>
-        [[ratio, 'blockpruner', null], [ratio, 'shortgpt', null], [ratio, 'random', 0], [ratio, 'random', 1]]));
+    expect(comparison.pruned.map(({ method, seed, ratio }) => [ratio, method, seed])).toEqual(
+        [0.05, 0.25].flatMap((ratio) => [
+            [ratio, 'blockpruner', null],
+            [ratio, 'shortgpt', null],
+            [ratio, 'random', 0],
+            [ratio, 'random', 1]
+        ])
+    );
     for (const { method, seed, ratio, removed, removedShare } of comparison.pruned) {
         expect(removedShare).toBeGreaterThanOrEqual(ratio);
         expect(removedShare).toBeLessThan(ratio + 0.1);
         const less = comparison.pruned.find((other) => other.method === method && other.seed === seed)!;
         expect(removed.slice(0, less.removed.length)).toEqual(less.removed);
-        expect(removed.filter(({ kind }) => kind === 'attn').length === removed.length / 2 || method !== 'shortgpt').toBe(true);
+        expect(
+            removed.filter(({ kind }) => kind === 'attn').length === removed.length / 2 || method !== 'shortgpt'
+        ).toBe(true);
     }
     const [first, second] = comparison.pruned.filter(({ method, ratio }) => method === 'random' && ratio === 0.25);
     expect(first!.removed).not.toEqual(second!.removed);
@@ -40,7 +76,11 @@ test('its figures are those of single evaluations', async () => {
         expect(found.calibration).toBeCloseTo(await perplexityOf(model, sequences, { skip: removed }), 6);
         const { perplexity, dense } = await textPerplexity(model, text, { skip: removed, context: 64, dense: model });
         expect(found.text!.perplexity).toBeCloseTo(perplexity, 6);
-        expect(found.text).toEqual({ perplexity: found.text!.perplexity, divergence: dense!.divergence, sameTop: dense!.sameTop });
+        expect(found.text).toEqual({
+            perplexity: found.text!.perplexity,
+            divergence: dense!.divergence,
+            sameTop: dense!.sameTop
+        });
         expect(found.text!.divergence > 0.01).toBe(removed.length > 0);
         expect(found.tasks).toEqual([await scoreTask(model, task, { skip: removed })]);
     }
@@ -49,22 +89,53 @@ test('its figures are those of single evaluations', async () => {
 
 test('the table has a row for each, with the mean of the random ones, and marks the best', () => {
     const lines = comparisonTable(comparison).trimEnd().split('\n');
-    expect(lines[0]).toBe('| Ratio | Removed | Method | Perplexity, calibration | Perplexity, LICENSE | KL divergence | Equal top-1 | ends |');
-    expect(lines.slice(2).map((line) => line.split(' | ')[2])).toEqual(['dense', ...['blockpruner', 'shortgpt', 'random (mean of 2)'], ...['blockpruner', 'shortgpt', 'random (mean of 2)']]);
+    expect(lines[0]).toBe(
+        '| Ratio | Removed | Method | Perplexity, calibration | Perplexity, LICENSE | KL divergence | Equal top-1 | ends |'
+    );
+    expect(lines.slice(2).map((line) => line.split(' | ')[2])).toEqual([
+        'dense',
+        ...['blockpruner', 'shortgpt', 'random (mean of 2)'],
+        ...['blockpruner', 'shortgpt', 'random (mean of 2)']
+    ]);
     expect(lines[2]).not.toContain('**');
     expect(lines.slice(3, 6).filter((line) => /\| \*\*[\d.]+\*\* \|/.test(line)).length).toBeGreaterThan(0);
     expect(lines[3]).toMatch(/^\| 0\.05 \| [\d.]+ % \| blockpruner \| \*\*[\d.]+\*\* \|/); // on what it searched on, it is the best
-    const csv = comparisonCsv(comparison).trimEnd().split('\n').map((line) => line.split(','));
-    expect(csv[0]).toEqual(['method', 'seeds', 'ratio', 'removed', 'calibration_perplexity', 'text_perplexity', 'text_kl_divergence', 'text_same_top', 'ends', 'ends_stderr']);
+    const csv = comparisonCsv(comparison)
+        .trimEnd()
+        .split('\n')
+        .map((line) => line.split(','));
+    expect(csv[0]).toEqual([
+        'method',
+        'seeds',
+        'ratio',
+        'removed',
+        'calibration_perplexity',
+        'text_perplexity',
+        'text_kl_divergence',
+        'text_same_top',
+        'ends',
+        'ends_stderr'
+    ]);
     expect(csv).toHaveLength(8);
     expect(csv.every((fields) => fields.length === 10)).toBe(true);
     expect(Number(csv[1]![4])).toBe(comparison.dense.calibration);
 });
 
 test('goes on with the results of a folder', async () => {
-    const options = { output, methods: ['blockpruner', 'shortgpt', 'random'] as const, seeds: 2, tasks: [task], text, calibration, device: 'cpu' as const, threads: 1 };
+    const options = {
+        output,
+        methods: ['blockpruner', 'shortgpt', 'random'] as const,
+        seeds: 2,
+        tasks: [task],
+        text,
+        calibration,
+        device: 'cpu' as const,
+        threads: 1
+    };
     const before = fs.readFileSync(path.join(output, 'results.json'), 'utf8');
-    await expect(compare(tiny, { ...options, ratios: [0.05] })).rejects.toThrow("isn't empty: go on with what is there by --resume");
+    await expect(compare(tiny, { ...options, ratios: [0.05] })).rejects.toThrow(
+        "isn't empty: go on with what is there by --resume"
+    );
 
     const seen: string[] = [];
     const onProgress = (what: string) => seen.push(what);
@@ -72,16 +143,43 @@ test('goes on with the results of a folder', async () => {
     expect([seen, same.pruned]).toEqual([['the model as it is'], comparison.pruned]);
 
     // an evaluation that is missing, a method that is new
-    fs.writeFileSync(path.join(output, 'results.json'), JSON.stringify({ ...JSON.parse(before) as Comparison, pruned: comparison.pruned.slice(0, -1) }));
-    const more = await compare(tiny, { ...options, ratios: [0.05, 0.25], methods: ['random', 'blockpruner-ffn'], resume: true, onProgress });
-    expect(seen.slice(2)).toEqual(['random-1 at 0.25: perplexity and tasks', 'blockpruner-ffn: what goes', ...[0.05, 0.25].map((ratio) => `blockpruner-ffn at ${ratio}: perplexity and tasks`)]);
+    fs.writeFileSync(
+        path.join(output, 'results.json'),
+        JSON.stringify({ ...(JSON.parse(before) as Comparison), pruned: comparison.pruned.slice(0, -1) })
+    );
+    const more = await compare(tiny, {
+        ...options,
+        ratios: [0.05, 0.25],
+        methods: ['random', 'blockpruner-ffn'],
+        resume: true,
+        onProgress
+    });
+    expect(seen.slice(2)).toEqual([
+        'random-1 at 0.25: perplexity and tasks',
+        'blockpruner-ffn: what goes',
+        ...[0.05, 0.25].map((ratio) => `blockpruner-ffn at ${ratio}: perplexity and tasks`)
+    ]);
     expect(more.pruned.filter(({ method }) => method !== 'blockpruner-ffn')).toEqual(comparison.pruned);
-    expect(more.pruned.filter(({ method }) => method === 'blockpruner-ffn').flatMap(({ removed }) => removed).every(({ kind }) => kind === 'ffn')).toBe(true);
+    expect(
+        more.pruned
+            .filter(({ method }) => method === 'blockpruner-ffn')
+            .flatMap(({ removed }) => removed)
+            .every(({ kind }) => kind === 'ffn')
+    ).toBe(true);
 
     // what was measured with other tasks is only given up if that is asked for; the searches hold
     const kept = fs.readFileSync(path.join(output, 'results.json'), 'utf8');
-    const other = { ...options, ratios: [0.05], tasks: [], methods: ['blockpruner' as const], resume: true, onProgress };
-    await expect(compare(tiny, other)).rejects.toThrow(/were measured with different tasks \(ends, .* now none\): give the same, or measure all of them anew by --remeasure/);
+    const other = {
+        ...options,
+        ratios: [0.05],
+        tasks: [],
+        methods: ['blockpruner' as const],
+        resume: true,
+        onProgress
+    };
+    await expect(compare(tiny, other)).rejects.toThrow(
+        /were measured with different tasks \(ends, .* now none\): give the same, or measure all of them anew by --remeasure/
+    );
     expect(fs.readFileSync(path.join(output, 'results.json'), 'utf8')).toBe(kept);
     seen.length = 0;
     const anew = await compare(tiny, { ...other, remeasure: true });
@@ -92,51 +190,118 @@ test('goes on with the results of a folder', async () => {
     expect((await compare(tiny, { ...other, limit: 3 })).pruned).toEqual(anew.pruned);
 
     // a perplexity that overflowed is null in JSON
-    fs.writeFileSync(path.join(output, 'results.json'), JSON.stringify({ ...anew, pruned: anew.pruned.map((one) => ({ ...one, calibration: Infinity })) }));
-    const broken = await compare(tiny, { ...options, ratios: [0.05], tasks: [], methods: ['blockpruner'], resume: true });
+    fs.writeFileSync(
+        path.join(output, 'results.json'),
+        JSON.stringify({ ...anew, pruned: anew.pruned.map((one) => ({ ...one, calibration: Infinity })) })
+    );
+    const broken = await compare(tiny, {
+        ...options,
+        ratios: [0.05],
+        tasks: [],
+        methods: ['blockpruner'],
+        resume: true
+    });
     expect(broken.pruned[0]!.calibration).toBe(Infinity);
     expect(comparisonTable(broken)).toMatch(/blockpruner \| ∞ \|/);
 
-    await expect(compare(tiny, { ...options, ratios: [0.05], calibration: { samples: 3, context: 64 }, resume: true })).rejects.toThrow(/are of searches with another calibration \(2 × 64 tokens.*now 3 × 64 tokens/);
+    await expect(
+        compare(tiny, { ...options, ratios: [0.05], calibration: { samples: 3, context: 64 }, resume: true })
+    ).rejects.toThrow(/are of searches with another calibration \(2 × 64 tokens.*now 3 × 64 tokens/);
     fs.writeFileSync(path.join(output, 'results.json'), '{}');
-    await expect(compare(tiny, { ...options, ratios: [0.05], resume: true })).rejects.toThrow('results.json holds no results of a comparison');
+    await expect(compare(tiny, { ...options, ratios: [0.05], resume: true })).rejects.toThrow(
+        'results.json holds no results of a comparison'
+    );
 });
 
 test('a higher ratio goes on with the search of a lower one', async () => {
     const output = path.join(folder, 'higher');
     const options = { output, methods: ['sleb'] as const, calibration, device: 'cpu' as const, threads: 1 };
-    const { searches: [low] } = await compare(tiny, { ...options, ratios: [0.05] });
+    const {
+        searches: [low]
+    } = await compare(tiny, { ...options, ratios: [0.05] });
     const journal = () => fs.readFileSync(path.join(output, 'sleb.journal'), 'utf8');
     const before = journal();
     fs.writeFileSync(path.join(output, '.blockpruner-partial-of-a-killed-run.gguf'), '');
-    const { searches: [high] } = await compare(tiny, { ...options, ratios: [0.3], resume: true });
-    expect(high!.steps.slice(0, low!.steps.length).map(({ removed }) => removed)).toEqual(low!.steps.map(({ removed }) => removed));
+    const {
+        searches: [high]
+    } = await compare(tiny, { ...options, ratios: [0.3], resume: true });
+    expect(high!.steps.slice(0, low!.steps.length).map(({ removed }) => removed)).toEqual(
+        low!.steps.map(({ removed }) => removed)
+    );
     expect(journal().startsWith(before)).toBe(true);
-    const evaluated = journal().trimEnd().split('\n').slice(1).map((line) => /"skip":"[^"]*","sequence":\d+/.exec(line)![0]);
+    const evaluated = journal()
+        .trimEnd()
+        .split('\n')
+        .slice(1)
+        .map((line) => /"skip":"[^"]*","sequence":\d+/.exec(line)![0]);
     expect(new Set(evaluated).size).toBe(evaluated.length); // none twice
-    expect(fs.readdirSync(output).sort()).toEqual(['report.html', 'results.json', 'sleb.journal', 'table.csv', 'table.md']);
+    expect(fs.readdirSync(output).sort()).toEqual([
+        'report.html',
+        'results.json',
+        'sleb.journal',
+        'table.csv',
+        'table.md'
+    ]);
 });
 
-test('a method that can\'t is passed over', async () => {
+test("a method that can't is passed over", async () => {
     const seen: string[] = [];
-    const { pruned } = await compare(tiny, { output: path.join(folder, 'some'), ratios: [0.7, 0.75], methods: ['laco', 'blockpruner-attn', 'shortgpt'], calibration: { samples: 1, context: 32 }, device: 'cpu', threads: 1, onProgress: (what) => seen.push(what) });
-    expect(pruned.map(({ method, ratio }) => [method, ratio])).toEqual([['shortgpt', 0.7], ['shortgpt', 0.75]]);
-    expect(seen).toEqual(['the model as it is',
-        'laco at 0.7', expect.stringContaining("LaCo can't remove so much"), 'laco at 0.75', expect.stringContaining("LaCo can't remove so much"),
-        "blockpruner-attn can't remove 0.7", "blockpruner-attn can't remove 0.75",
-        'shortgpt: what goes', 'shortgpt at 0.7: perplexity and tasks', 'shortgpt at 0.75: perplexity and tasks']);
+    const { pruned } = await compare(tiny, {
+        output: path.join(folder, 'some'),
+        ratios: [0.7, 0.75],
+        methods: ['laco', 'blockpruner-attn', 'shortgpt'],
+        calibration: { samples: 1, context: 32 },
+        device: 'cpu',
+        threads: 1,
+        onProgress: (what) => seen.push(what)
+    });
+    expect(pruned.map(({ method, ratio }) => [method, ratio])).toEqual([
+        ['shortgpt', 0.7],
+        ['shortgpt', 0.75]
+    ]);
+    expect(seen).toEqual([
+        'the model as it is',
+        'laco at 0.7',
+        expect.stringContaining("LaCo can't remove so much"),
+        'laco at 0.75',
+        expect.stringContaining("LaCo can't remove so much"),
+        "blockpruner-attn can't remove 0.7",
+        "blockpruner-attn can't remove 0.75",
+        'shortgpt: what goes',
+        'shortgpt at 0.7: perplexity and tasks',
+        'shortgpt at 0.75: perplexity and tasks'
+    ]);
 });
 
 // Windows has no SIGINT for other processes
 (process.platform === 'win32' ? test.skip : test)('Ctrl-C says where the results are', async () => {
     const output = path.join(folder, 'stopped');
-    const comparing = start('compare', tiny, '--ratios', '0.5', '--methods', 'blockpruner', '--search', 'exact', '--samples', '8', '--context', '256', ...onCpu, '-o', output);
+    const comparing = start(
+        'compare',
+        tiny,
+        '--ratios',
+        '0.5',
+        '--methods',
+        'blockpruner',
+        '--search',
+        'exact',
+        '--samples',
+        '8',
+        '--context',
+        '256',
+        ...onCpu,
+        '-o',
+        output
+    );
     while (!comparing.stderr().includes('what goes')) {
         await new Promise((resolve) => setTimeout(resolve, 20));
     }
     comparing.interrupt();
     const { code, stderr } = await comparing.ended;
-    expect([code, stderr.trimEnd().split('\n').at(-1)]).toEqual([130, `blockpruner: stopped: the results so far are in ${output}; the same with --resume goes on`]);
+    expect([code, stderr.trimEnd().split('\n').at(-1)]).toEqual([
+        130,
+        `blockpruner: stopped: the results so far are in ${output}; the same with --resume goes on`
+    ]);
     expect(fs.readdirSync(output)).toContain('results.json');
 });
 
@@ -146,18 +311,48 @@ test.each<[string, Partial<Parameters<typeof compare>[1]>, string]>([
     ['textSamples', { textSamples: 0 }, 'textSamples must be a whole number'],
     ['keepBytes', { keepBytes: -1 }, 'keepBytes must be a number of at least 0']
 ])('%s out of its range', async (_, wrong, says) => {
-    await expect(compare(tiny, { output: path.join(folder, 'never'), ratios: [0.1], calibration, device: 'cpu', ...wrong })).rejects.toThrow(says);
+    await expect(
+        compare(tiny, { output: path.join(folder, 'never'), ratios: [0.1], calibration, device: 'cpu', ...wrong })
+    ).rejects.toThrow(says);
     expect(fs.existsSync(path.join(folder, 'never'))).toBe(false);
 });
 
 test('the command writes table, CSV, JSON and report into a new folder', async () => {
     const output = path.join(folder, 'comparison');
-    const args = ['compare', tiny, '--ratios', '0.05', '--methods', 'shortgpt,block-influence', '--samples', '2', '--context', '64', '--device', 'cpu', '--threads', '1', '-o', output];
+    const args = [
+        'compare',
+        tiny,
+        '--ratios',
+        '0.05',
+        '--methods',
+        'shortgpt,block-influence',
+        '--samples',
+        '2',
+        '--context',
+        '64',
+        '--device',
+        'cpu',
+        '--threads',
+        '1',
+        '-o',
+        output
+    ];
     const { code, stdout } = await run(...args);
     expect(code).toBe(0);
     expect(stdout).toContain('| 0.05 | ');
-    expect(fs.readdirSync(output).sort()).toEqual(['block-influence.journal', 'report.html', 'results.json', 'shortgpt.journal', 'table.csv', 'table.md']);
-    expect((JSON.parse(fs.readFileSync(path.join(output, 'results.json'), 'utf8')) as Comparison).pruned.map(({ method }) => method)).toEqual(['shortgpt', 'block-influence']);
+    expect(fs.readdirSync(output).sort()).toEqual([
+        'block-influence.journal',
+        'report.html',
+        'results.json',
+        'shortgpt.journal',
+        'table.csv',
+        'table.md'
+    ]);
+    expect(
+        (JSON.parse(fs.readFileSync(path.join(output, 'results.json'), 'utf8')) as Comparison).pruned.map(
+            ({ method }) => method
+        )
+    ).toEqual(['shortgpt', 'block-influence']);
     expect(fs.readFileSync(path.join(output, 'table.md'), 'utf8')).toBe(stdout.replace(/\n\n$/, '\n'));
 
     const foreign = path.join(folder, 'foreign');
@@ -173,7 +368,10 @@ test('the command writes table, CSV, JSON and report into a new folder', async (
         [['-o', path.join(folder, 'new'), '--ratios', '0.1,2'], "not '0.1,2'"],
         [['-o', path.join(folder, 'new'), '--methods', 'best'], "there is no method 'best'"],
         [['-o', path.join(folder, 'missing', 'new')], 'there is no such folder'],
-        [['-o', path.join(folder, 'new'), '--task', `piqa=${path.join(folder, 'none.jsonl')}`], 'there is no such file'],
+        [
+            ['-o', path.join(folder, 'new'), '--task', `piqa=${path.join(folder, 'none.jsonl')}`],
+            'there is no such file'
+        ],
         [['-o', path.join(folder, 'new'), '--samples', '0'], '--samples']
     ] as const) {
         await expectRefused(folder, [...args.slice(0, -2), ...options], says);

@@ -18,15 +18,28 @@ import evalCommand from '../../dist/cli/eval.js';
 import scores from '../../dist/evaluation/scores.js';
 
 const { loadTask, Model, scoreTask } = blockpruner;
-const { task: tasks, limit, threads, _: [source] } = await yargs(hideBin(process.argv))
+const {
+    task: tasks,
+    limit,
+    threads,
+    _: [source]
+} = await yargs(hideBin(process.argv))
     .usage('node test/reference/scores.mjs MODEL.gguf --task BENCHMARK=FILE …')
     .demandCommand(1, 1, 'give one model')
     .options({
-        task: { type: 'string', array: true, nargs: 1, demandOption: true, describe: 'As in blockpruner eval: piqa, winogrande, hellaswag, arc-easy, arc-challenge' },
+        task: {
+            type: 'string',
+            array: true,
+            nargs: 1,
+            demandOption: true,
+            describe: 'As in blockpruner eval: piqa, winogrande, hellaswag, arc-easy, arc-challenge'
+        },
         limit: { type: 'number', default: 100, describe: 'The first so many questions of each' },
         threads: { type: 'number', default: 1, describe: 'CPU threads' }
     })
-    .strict().wrap(120).parseAsync();
+    .strict()
+    .wrap(120)
+    .parseAsync();
 
 const lowest = (values) => values.indexOf(Math.min(...values));
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-scores-'));
@@ -37,21 +50,48 @@ try {
     const rows = [];
     for (const text of tasks) {
         const { name, file: questions, labels } = evalCommand.parseTask(text);
-        const python = await promisify(execFile)('python3', [
-            path.join(import.meta.dirname, 'scores.py'), file, name, questions, ...(labels ? [labels] : []), '--limit', String(limit), '--threads', String(threads)
-        ], { maxBuffer: 2 ** 30 });
+        const python = await promisify(execFile)(
+            'python3',
+            [
+                path.join(import.meta.dirname, 'scores.py'),
+                file,
+                name,
+                questions,
+                ...(labels ? [labels] : []),
+                '--limit',
+                String(limit),
+                '--threads',
+                String(threads)
+            ],
+            { maxBuffer: 2 ** 30 }
+        );
         const theirs = JSON.parse(python.stdout);
         const task = await loadTask({ name, file: questions, labels });
         const ours = await scoreTask(model, task, { limit });
         const nll = await scores.endingsNll(model, task, { limit });
 
-        const difference = Math.max(...theirs.questions.flatMap((question, i) => question.nll.map((value, k) => Math.abs(nll[i][k] / value - 1))));
-        const differing = (value) => theirs.questions.filter((question, i) => lowest(question.nll.map(value(question))) !== lowest(nll[i].map(value(question)))).length;
+        const difference = Math.max(
+            ...theirs.questions.flatMap((question, i) =>
+                question.nll.map((value, k) => Math.abs(nll[i][k] / value - 1))
+            )
+        );
+        const differing = (value) =>
+            theirs.questions.filter(
+                (question, i) => lowest(question.nll.map(value(question))) !== lowest(nll[i].map(value(question)))
+            ).length;
         rows.push({
-            task: name, questions: theirs.questions.length,
-            'acc, PyTorch': theirs.acc, 'acc, blockpruner': ours.acc.value,
-            'acc_norm, PyTorch': ours.acc_norm && theirs.acc_norm, 'acc_norm, blockpruner': ours.acc_norm && ours.acc_norm.value,
-            'other choices': differing(() => (value) => value), 'other choices by length': differing(({ length }) => (value, k) => value / length[k]),
+            task: name,
+            questions: theirs.questions.length,
+            'acc, PyTorch': theirs.acc,
+            'acc, blockpruner': ours.acc.value,
+            'acc_norm, PyTorch': ours.acc_norm && theirs.acc_norm,
+            'acc_norm, blockpruner': ours.acc_norm && ours.acc_norm.value,
+            'other choices': differing(() => (value) => value),
+            'other choices by length': differing(
+                ({ length }) =>
+                    (value, k) =>
+                        value / length[k]
+            ),
             'largest relative difference of an NLL': Number(difference.toExponential(1))
         });
         console.error(rows.at(-1));

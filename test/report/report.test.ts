@@ -6,7 +6,17 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { source as axe, type AxeResults } from 'axe-core';
 import type { Browser, Page } from 'puppeteer-core';
-import { comparedMethods as methods, comparisonReport, formatBlock, formatMove, pruneReport, type Block, type Comparison, type PruneResult, type Quality } from '../../lib/index.js';
+import {
+    comparedMethods as methods,
+    comparisonReport,
+    formatBlock,
+    formatMove,
+    pruneReport,
+    type Block,
+    type Comparison,
+    type PruneResult,
+    type Quality
+} from '../../lib/index.js';
 import { expectRefused, onCpu, run, runJson, short, shortSearch, start } from '../cli/run';
 import { temporaryFolder, tiny } from '../models';
 
@@ -14,33 +24,86 @@ const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
 const report = file('report.html');
 const task = file('ends.jsonl');
-fs.writeFileSync(task, Array.from({ length: 6 }, (_, i) => JSON.stringify({ context: `The ${i} men went to`, choices: ['the sea.', 'a zqx.'], answer: i % 2 })).join('\n'));
+fs.writeFileSync(
+    task,
+    Array.from({ length: 6 }, (_, i) =>
+        JSON.stringify({ context: `The ${i} men went to`, choices: ['the sea.', 'a zqx.'], answer: i % 2 })
+    ).join('\n')
+);
 const taskArgument = `multiple-choice=${task},context:context,choices:choices,answer:answer`;
 
 const hostile = `<script>alert(1)</script><img src=x onerror=alert(2)>"'&.gguf`;
 const score = (value: number) => ({ value, stderr: 0.03 });
 const quality = (calibration: number): Quality => ({
-    calibration, text: { perplexity: 2 * calibration, divergence: 0.1, sameTop: 0.5 },
-    tasks: [{ task: 'piqa', questions: 50, acc: score(1 / calibration), acc_norm: score(0.9 / calibration) }, { task: hostile, questions: 50, acc: score(1 / calibration), acc_norm: null }]
+    calibration,
+    text: { perplexity: 2 * calibration, divergence: 0.1, sameTop: 0.5 },
+    tasks: [
+        { task: 'piqa', questions: 50, acc: score(1 / calibration), acc_norm: score(0.9 / calibration) },
+        { task: hostile, questions: 50, acc: score(1 / calibration), acc_norm: null }
+    ]
 });
 /** Made up; one method can't remove the higher ratio. */
 const comparison: Comparison = {
-    model: hostile, blocks: Array.from({ length: 20 }, (_, i) => ({ kind: i % 2 ? 'ffn' : 'attn', layer: i >> 1 })),
-    calibration: { name: hostile, sequences: 2, context: 64 }, text: hostile, searchedWith: {}, evaluatedWith: {}, dense: quality(2), searches: [], seconds: 5,
-    pruned: [0.1, 0.2].flatMap((ratio) => methods.flatMap((method, i) => (method === 'random' ? [0, 1] : [null]).map((seed) => ({
-        method, seed, ratio, removedShare: ratio + 0.01 * i,
-        removed: ([{ kind: 'ffn', layer: i }, { kind: 'attn', layer: (i + 1) % 10 }, { kind: 'attn', layer: (i + 5 + (seed ?? 0)) % 10 }] as Block[]).slice(0, ratio === 0.1 ? 1 : 3),
-        ...quality(2 + 40 * ratio * (i + 1) ** 2 + (seed ?? 0))
-    })))).filter(({ method, ratio }) => method !== 'sleb' || ratio < 0.2)
+    model: hostile,
+    blocks: Array.from({ length: 20 }, (_, i) => ({ kind: i % 2 ? 'ffn' : 'attn', layer: i >> 1 })),
+    calibration: { name: hostile, sequences: 2, context: 64 },
+    text: hostile,
+    searchedWith: {},
+    evaluatedWith: {},
+    dense: quality(2),
+    searches: [],
+    seconds: 5,
+    pruned: [0.1, 0.2]
+        .flatMap((ratio) =>
+            methods.flatMap((method, i) =>
+                (method === 'random' ? [0, 1] : [null]).map((seed) => ({
+                    method,
+                    seed,
+                    ratio,
+                    removedShare: ratio + 0.01 * i,
+                    removed: (
+                        [
+                            { kind: 'ffn', layer: i },
+                            { kind: 'attn', layer: (i + 1) % 10 },
+                            { kind: 'attn', layer: (i + 5 + (seed ?? 0)) % 10 }
+                        ] as Block[]
+                    ).slice(0, ratio === 0.1 ? 1 : 3),
+                    ...quality(2 + 40 * ratio * (i + 1) ** 2 + (seed ?? 0))
+                }))
+            )
+        )
+        .filter(({ method, ratio }) => method !== 'sleb' || ratio < 0.2)
 };
 
 let result: PruneResult;
 beforeAll(async () => {
-    result = await runJson<PruneResult>('prune', tiny, '-o', file('pruned.gguf'), '--report', report, '--remove', '3', '--samples', '3', '--context', '64', '--task', taskArgument, '--limit', '4', ...onCpu);
+    result = await runJson<PruneResult>(
+        'prune',
+        tiny,
+        '-o',
+        file('pruned.gguf'),
+        '--report',
+        report,
+        '--remove',
+        '3',
+        '--samples',
+        '3',
+        '--context',
+        '64',
+        '--task',
+        taskArgument,
+        '--limit',
+        '4',
+        ...onCpu
+    );
 });
 
 test('prune --report tells all that the report shows in its JSON too', () => {
-    expect(result).toMatchObject({ method: 'blockpruner', calibration: { name: 'calibration.txt', sequences: 3, context: 64 }, speed: { device: 'cpu', threads: 1, tokens: 128 } });
+    expect(result).toMatchObject({
+        method: 'blockpruner',
+        calibration: { name: 'calibration.txt', sequences: 3, context: 64 },
+        speed: { device: 'cpu', threads: 1, tokens: 128 }
+    });
     expect(result.blocks).toHaveLength(24);
     expect(result.steps.map(({ candidates }) => candidates.length)).toEqual([24, 23, 22]);
     for (const tasks of [result.tasks.dense, result.tasks.pruned]) {
@@ -56,8 +119,18 @@ test('prune --report tells all that the report shows in its JSON too', () => {
 test('--task without --report scores too', async () => {
     const args = ['prune', tiny, '-o', file('scored.gguf'), '--task', taskArgument, '--limit', '3', ...shortSearch];
     const { code, stdout } = await run(...args);
-    expect([code, stdout.split('\n').filter((line) => line.includes('ends.jsonl')).map((line) => line.replace(/ acc.*/, '').replace(/ +/g, ' ').trim())])
-        .toEqual([0, ['before ends.jsonl 3 questions', 'after ends.jsonl 3 questions']]);
+    expect([
+        code,
+        stdout
+            .split('\n')
+            .filter((line) => line.includes('ends.jsonl'))
+            .map((line) =>
+                line
+                    .replace(/ acc.*/, '')
+                    .replace(/ +/g, ' ')
+                    .trim()
+            )
+    ]).toEqual([0, ['before ends.jsonl 3 questions', 'after ends.jsonl 3 questions']]);
 });
 
 describe('a report is refused before the search', () => {
@@ -68,11 +141,23 @@ describe('a report is refused before the search', () => {
         ['has no name', ['--report', ''], 'the report has no name'],
         ['is a folder', ['--report', folder, '--force'], 'is a folder'],
         ['is the output', ['--report', file('new.gguf')], 'the report and the output are both'],
-        ['is the order file', ['--report', file('one'), '--order', file('one')], 'the order file and the report are both'],
+        [
+            'is the order file',
+            ['--report', file('one'), '--order', file('one')],
+            'the order file and the report are both'
+        ],
         ['is the journal', ['--report', file('new.gguf.journal')], 'the report and the journal are both'],
         ['is the model', ['--report', tiny, '--force'], 'is the model itself'],
-        ['has no questions', ['--report', file('r.html'), '--task', taskArgument, '--limit', '0'], '--limit must be a whole number of at least 1'],
-        ['has a task without a file', ['--report', file('r.html'), '--task', `piqa=${file('none.jsonl')}`], 'there is no such file']
+        [
+            'has no questions',
+            ['--report', file('r.html'), '--task', taskArgument, '--limit', '0'],
+            '--limit must be a whole number of at least 1'
+        ],
+        [
+            'has a task without a file',
+            ['--report', file('r.html'), '--task', `piqa=${file('none.jsonl')}`],
+            'there is no such file'
+        ]
     ])('if it %s', async (_, options, says) => {
         await expectRefused(folder, prune(...options), says);
     });
@@ -84,224 +169,406 @@ describe('a report is refused before the search', () => {
     });
 });
 
-(process.platform === 'win32' ? test.skip : test)('Ctrl-C while the speed is measured leaves neither output nor report', async () => {
-    const outputs = fs.mkdtempSync(file('outputs-'));
-    const search = start('prune', tiny, '-o', path.join(outputs, 'new.gguf'), '--report', path.join(outputs, 'report.html'), '--no-verify', '--blocks', 'attn', '--remove', '1', ...short);
-    while (!fs.readdirSync(outputs).some((name) => name.includes('partial'))) {
-        await new Promise((resolve) => setTimeout(resolve, 5));
+(process.platform === 'win32' ? test.skip : test)(
+    'Ctrl-C while the speed is measured leaves neither output nor report',
+    async () => {
+        const outputs = fs.mkdtempSync(file('outputs-'));
+        const search = start(
+            'prune',
+            tiny,
+            '-o',
+            path.join(outputs, 'new.gguf'),
+            '--report',
+            path.join(outputs, 'report.html'),
+            '--no-verify',
+            '--blocks',
+            'attn',
+            '--remove',
+            '1',
+            ...short
+        );
+        while (!fs.readdirSync(outputs).some((name) => name.includes('partial'))) {
+            await new Promise((resolve) => setTimeout(resolve, 5));
+        }
+        search.interrupt();
+        expect(await search.ended).toMatchObject({ code: 130, stdout: '' });
+        expect(fs.readdirSync(outputs)).toEqual(['new.gguf.journal']);
     }
-    search.interrupt();
-    expect(await search.ended).toMatchObject({ code: 130, stdout: '' });
-    expect(fs.readdirSync(outputs)).toEqual(['new.gguf.journal']);
-});
+);
 
 const chrome = process.env.CHROME_PATH;
-(chrome !== undefined || (process.platform === 'linux' && process.arch === 'x64') ? describe : describe.skip)('in a browser', () => {
-    let browser: Browser;
-    beforeAll(async () => {
-        const { launch } = await import('puppeteer-core');
-        const executablePath = chrome ?? await (await import('@sparticuz/chromium')).default.executablePath();
-        browser = await launch({ executablePath, headless: 'shell', args: ['--no-sandbox'] }); // as root, in a container, it has none
-    });
-    afterAll(() => browser?.close());
-
-    const comparisonFile = file('comparison.html'), hostileFile = file('hostile.html');
-    beforeAll(async () => {
-        fs.writeFileSync(comparisonFile, await comparisonReport(comparison));
-        const tasks = (scores: PruneResult['tasks']['dense']) => scores.map((one) => ({ ...one, task: hostile }));
-        fs.writeFileSync(hostileFile, await pruneReport({
-            ...result, model: hostile, output: hostile, architecture: hostile, calibration: { ...result.calibration, name: hostile }, tasks: { dense: tasks(result.tasks.dense), pruned: tasks(result.tasks.pruned) }
-        }));
-    });
-
-    /** Opens a page that may ask for nothing and say nothing. */
-    async function withPage<T>(name: string, use: (page: Page) => Promise<T>, { scheme = 'light', width = 1280, script = true } = {}): Promise<T> {
-        const page = await browser.newPage();
-        const asked: string[] = [], said: string[] = [];
-        page.on('request', (request) => asked.push(request.url()));
-        page.on('console', (message) => said.push(message.text()));
-        page.on('pageerror', (error) => said.push(String(error)));
-        page.on('dialog', (dialog) => {
-            said.push(dialog.message());
-            void dialog.dismiss();
+(chrome !== undefined || (process.platform === 'linux' && process.arch === 'x64') ? describe : describe.skip)(
+    'in a browser',
+    () => {
+        let browser: Browser;
+        beforeAll(async () => {
+            const { launch } = await import('puppeteer-core');
+            const executablePath = chrome ?? (await (await import('@sparticuz/chromium')).default.executablePath());
+            browser = await launch({ executablePath, headless: 'shell', args: ['--no-sandbox'] }); // as root, in a container, it has none
         });
-        await page.setJavaScriptEnabled(script);
-        await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
-        await page.setViewport({ width, height: 800 });
-        await page.goto(pathToFileURL(name).href);
-        const found = await use(page);
-        expect({ asked, said }).toEqual({ asked: [pathToFileURL(name).href], said: [] });
-        await page.close();
-        return found;
+        afterAll(() => browser?.close());
+
+        const comparisonFile = file('comparison.html'),
+            hostileFile = file('hostile.html');
+        beforeAll(async () => {
+            fs.writeFileSync(comparisonFile, await comparisonReport(comparison));
+            const tasks = (scores: PruneResult['tasks']['dense']) => scores.map((one) => ({ ...one, task: hostile }));
+            fs.writeFileSync(
+                hostileFile,
+                await pruneReport({
+                    ...result,
+                    model: hostile,
+                    output: hostile,
+                    architecture: hostile,
+                    calibration: { ...result.calibration, name: hostile },
+                    tasks: { dense: tasks(result.tasks.dense), pruned: tasks(result.tasks.pruned) }
+                })
+            );
+        });
+
+        /** Opens a page that may ask for nothing and say nothing. */
+        async function withPage<T>(
+            name: string,
+            use: (page: Page) => Promise<T>,
+            { scheme = 'light', width = 1280, script = true } = {}
+        ): Promise<T> {
+            const page = await browser.newPage();
+            const asked: string[] = [],
+                said: string[] = [];
+            page.on('request', (request) => asked.push(request.url()));
+            page.on('console', (message) => said.push(message.text()));
+            page.on('pageerror', (error) => said.push(String(error)));
+            page.on('dialog', (dialog) => {
+                said.push(dialog.message());
+                void dialog.dismiss();
+            });
+            await page.setJavaScriptEnabled(script);
+            await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+            await page.setViewport({ width, height: 800 });
+            await page.goto(pathToFileURL(name).href);
+            const found = await use(page);
+            expect({ asked, said }).toEqual({ asked: [pathToFileURL(name).href], said: [] });
+            await page.close();
+            return found;
+        }
+        /** What the values of a figure's charts are called. */
+        const labels = (page: Page, title: string) =>
+            page.evaluate(
+                (heading) =>
+                    [...document.querySelectorAll('section')]
+                        .filter((section) => section.querySelector('h2')?.textContent === heading)
+                        .flatMap((section) =>
+                            [...section.querySelectorAll('path[role=graphics-symbol]')].map((mark) =>
+                                mark.getAttribute('aria-label')!
+                            )
+                        ),
+                title
+            );
+        const cellsOf = (page: Page, title: string) =>
+            page.evaluate(
+                (heading) =>
+                    [...document.querySelectorAll('section')]
+                        .filter((section) => section.querySelector('h2')?.textContent === heading)
+                        .flatMap((section) =>
+                            [...section.querySelectorAll('tbody tr')].map((row) =>
+                                [...row.children].map((cell) => cell.textContent)
+                            )
+                        ),
+                title
+            );
+
+        test('every value of the JSON is in the page', () =>
+            withPage(report, async (page) => {
+                const points = await labels(page, 'Perplexity against parameters removed');
+                expect(points).toHaveLength(result.steps.length + 1);
+                result.steps.forEach(({ removed, perplexity }, i) =>
+                    expect(points[i + 1]).toContain(
+                        `${i + 1}. without ${formatMove(removed)}: perplexity ${perplexity.toFixed(2)},`
+                    )
+                );
+                const gone = result.blocks
+                    .filter((block) => result.removed.some((one) => formatBlock(one) === formatBlock(block)))
+                    .reduce((sum, { parameters }) => sum + parameters, 0);
+                expect(points.at(-1)).toContain(
+                    `${Number(((100 * gone) / result.parameters.dense).toFixed(1))} % of the parameters removed`
+                );
+
+                const map = await labels(page, 'Which blocks went, and when');
+                expect(map).toEqual(
+                    expect.arrayContaining(
+                        result.blocks.map((block) => {
+                            const number =
+                                result.removed.findIndex((one) => formatBlock(one) === formatBlock(block)) + 1;
+                            return `${formatBlock(block)}: ${number === 0 ? 'stays' : `removed as number ${number}`}`;
+                        })
+                    )
+                );
+                expect(map).toHaveLength(result.blocks.length);
+
+                const heat = await labels(page, 'Importance of every block at every step');
+                const candidates = result.steps.flatMap((step, i) =>
+                    step.candidates.map((one) => ({ ...one, step: i + 1, removed: formatMove(step.removed) }))
+                );
+                expect(heat).toHaveLength(candidates.length);
+                for (const { move, step, perplexity, sequences, removed } of candidates) {
+                    const label = heat.find((one) => one.startsWith(`${formatMove(move)}, step ${step}: `))!;
+                    expect(
+                        Number(/perplexity ([\d,.]+\d)/.exec(label)![1]!.replaceAll(',', '')) / perplexity!
+                    ).toBeCloseTo(1, 3);
+                    expect([label.includes('estimate'), label.includes(', removed')]).toEqual([
+                        sequences < 3,
+                        formatMove(move) === removed
+                    ]);
+                }
+                expect(
+                    (await cellsOf(page, 'Importance of every block at every step'))
+                        .flat()
+                        .filter((text) => /^~?\d/.test(text))
+                ).toHaveLength(candidates.length);
+
+                expect((await labels(page, 'Task scores')).map((label) => label.replace(/:.*/, ''))).toEqual([
+                    'ends.jsonl before',
+                    'ends.jsonl after'
+                ]);
+                expect(await labels(page, 'Size and speed')).toHaveLength(8);
+                expect(await page.$eval('.facts', (facts) => facts.textContent)).toContain(
+                    `${result.perplexity.dense.toFixed(2)} → ${result.perplexity.pruned.toFixed(2)}`
+                );
+            }));
+
+        test('a method that ranks once has no heat map, and says so', async () => {
+            const once = file('once.html');
+            fs.writeFileSync(
+                once,
+                await pruneReport({
+                    ...result,
+                    method: 'random',
+                    steps: result.steps.map((step) => ({ ...step, candidates: step.candidates.slice(0, 1) })),
+                    tasks: { dense: [], pruned: [] },
+                    speed: null
+                })
+            );
+            await withPage(once, async (page) => {
+                expect(await labels(page, 'Importance of every block at every step')).toEqual([]);
+                expect(await page.$eval('main', (main) => main.textContent)).toContain(
+                    'The method random does not compare blocks by their perplexity'
+                );
+                expect(await labels(page, 'Size')).toHaveLength(4);
+            });
+        });
+
+        test('what goes at once, as of laco, has no order', async () => {
+            const atOnce = file('laco.html');
+            fs.writeFileSync(
+                atOnce,
+                await pruneReport({ ...result, method: 'laco', merged: ['blk.1 = -1 blk.1 + 1 blk.2'], steps: [] })
+            );
+            await withPage(atOnce, async (page) => {
+                expect(await labels(page, 'Perplexity against parameters removed')).toHaveLength(2);
+                expect(
+                    (await labels(page, 'Which blocks went')).filter((label) => label.endsWith(': removed'))
+                ).toHaveLength(result.removed.length);
+                expect(await page.evaluate(() => document.querySelector('main')!.textContent)).toContain(
+                    'blk.1 = -1 blk.1 + 1 blk.2'
+                );
+            });
+        });
+
+        test('a comparison shows each method at each ratio', () =>
+            withPage(comparisonFile, async (page) => {
+                const rows = 2 * methods.length - 1; // the mean of random's orders, and one that can't
+                const drawn = rows + methods.length - 9; // what is above 100 times the model's is in the caption
+                expect(await labels(page, 'Perplexity on the calibration text')).toHaveLength(drawn);
+                expect(await labels(page, `Perplexity on ${hostile}`)).toHaveLength(drawn);
+                const captions = await page.$$eval('figcaption', (all) => all.map(({ textContent }) => textContent));
+                expect(captions[0]).toMatch(
+                    / Above 200\.0, and not in the chart: laco-code at 20 %; .*; random \(mean of 2\) at 10 %, 20 %; blockpruner-attn at 10 %, 20 %; blockpruner-ffn at 10 %, 20 %\.$/
+                );
+                expect(await labels(page, 'Task scores: piqa')).toHaveLength(rows);
+                const { lines, legend } = await page.evaluate(() => {
+                    const figure = [...document.querySelectorAll('section')].find(
+                        (section) => section.querySelector('h2')?.textContent === 'Perplexity on the calibration text'
+                    )!;
+                    return {
+                        lines: [...figure.querySelectorAll('svg .mark-line path')].map((line) =>
+                            line.getAttribute('stroke')
+                        ),
+                        legend: [...figure.querySelectorAll('.legend li')].map(
+                            (item) =>
+                                `${getComputedStyle(item.firstElementChild!).color} ${item.firstElementChild!.textContent}`
+                        )
+                    };
+                });
+                expect([new Set(lines).size, lines.length, new Set(legend).size]).toEqual(
+                    Array(3).fill(methods.length)
+                );
+                expect(await labels(page, 'Which blocks each method removed')).toHaveLength(
+                    (methods.length + 1) * comparison.blocks.length
+                );
+                const table = await cellsOf(page, 'All figures');
+                expect(table.map(([method, ratio]) => [method, ratio])).toEqual([
+                    ['the model as it is', ''],
+                    ...[0.1, 0.2].flatMap((ratio) =>
+                        methods
+                            .filter((method) => method !== 'sleb' || ratio < 0.2)
+                            .map((method) => [method === 'random' ? 'random (mean of 2)' : method, `${100 * ratio} %`])
+                    )
+                ]);
+                expect(table[1]!.slice(3, 5)).toEqual(['6.00', '12.00']);
+            }));
+
+        test.each([
+            ['prune', hostileFile],
+            ['compare', comparisonFile]
+        ])('names are text, whatever they are (%s)', async (_, name) => {
+            await withPage(name, async (page) => {
+                expect(
+                    await page.evaluate(() => [document.querySelectorAll('img').length, document.scripts.length])
+                ).toEqual([0, 1]);
+                expect(await page.$eval('h1', (heading) => heading.textContent)).toBe(path.basename(hostile));
+                expect(
+                    (await page.evaluate(() => document.querySelector('main')!.textContent)).split(hostile).length
+                ).toBeGreaterThan(2);
+            });
+        });
+
+        describe.each([
+            ['prune', report],
+            ['compare', comparisonFile]
+        ])('%s', (_, name) => {
+            test.each([
+                ['light', 1280],
+                ['dark', 1280],
+                ['light', 360],
+                ['dark', 360]
+            ])('axe finds nothing, %s, %i pixels wide', async (scheme, width) => {
+                const violations = await withPage(
+                    name,
+                    async (page) => {
+                        await page.evaluate(() =>
+                            document.querySelectorAll('details').forEach((details) => (details.open = true))
+                        );
+                        await page.evaluate(axe);
+                        return ((await page.evaluate('axe.run()')) as AxeResults).violations;
+                    },
+                    { scheme, width }
+                );
+                expect(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])).toEqual([]);
+            });
+
+            test('fits on a telephone, with text that can be read', () =>
+                withPage(
+                    name,
+                    async (page) => {
+                        const { width, smallest } = await page.evaluate(() => {
+                            const sizes: number[] = [];
+                            const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+                            while (walker.nextNode()) {
+                                const element = walker.currentNode.parentElement!;
+                                const svg = element.closest('svg');
+                                const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+                                if (
+                                    walker.currentNode.textContent!.trim() !== '' &&
+                                    !element.matches('script, style')
+                                ) {
+                                    sizes.push(parseFloat(getComputedStyle(element).fontSize) * scale);
+                                }
+                            }
+                            return { width: document.documentElement.scrollWidth, smallest: Math.min(...sizes) };
+                        });
+                        expect(width).toBe(360);
+                        expect(smallest).toBeGreaterThanOrEqual(11);
+                    },
+                    { width: 360 }
+                ));
+
+            test('all of it can be reached by keys, and every value has a text', () =>
+                withPage(name, async (page) => {
+                    const charts = await page.$$eval('svg', (all) =>
+                        all.map((svg) => ({
+                            name: svg.getAttribute('aria-label'),
+                            marks: svg.querySelectorAll('path[role=graphics-symbol]').length
+                        }))
+                    );
+                    const interactive = await page.evaluate(
+                        () =>
+                            [...document.querySelectorAll('summary, [tabindex="0"]')].filter((element) =>
+                                element.checkVisibility()
+                            ).length
+                    );
+                    const visited = new Set<string>();
+                    let reached = 0;
+                    const active = () =>
+                        page.evaluate(() => {
+                            const { activeElement: element } = document;
+                            const all = [...document.querySelectorAll('*')];
+                            return {
+                                index: String(all.indexOf(element!)),
+                                chart: element!.closest('svg')?.getAttribute('aria-label') ?? null,
+                                label: element!.getAttribute('aria-label'),
+                                tip: document.querySelector<HTMLElement>('.tip')!.hidden
+                                    ? null
+                                    : document.querySelector('.tip')!.textContent
+                            };
+                        });
+                    for (let i = 0; i < interactive; i++) {
+                        await page.keyboard.press('Tab');
+                        const first = await active();
+                        visited.add(first.index);
+                        if (first.chart !== null) {
+                            expect(first.tip).toBe(first.label);
+                            const { marks } = charts.find((chart) => chart.name === first.chart)!;
+                            const seen = new Set([first.index]);
+                            for (let mark = 1; mark < marks; mark++) {
+                                await page.keyboard.press('ArrowRight');
+                                const next = await active();
+                                expect(next.label).toBeTruthy();
+                                expect(next.tip).toBe(next.label);
+                                seen.add(next.index);
+                            }
+                            reached += seen.size;
+                            await page.keyboard.press('Home');
+                            expect((await active()).index).toBe(first.index);
+                        }
+                    }
+                    expect(visited.size).toBe(interactive);
+                    expect(reached).toBe(charts.reduce((sum, { marks }) => sum + marks, 0));
+                    await page.keyboard.press('Escape');
+                    expect((await active()).tip).toBe(null);
+                }));
+
+            test('is whole without its script', () =>
+                withPage(
+                    name,
+                    async (page) => {
+                        // the browser's own view of it: what a screen reader gets
+                        const { nodes } = await (await page.createCDPSession()).send('Accessibility.getFullAXTree');
+                        const named = nodes.map(({ name: of }) => String(of?.value ?? ''));
+                        expect(named.filter((text) => /perplexity \d/.test(text)).length).toBeGreaterThan(3);
+                        expect(nodes.filter(({ role }) => role?.value === 'DisclosureTriangle').length).toBeGreaterThan(
+                            3
+                        );
+                    },
+                    { script: false }
+                ));
+        });
+
+        test('arrow keys go up and down in a column of the heat map', () =>
+            withPage(report, async (page) => {
+                const label = () =>
+                    page.evaluate(() => document.activeElement!.getAttribute('aria-label')!.replace(/:.*/, ''));
+                await page.$eval('svg[aria-label^="Heat map: feed"] path[role=graphics-symbol]', (mark) =>
+                    (mark as SVGElement).focus()
+                );
+                const found = [await label()];
+                for (const key of ['ArrowDown', 'ArrowRight', 'ArrowUp', 'End'] as const) {
+                    await page.keyboard.press(key);
+                    found.push(await label());
+                }
+                const steps = result.removed.some(({ kind, layer }) => kind === 'ffn' && layer < 2)
+                    ? (expect.any(Array) as string[])
+                    : ['ffn.0, step 1', 'ffn.1, step 1', 'ffn.1, step 2', 'ffn.0, step 2', 'ffn.11, step 3'];
+                expect(found).toEqual(steps);
+            }));
     }
-    /** What the values of a figure's charts are called. */
-    const labels = (page: Page, title: string) => page.evaluate((heading) => [...document.querySelectorAll('section')].filter((section) => section.querySelector('h2')?.textContent === heading)
-        .flatMap((section) => [...section.querySelectorAll('path[role=graphics-symbol]')].map((mark) => mark.getAttribute('aria-label')!)), title);
-    const cellsOf = (page: Page, title: string) => page.evaluate((heading) => [...document.querySelectorAll('section')].filter((section) => section.querySelector('h2')?.textContent === heading)
-        .flatMap((section) => [...section.querySelectorAll('tbody tr')].map((row) => [...row.children].map((cell) => cell.textContent))), title);
-
-    test('every value of the JSON is in the page', () => withPage(report, async (page) => {
-        const points = await labels(page, 'Perplexity against parameters removed');
-        expect(points).toHaveLength(result.steps.length + 1);
-        result.steps.forEach(({ removed, perplexity }, i) => expect(points[i + 1]).toContain(`${i + 1}. without ${formatMove(removed)}: perplexity ${perplexity.toFixed(2)},`));
-        const gone = result.blocks.filter((block) => result.removed.some((one) => formatBlock(one) === formatBlock(block))).reduce((sum, { parameters }) => sum + parameters, 0);
-        expect(points.at(-1)).toContain(`${Number((100 * gone / result.parameters.dense).toFixed(1))} % of the parameters removed`);
-
-        const map = await labels(page, 'Which blocks went, and when');
-        expect(map).toEqual(expect.arrayContaining(result.blocks.map((block) => {
-            const number = result.removed.findIndex((one) => formatBlock(one) === formatBlock(block)) + 1;
-            return `${formatBlock(block)}: ${number === 0 ? 'stays' : `removed as number ${number}`}`;
-        })));
-        expect(map).toHaveLength(result.blocks.length);
-
-        const heat = await labels(page, 'Importance of every block at every step');
-        const candidates = result.steps.flatMap((step, i) => step.candidates.map((one) => ({ ...one, step: i + 1, removed: formatMove(step.removed) })));
-        expect(heat).toHaveLength(candidates.length);
-        for (const { move, step, perplexity, sequences, removed } of candidates) {
-            const label = heat.find((one) => one.startsWith(`${formatMove(move)}, step ${step}: `))!;
-            expect(Number(/perplexity ([\d,.]+\d)/.exec(label)![1]!.replaceAll(',', '')) / perplexity!).toBeCloseTo(1, 3);
-            expect([label.includes('estimate'), label.includes(', removed')]).toEqual([sequences < 3, formatMove(move) === removed]);
-        }
-        expect((await cellsOf(page, 'Importance of every block at every step')).flat().filter((text) => /^~?\d/.test(text))).toHaveLength(candidates.length);
-
-        expect((await labels(page, 'Task scores')).map((label) => label.replace(/:.*/, ''))).toEqual(['ends.jsonl before', 'ends.jsonl after']);
-        expect(await labels(page, 'Size and speed')).toHaveLength(8);
-        expect(await page.$eval('.facts', (facts) => facts.textContent)).toContain(`${result.perplexity.dense.toFixed(2)} → ${result.perplexity.pruned.toFixed(2)}`);
-    }));
-
-    test('a method that ranks once has no heat map, and says so', async () => {
-        const once = file('once.html');
-        fs.writeFileSync(once, await pruneReport({ ...result, method: 'random', steps: result.steps.map((step) => ({ ...step, candidates: step.candidates.slice(0, 1) })), tasks: { dense: [], pruned: [] }, speed: null }));
-        await withPage(once, async (page) => {
-            expect(await labels(page, 'Importance of every block at every step')).toEqual([]);
-            expect(await page.$eval('main', (main) => main.textContent)).toContain('The method random does not compare blocks by their perplexity');
-            expect(await labels(page, 'Size')).toHaveLength(4);
-        });
-    });
-
-    test('what goes at once, as of laco, has no order', async () => {
-        const atOnce = file('laco.html');
-        fs.writeFileSync(atOnce, await pruneReport({ ...result, method: 'laco', merged: ['blk.1 = -1 blk.1 + 1 blk.2'], steps: [] }));
-        await withPage(atOnce, async (page) => {
-            expect(await labels(page, 'Perplexity against parameters removed')).toHaveLength(2);
-            expect((await labels(page, 'Which blocks went')).filter((label) => label.endsWith(': removed'))).toHaveLength(result.removed.length);
-            expect(await page.evaluate(() => document.querySelector('main')!.textContent)).toContain('blk.1 = -1 blk.1 + 1 blk.2');
-        });
-    });
-
-    test('a comparison shows each method at each ratio', () => withPage(comparisonFile, async (page) => {
-        const rows = 2 * methods.length - 1; // the mean of random's orders, and one that can't
-        const drawn = rows + methods.length - 9; // what is above 100 times the model's is in the caption
-        expect(await labels(page, 'Perplexity on the calibration text')).toHaveLength(drawn);
-        expect(await labels(page, `Perplexity on ${hostile}`)).toHaveLength(drawn);
-        const captions = await page.$$eval('figcaption', (all) => all.map(({ textContent }) => textContent));
-        expect(captions[0]).toMatch(/ Above 200\.0, and not in the chart: laco-code at 20 %; .*; random \(mean of 2\) at 10 %, 20 %; blockpruner-attn at 10 %, 20 %; blockpruner-ffn at 10 %, 20 %\.$/);
-        expect(await labels(page, 'Task scores: piqa')).toHaveLength(rows);
-        const { lines, legend } = await page.evaluate(() => {
-            const figure = [...document.querySelectorAll('section')].find((section) => section.querySelector('h2')?.textContent === 'Perplexity on the calibration text')!;
-            return {
-                lines: [...figure.querySelectorAll('svg .mark-line path')].map((line) => line.getAttribute('stroke')),
-                legend: [...figure.querySelectorAll('.legend li')].map((item) => `${getComputedStyle(item.firstElementChild!).color} ${item.firstElementChild!.textContent}`)
-            };
-        });
-        expect([new Set(lines).size, lines.length, new Set(legend).size]).toEqual(Array(3).fill(methods.length));
-        expect(await labels(page, 'Which blocks each method removed')).toHaveLength((methods.length + 1) * comparison.blocks.length);
-        const table = await cellsOf(page, 'All figures');
-        expect(table.map(([method, ratio]) => [method, ratio])).toEqual([['the model as it is', ''], ...[0.1, 0.2].flatMap((ratio) =>
-            methods.filter((method) => method !== 'sleb' || ratio < 0.2).map((method) => [method === 'random' ? 'random (mean of 2)' : method, `${100 * ratio} %`]))]);
-        expect(table[1]!.slice(3, 5)).toEqual(['6.00', '12.00']);
-    }));
-
-    test.each([['prune', hostileFile], ['compare', comparisonFile]])('names are text, whatever they are (%s)', async (_, name) => {
-        await withPage(name, async (page) => {
-            expect(await page.evaluate(() => [document.querySelectorAll('img').length, document.scripts.length])).toEqual([0, 1]);
-            expect(await page.$eval('h1', (heading) => heading.textContent)).toBe(path.basename(hostile));
-            expect((await page.evaluate(() => document.querySelector('main')!.textContent)).split(hostile).length).toBeGreaterThan(2);
-        });
-    });
-
-    describe.each([['prune', report], ['compare', comparisonFile]])('%s', (_, name) => {
-        test.each([['light', 1280], ['dark', 1280], ['light', 360], ['dark', 360]])('axe finds nothing, %s, %i pixels wide', async (scheme, width) => {
-            const violations = await withPage(name, async (page) => {
-                await page.evaluate(() => document.querySelectorAll('details').forEach((details) => (details.open = true)));
-                await page.evaluate(axe);
-                return (await page.evaluate('axe.run()') as AxeResults).violations;
-            }, { scheme, width });
-            expect(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])).toEqual([]);
-        });
-
-        test('fits on a telephone, with text that can be read', () => withPage(name, async (page) => {
-            const { width, smallest } = await page.evaluate(() => {
-                const sizes: number[] = [];
-                const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-                while (walker.nextNode()) {
-                    const element = walker.currentNode.parentElement!;
-                    const svg = element.closest('svg');
-                    const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
-                    if (walker.currentNode.textContent!.trim() !== '' && !element.matches('script, style')) {
-                        sizes.push(parseFloat(getComputedStyle(element).fontSize) * scale);
-                    }
-                }
-                return { width: document.documentElement.scrollWidth, smallest: Math.min(...sizes) };
-            });
-            expect(width).toBe(360);
-            expect(smallest).toBeGreaterThanOrEqual(11);
-        }, { width: 360 }));
-
-        test('all of it can be reached by keys, and every value has a text', () => withPage(name, async (page) => {
-            const charts = await page.$$eval('svg', (all) => all.map((svg) => ({ name: svg.getAttribute('aria-label'), marks: svg.querySelectorAll('path[role=graphics-symbol]').length })));
-            const interactive = await page.evaluate(() => [...document.querySelectorAll('summary, [tabindex="0"]')].filter((element) => element.checkVisibility()).length);
-            const visited = new Set<string>();
-            let reached = 0;
-            const active = () => page.evaluate(() => {
-                const { activeElement: element } = document;
-                const all = [...document.querySelectorAll('*')];
-                return { index: String(all.indexOf(element!)), chart: element!.closest('svg')?.getAttribute('aria-label') ?? null, label: element!.getAttribute('aria-label'), tip: document.querySelector<HTMLElement>('.tip')!.hidden ? null : document.querySelector('.tip')!.textContent };
-            });
-            for (let i = 0; i < interactive; i++) {
-                await page.keyboard.press('Tab');
-                const first = await active();
-                visited.add(first.index);
-                if (first.chart !== null) {
-                    expect(first.tip).toBe(first.label);
-                    const { marks } = charts.find((chart) => chart.name === first.chart)!;
-                    const seen = new Set([first.index]);
-                    for (let mark = 1; mark < marks; mark++) {
-                        await page.keyboard.press('ArrowRight');
-                        const next = await active();
-                        expect(next.label).toBeTruthy();
-                        expect(next.tip).toBe(next.label);
-                        seen.add(next.index);
-                    }
-                    reached += seen.size;
-                    await page.keyboard.press('Home');
-                    expect((await active()).index).toBe(first.index);
-                }
-            }
-            expect(visited.size).toBe(interactive);
-            expect(reached).toBe(charts.reduce((sum, { marks }) => sum + marks, 0));
-            await page.keyboard.press('Escape');
-            expect((await active()).tip).toBe(null);
-        }));
-
-        test('is whole without its script', () => withPage(name, async (page) => {
-            // the browser's own view of it: what a screen reader gets
-            const { nodes } = await (await page.createCDPSession()).send('Accessibility.getFullAXTree');
-            const named = nodes.map(({ name: of }) => String(of?.value ?? ''));
-            expect(named.filter((text) => /perplexity \d/.test(text)).length).toBeGreaterThan(3);
-            expect(nodes.filter(({ role }) => role?.value === 'DisclosureTriangle').length).toBeGreaterThan(3);
-        }, { script: false }));
-    });
-
-    test('arrow keys go up and down in a column of the heat map', () => withPage(report, async (page) => {
-        const label = () => page.evaluate(() => document.activeElement!.getAttribute('aria-label')!.replace(/:.*/, ''));
-        await page.$eval('svg[aria-label^="Heat map: feed"] path[role=graphics-symbol]', (mark) => (mark as SVGElement).focus());
-        const found = [await label()];
-        for (const key of ['ArrowDown', 'ArrowRight', 'ArrowUp', 'End'] as const) {
-            await page.keyboard.press(key);
-            found.push(await label());
-        }
-        const steps = result.removed.some(({ kind, layer }) => kind === 'ffn' && layer < 2) ? expect.any(Array) as string[] : ['ffn.0, step 1', 'ffn.1, step 1', 'ffn.1, step 2', 'ffn.0, step 2', 'ffn.11, step 3'];
-        expect(found).toEqual(steps);
-    }));
-});
+);

@@ -3,7 +3,11 @@ import { Model, PrefixEvaluator, type Block, type Calibration } from '../../lib/
 import { tiny, withModel } from '../models';
 
 /** Largest relative difference of mean NLLs to those of full passes, over all candidates of three removals. */
-async function largestDifference(evaluator: PrefixEvaluator, reference: Model, calibration: Calibration): Promise<number> {
+async function largestDifference(
+    evaluator: PrefixEvaluator,
+    reference: Model,
+    calibration: Calibration
+): Promise<number> {
     const blocks = await reference.blocks();
     const all = Array.from({ length: evaluator.sequences }, (_, sequence) => sequence);
     const mean = (values: ArrayLike<number>) => Array.from(values).reduce((a, b) => a + b, 0) / values.length;
@@ -27,31 +31,47 @@ async function largestDifference(evaluator: PrefixEvaluator, reference: Model, c
 
 const boundary = 4 * 64 * 256 * 3; // bytes
 
-test.each([['all boundaries', Infinity, 23], ['five boundaries', 5 * boundary, 5], ['one boundary', boundary, 1], ['none', 0, 0]])('with memory for %s, every candidate has the NLL of a full pass', async (_, keepBytes, room) => {
-    await withModel(tiny, async (model, calibration) => {
-        await withModel(tiny, async (reference) => {
-            const evaluator = new PrefixEvaluator([model], calibration, { keepBytes });
-            expect(Math.min(evaluator.room, 23)).toBe(room);
-            expect(await largestDifference(evaluator, reference, calibration)).toBeLessThan(1e-6);
-            expect(model.work.keptBytes).toBeLessThanOrEqual(keepBytes);
-            expect(model.work.blocks < reference.work.blocks * (room > 1 ? 0.85 : 1)).toBe(room > 0);
-        });
-    }, { samples: 3 });
+test.each([
+    ['all boundaries', Infinity, 23],
+    ['five boundaries', 5 * boundary, 5],
+    ['one boundary', boundary, 1],
+    ['none', 0, 0]
+])('with memory for %s, every candidate has the NLL of a full pass', async (_, keepBytes, room) => {
+    await withModel(
+        tiny,
+        async (model, calibration) => {
+            await withModel(tiny, async (reference) => {
+                const evaluator = new PrefixEvaluator([model], calibration, { keepBytes });
+                expect(Math.min(evaluator.room, 23)).toBe(room);
+                expect(await largestDifference(evaluator, reference, calibration)).toBeLessThan(1e-6);
+                expect(model.work.keptBytes).toBeLessThanOrEqual(keepBytes);
+                expect(model.work.blocks < reference.work.blocks * (room > 1 ? 0.85 : 1)).toBe(room > 0);
+            });
+        },
+        { samples: 3 }
+    );
 });
 
 test('two copies of a model share the sequences, and give the values of one', async () => {
-    await withModel(tiny, async (first, calibration) => {
-        await withModel(tiny, async (second) => {
-            await withModel(tiny, async (reference) => {
-                const evaluator = new PrefixEvaluator([first, second], calibration);
-                expect(evaluator.devices).toBe(2);
-                expect(await largestDifference(evaluator, reference, calibration)).toBeLessThan(1e-6);
-                expect([first.work.blocks, second.work.blocks].every((blocks) => blocks > 0)).toBe(true);
-                const [a, b] = await Promise.all([evaluator.evaluate([], [2, 0]), evaluator.evaluate([], [0, 1, 2])]); // calls may overlap
-                expect(a).toEqual([b[2], b[0]]);
+    await withModel(
+        tiny,
+        async (first, calibration) => {
+            await withModel(tiny, async (second) => {
+                await withModel(tiny, async (reference) => {
+                    const evaluator = new PrefixEvaluator([first, second], calibration);
+                    expect(evaluator.devices).toBe(2);
+                    expect(await largestDifference(evaluator, reference, calibration)).toBeLessThan(1e-6);
+                    expect([first.work.blocks, second.work.blocks].every((blocks) => blocks > 0)).toBe(true);
+                    const [a, b] = await Promise.all([
+                        evaluator.evaluate([], [2, 0]),
+                        evaluator.evaluate([], [0, 1, 2])
+                    ]); // calls may overlap
+                    expect(a).toEqual([b[2], b[0]]);
+                });
             });
-        });
-    }, { samples: 3 });
+        },
+        { samples: 3 }
+    );
 });
 
 test('a failed evaluation fails those that wait for it, and an aborted one gives the reason', async () => {
@@ -60,6 +80,9 @@ test('a failed evaluation fails those that wait for it, and an aborted one gives
         const evaluator = new PrefixEvaluator([model], calibration, { signal: stop.signal });
         stop.abort(new Error('enough'));
         const results = await Promise.allSettled([evaluator.evaluate([], [0]), evaluator.evaluate([], [1])]);
-        expect(results.map((result) => result.status === 'rejected' && String(result.reason))).toEqual(['Error: enough', 'Error: enough']);
+        expect(results.map((result) => result.status === 'rejected' && String(result.reason))).toEqual([
+            'Error: enough',
+            'Error: enough'
+        ]);
     });
 });

@@ -1,33 +1,58 @@
 // The searches on made-up NLLs, the journal, and the order files.
 import fs from 'node:fs';
 import path from 'node:path';
-import { formatBlock, formatMove, formatOrder, parseBlocks, readOrder, searchOrder, without, type Block, type Evaluator, type SearchMode, type SearchOptions } from '../../lib/index.js';
+import {
+    formatBlock,
+    formatMove,
+    formatOrder,
+    parseBlocks,
+    readOrder,
+    searchOrder,
+    without,
+    type Block,
+    type Evaluator,
+    type SearchMode,
+    type SearchOptions
+} from '../../lib/index.js';
 import { Journal } from '../../lib/search/journal.js';
 import { randomNumbers, temporaryFolder } from '../models';
 
 const names = (blocks: readonly Block[]) => blocks.map(formatBlock).join('+');
 /** Single blocks go, until so many are gone. */
-const singly = (candidates: readonly Block[], most = Infinity) => (removed: readonly Block[]) =>
-    (removed.length < most ? without(candidates, removed).map((block) => [block]) : []);
+const singly =
+    (candidates: readonly Block[], most = Infinity) =>
+    (removed: readonly Block[]) =>
+        removed.length < most ? without(candidates, removed).map((block) => [block]) : [];
 
 /** A search with one sequence of one token, in which a block's removal adds its cost to the NLL; the dense model has 2. */
-async function search(costs: Record<string, number>, { most, ...options }: Partial<SearchOptions> & { most?: number } = {}) {
+async function search(
+    costs: Record<string, number>,
+    { most, ...options }: Partial<SearchOptions> & { most?: number } = {}
+) {
     const calls: string[] = [];
-    const result = await searchOrder({
-        sequences: 1,
-        devices: 1,
-        evaluate: (skip) => {
-            calls.push(names(skip));
-            return Promise.resolve([Float32Array.of(skip.reduce((sum, block) => sum + costs[formatBlock(block)]!, 2))]);
+    const result = await searchOrder(
+        {
+            sequences: 1,
+            devices: 1,
+            evaluate: (skip) => {
+                calls.push(names(skip));
+                return Promise.resolve([
+                    Float32Array.of(skip.reduce((sum, block) => sum + costs[formatBlock(block)]!, 2))
+                ]);
+            },
+            remove: (removed) => void calls.push(`(${names(removed)})`)
         },
-        remove: (removed) => void calls.push(`(${names(removed)})`)
-    }, { moves: singly(parseBlocks(Object.keys(costs).join()), most), mode: 'full', ...options });
+        { moves: singly(parseBlocks(Object.keys(costs).join()), most), mode: 'full', ...options }
+    );
     return { ...result, calls, order: names(result.steps.flatMap(({ removed }) => removed)) };
 }
 
 describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => {
     test('starts each step from what is left', async () => {
-        const { calls, dense, steps, order } = await search({ 'attn.0': 4, 'ffn.0': 2, 'attn.1': 3, 'ffn.1': 5 }, { mode, most: 2 });
+        const { calls, dense, steps, order } = await search(
+            { 'attn.0': 4, 'ffn.0': 2, 'attn.1': 3, 'ffn.1': 5 },
+            { mode, most: 2 }
+        );
         expect(order).toBe('ffn.0+attn.1');
         expect(dense).toBe(Math.exp(2));
         expect(steps.map(({ perplexity }) => perplexity)).toEqual([Math.exp(4), Math.exp(7)]);
@@ -39,7 +64,9 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
     });
 
     test('removes the earlier one of equals: attention by layer, then FFN', async () => {
-        expect((await search({ 'ffn.0': 2, 'ffn.1': 2, 'attn.10': 2, 'attn.2': 2 }, { mode })).order).toBe('attn.2+attn.10+ffn.0+ffn.1');
+        expect((await search({ 'ffn.0': 2, 'ffn.1': 2, 'attn.10': 2, 'attn.2': 2 }, { mode })).order).toBe(
+            'attn.2+attn.10+ffn.0+ffn.1'
+        );
     });
 
     test('removes the block that makes the model better', async () => {
@@ -49,11 +76,15 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
     test('never removes a block without which the perplexity is no number', async () => {
         const { order, steps } = await search({ 'attn.0': NaN, 'attn.1': 2 }, { mode, most: 1 });
         expect([order, steps[0]!.perplexity]).toEqual(['attn.1', Math.exp(4)]);
-        await expect(search({ 'attn.0': NaN, 'attn.1': Infinity }, { mode })).rejects.toThrow('after 0 removals, the perplexity is not finite');
+        await expect(search({ 'attn.0': NaN, 'attn.1': Infinity }, { mode })).rejects.toThrow(
+            'after 0 removals, the perplexity is not finite'
+        );
     });
 
     test('reports a step as a block without anything else', async () => {
-        const [step] = (await search({ 'attn.3': 2 }, { mode, moves: singly([{ kind: 'attn', layer: 3, parameters: 5 } as Block]) })).steps;
+        const [step] = (
+            await search({ 'attn.3': 2 }, { mode, moves: singly([{ kind: 'attn', layer: 3, parameters: 5 } as Block]) })
+        ).steps;
         expect(step!.removed).toEqual([{ kind: 'attn', layer: 3 }]);
         expect((await search({}, { mode, moves: () => [] })).steps).toEqual([]);
     });
@@ -67,32 +98,60 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
 
     test('tells what was found of every candidate', async () => {
         const { steps } = await search({ 'ffn.0': 2, 'attn.0': 4, 'attn.1': 3, 'ffn.1': NaN }, { mode, most: 2 });
-        const found = steps.map(({ candidates }) => candidates.map(({ move, perplexity, sequences }) => [formatMove(move), perplexity, sequences]));
+        const found = steps.map(({ candidates }) =>
+            candidates.map(({ move, perplexity, sequences }) => [formatMove(move), perplexity, sequences])
+        );
         expect(found).toEqual([
-            [['attn.0', Math.exp(6), 1], ['attn.1', Math.exp(5), 1], ['ffn.0', Math.exp(4), 1], ['ffn.1', null, 1]],
-            [['attn.0', Math.exp(8), 1], ['attn.1', Math.exp(7), 1], ['ffn.1', null, 1]]
+            [
+                ['attn.0', Math.exp(6), 1],
+                ['attn.1', Math.exp(5), 1],
+                ['ffn.0', Math.exp(4), 1],
+                ['ffn.1', null, 1]
+            ],
+            [
+                ['attn.0', Math.exp(8), 1],
+                ['attn.1', Math.exp(7), 1],
+                ['ffn.1', null, 1]
+            ]
         ]);
     });
 
     test('gives the NLL of the last model', async () => {
-        expect((await search({ 'attn.0': 1, 'ffn.0': 0.5 }, { mode, limit: () => Math.exp(2.5) })).nll).toEqual([Float32Array.of(2.5)]);
+        expect((await search({ 'attn.0': 1, 'ffn.0': 0.5 }, { mode, limit: () => Math.exp(2.5) })).nll).toEqual([
+            Float32Array.of(2.5)
+        ]);
     });
 
     test('tells its progress', async () => {
         const told: unknown[] = [];
-        await search({ 'attn.0': 2, 'ffn.0': 3 }, {
-            mode,
-            onStart: (dense) => told.push(dense),
-            onEvaluation: (step, decided, candidates) => told.push(`${step}: ${decided}/${candidates}`),
-            onStep: ({ removed }, number) => told.push(`${number}. ${formatMove(removed)}`)
-        });
+        await search(
+            { 'attn.0': 2, 'ffn.0': 3 },
+            {
+                mode,
+                onStart: (dense) => told.push(dense),
+                onEvaluation: (step, decided, candidates) => told.push(`${step}: ${decided}/${candidates}`),
+                onStep: ({ removed }, number) => told.push(`${number}. ${formatMove(removed)}`)
+            }
+        );
         expect(told[0]).toBe(Math.exp(2));
-        expect(told.filter((line) => /^\d\. |2\/2|1\/1/.test(String(line)))).toEqual(['1: 2/2', '1. attn.0', '2: 1/1', '2. ffn.0']);
+        expect(told.filter((line) => /^\d\. |2\/2|1\/1/.test(String(line)))).toEqual([
+            '1: 2/2',
+            '1. attn.0',
+            '2: 1/1',
+            '2. ffn.0'
+        ]);
     });
 
     test('refuses a model whose perplexity is no number', async () => {
-        const evaluator: Evaluator = { sequences: 1, devices: 1, evaluate: () => Promise.resolve([Float32Array.of(NaN)]), remove: () => undefined };
-        await expect(searchOrder(evaluator, { moves: singly(parseBlocks('attn.0')), mode })).rejects.toThrow('perplexity on the calibration text is Infinity');
+        const evaluator: Evaluator = {
+            sequences: 1,
+            devices: 1,
+            evaluate: () => Promise.resolve([Float32Array.of(NaN)]),
+            remove: () => undefined
+        };
+        await expect(searchOrder(evaluator, { moves: singly(parseBlocks('attn.0')), mode })).rejects.toThrow(
+            'perplexity on the calibration text is Infinity'
+        );
     });
 });
 
@@ -100,28 +159,58 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
  * An evaluator of a model that doesn't exist: each token's NLL is the sum of what each removed block costs there. Costs are
  * heavy-tailed around the block's own, differ from sequence to sequence, and change with what was removed before.
  */
-function madeUp({ blocks, sequences = 16, tokens = 64, close = 1, alike = 0.02, seed }: { blocks: number; sequences?: number; tokens?: number; close?: number; alike?: number; seed: number }) {
-    const candidates = parseBlocks(Array.from({ length: blocks }, (_, i) => `${i % 2 ? 'ffn' : 'attn'}.${i >> 1}`).join());
+function madeUp({
+    blocks,
+    sequences = 16,
+    tokens = 64,
+    close = 1,
+    alike = 0.02,
+    seed
+}: {
+    blocks: number;
+    sequences?: number;
+    tokens?: number;
+    close?: number;
+    alike?: number;
+    seed: number;
+}) {
+    const candidates = parseBlocks(
+        Array.from({ length: blocks }, (_, i) => `${i % 2 ? 'ffn' : 'attn'}.${i >> 1}`).join()
+    );
     const random = randomNumbers(seed);
     const bell = () => random() + random() + random();
-    const field = (scale: number) => Array.from({ length: sequences }, () => Float32Array.from({ length: tokens }, () => scale * bell() ** 3));
+    const field = (scale: number) =>
+        Array.from({ length: sequences }, () => Float32Array.from({ length: tokens }, () => scale * bell() ** 3));
     const base = field(0.5).map((sequence) => sequence.map((value) => 3 + Math.abs(value)));
-    const own = new Map(candidates.map((block, i) => {
-        const mean = 0.05 * close * (1 + i * 0.37 + 0.3 * random());
-        const noise = field(0.02 + 0.1 * mean);
-        return [formatBlock(block), noise.map((sequence) => {
-            const ofSequence = alike * random();
-            return sequence.map((value) => mean + ofSequence + value);
-        })];
-    }));
+    const own = new Map(
+        candidates.map((block, i) => {
+            const mean = 0.05 * close * (1 + i * 0.37 + 0.3 * random());
+            const noise = field(0.02 + 0.1 * mean);
+            return [
+                formatBlock(block),
+                noise.map((sequence) => {
+                    const ofSequence = alike * random();
+                    return sequence.map((value) => mean + ofSequence + value);
+                })
+            ];
+        })
+    );
     let sequencesAsked = 0;
     const evaluator: Evaluator = {
         sequences,
         devices: 1,
         evaluate: (skip, asked) => {
             sequencesAsked += asked.length;
-            return Promise.resolve(asked.map((sequence) => base[sequence]!.map((value, token) =>
-                skip.reduce((sum, block, i) => sum + own.get(formatBlock(block))![sequence]![token]! * (1 + 0.02 * i), value))));
+            return Promise.resolve(
+                asked.map((sequence) =>
+                    base[sequence]!.map((value, token) =>
+                        skip.reduce(
+                            (sum, block, i) => sum + own.get(formatBlock(block))![sequence]![token]! * (1 + 0.02 * i),
+                            value
+                        )
+                    )
+                )
+            );
         },
         remove: () => undefined
     };
@@ -129,8 +218,16 @@ function madeUp({ blocks, sequences = 16, tokens = 64, close = 1, alike = 0.02, 
 }
 
 async function orderOf(model: ReturnType<typeof madeUp>, mode: SearchMode, removals: number, confidence?: number) {
-    const { steps } = await searchOrder(model.evaluator, { moves: singly(model.candidates, removals), mode, confidence });
-    return { order: names(steps.flatMap(({ removed }) => removed)), perplexities: steps.map(({ perplexity }) => perplexity), asked: model.asked() };
+    const { steps } = await searchOrder(model.evaluator, {
+        moves: singly(model.candidates, removals),
+        mode,
+        confidence
+    });
+    return {
+        order: names(steps.flatMap(({ removed }) => removed)),
+        perplexities: steps.map(({ perplexity }) => perplexity),
+        asked: model.asked()
+    };
 }
 
 describe('the faster searches', () => {
@@ -144,19 +241,34 @@ describe('the faster searches', () => {
     });
 
     // tokens of a sequence are alike by 0.003 in both
-    test.each([[32, 0.02], [512, 0.003]])('race is wrong no more often than its confidence allows, where candidates hardly differ (sequences of %i tokens)', async (tokens, alike) => {
-        const runs = tokens > 100 ? 60 : 150, confidence = 0.9;
-        let wrong = 0, asked = 0, full = 0;
-        for (let seed = 100; seed < 100 + runs; seed++) {
-            const of = (mode: SearchMode) => orderOf(madeUp({ blocks: 8, sequences: 12, tokens, close: tokens > 100 ? 0.005 : 0.02, alike, seed }), mode, 1, confidence);
-            const [race, all] = [await of('race'), await of('full')];
-            wrong += Number(race.order !== all.order);
-            asked += race.asked;
-            full += all.asked;
+    test.each([
+        [32, 0.02],
+        [512, 0.003]
+    ])(
+        'race is wrong no more often than its confidence allows, where candidates hardly differ (sequences of %i tokens)',
+        async (tokens, alike) => {
+            const runs = tokens > 100 ? 60 : 150,
+                confidence = 0.9;
+            let wrong = 0,
+                asked = 0,
+                full = 0;
+            for (let seed = 100; seed < 100 + runs; seed++) {
+                const of = (mode: SearchMode) =>
+                    orderOf(
+                        madeUp({ blocks: 8, sequences: 12, tokens, close: tokens > 100 ? 0.005 : 0.02, alike, seed }),
+                        mode,
+                        1,
+                        confidence
+                    );
+                const [race, all] = [await of('race'), await of('full')];
+                wrong += Number(race.order !== all.order);
+                asked += race.asked;
+                full += all.asked;
+            }
+            expect(wrong / runs).toBeLessThan(1 - confidence);
+            expect(asked).toBeLessThan(full); // or it would be no test: it did drop candidates
         }
-        expect(wrong / runs).toBeLessThan(1 - confidence);
-        expect(asked).toBeLessThan(full); // or it would be no test: it did drop candidates
-    });
+    );
 
     test.each(['exact', 'race'] as const)('%s estimates the perplexity of candidates that it stopped', async (mode) => {
         const step = async (how: SearchMode) => {
@@ -173,55 +285,80 @@ describe('the faster searches', () => {
             expect(exact.sequences).toBe(16);
             expect(perplexity! / exact.perplexity!).toBeCloseTo(1, sequences < 16 ? 1 : 12);
         }
-        expect(found.candidates.find(({ move }) => formatMove(move) === formatMove(found.removed))).toMatchObject({ perplexity: found.perplexity, sequences: 16 });
+        expect(found.candidates.find(({ move }) => formatMove(move) === formatMove(found.removed))).toMatchObject({
+            perplexity: found.perplexity,
+            sequences: 16
+        });
     });
 
     test('exact stops a candidate only when it can no longer win', async () => {
         // the first sequence is by far the worst for the one that wins
         const nll: Record<string, number[]> = { '': [4, 1, 1, 1], 'attn.0': [6, 1, 1, 1], 'attn.1': [4, 3, 3, 3] };
         const asked: string[] = [];
-        const { steps } = await searchOrder({
-            sequences: 4,
-            devices: 1,
-            evaluate: (skip, sequences) => {
-                asked.push(`${names(skip)}: ${sequences.join()}`);
-                return Promise.resolve(sequences.map((sequence) => Float32Array.of(nll[names(skip)]![sequence]!)));
+        const { steps } = await searchOrder(
+            {
+                sequences: 4,
+                devices: 1,
+                evaluate: (skip, sequences) => {
+                    asked.push(`${names(skip)}: ${sequences.join()}`);
+                    return Promise.resolve(sequences.map((sequence) => Float32Array.of(nll[names(skip)]![sequence]!)));
+                },
+                remove: () => undefined
             },
-            remove: () => undefined
-        }, { moves: singly(parseBlocks('attn.1,attn.0'), 1), mode: 'exact' });
+            { moves: singly(parseBlocks('attn.1,attn.0'), 1), mode: 'exact' }
+        );
         expect(steps[0]!.removed).toEqual([{ kind: 'attn', layer: 0 }]);
-        expect(asked).toEqual([': 0,1,2,3', 'attn.0: 0', 'attn.0: 1', 'attn.0: 2', 'attn.0: 3', 'attn.1: 0', 'attn.1: 1', 'attn.1: 2']);
+        expect(asked).toEqual([
+            ': 0,1,2,3',
+            'attn.0: 0',
+            'attn.0: 1',
+            'attn.0: 2',
+            'attn.0: 3',
+            'attn.1: 0',
+            'attn.1: 1',
+            'attn.1: 2'
+        ]);
     });
 
-    test.each(['exact', 'race'] as const)('%s finds the same with several devices, and asks them at once', async (mode) => {
-        const [one, several] = [madeUp({ blocks: 20, seed: 9 }), madeUp({ blocks: 20, seed: 9 })];
-        let running = 0, most = 0;
-        const evaluator: Evaluator = {
-            ...several.evaluator,
-            devices: 4,
-            evaluate: async (...asked) => {
-                most = Math.max(most, ++running);
-                await new Promise((resolve) => setImmediate(resolve));
-                running--;
-                return several.evaluator.evaluate(...asked);
-            }
-        };
-        const expected = await orderOf(one, 'full', 6);
-        expect({ ...await orderOf({ ...several, evaluator }, mode, 6), asked: 0 }).toEqual({ ...expected, asked: 0 });
-        expect(mode === 'exact' || most > 3).toBe(true); // exact asks for several sequences in one call
-    });
+    test.each(['exact', 'race'] as const)(
+        '%s finds the same with several devices, and asks them at once',
+        async (mode) => {
+            const [one, several] = [madeUp({ blocks: 20, seed: 9 }), madeUp({ blocks: 20, seed: 9 })];
+            let running = 0,
+                most = 0;
+            const evaluator: Evaluator = {
+                ...several.evaluator,
+                devices: 4,
+                evaluate: async (...asked) => {
+                    most = Math.max(most, ++running);
+                    await new Promise((resolve) => setImmediate(resolve));
+                    running--;
+                    return several.evaluator.evaluate(...asked);
+                }
+            };
+            const expected = await orderOf(one, 'full', 6);
+            expect({ ...(await orderOf({ ...several, evaluator }, mode, 6)), asked: 0 }).toEqual({
+                ...expected,
+                asked: 0
+            });
+            expect(mode === 'exact' || most > 3).toBe(true); // exact asks for several sequences in one call
+        }
+    );
 
     test('race looks at every candidate in every removal', async () => {
         const model = madeUp({ blocks: 12, seed: 7 });
         const seen: Set<string>[] = [new Set()];
-        await searchOrder({
-            ...model.evaluator,
-            evaluate: (skip, ...rest) => {
-                seen.at(-1)!.add(formatBlock(skip.at(-1) ?? { kind: 'attn', layer: 99 }));
-                return model.evaluator.evaluate(skip, ...rest);
+        await searchOrder(
+            {
+                ...model.evaluator,
+                evaluate: (skip, ...rest) => {
+                    seen.at(-1)!.add(formatBlock(skip.at(-1) ?? { kind: 'attn', layer: 99 }));
+                    return model.evaluator.evaluate(skip, ...rest);
+                },
+                remove: () => void seen.push(new Set())
             },
-            remove: () => void seen.push(new Set())
-        }, { moves: singly(model.candidates, 4) });
+            { moves: singly(model.candidates, 4) }
+        );
         expect(seen.slice(0, 4).map(({ size }) => size)).toEqual([13, 11, 10, 9]);
     });
 });
@@ -238,29 +375,44 @@ describe('the journal', () => {
     async function searchWith(mode: SearchMode, resume: boolean, most = Infinity) {
         const model = madeUp({ blocks: 10, sequences: 8, tokens: 16, seed: 3 });
         let fresh = 0;
-        const journal = Journal.open({
-            ...model.evaluator,
-            evaluate: (skip, sequences) => {
-                if ((fresh += sequences.length) > most) {
-                    return Promise.reject(new Error('killed'));
+        const journal = Journal.open(
+            {
+                ...model.evaluator,
+                evaluate: (skip, sequences) => {
+                    if ((fresh += sequences.length) > most) {
+                        return Promise.reject(new Error('killed'));
+                    }
+                    return model.evaluator.evaluate(skip, sequences);
                 }
-                return model.evaluator.evaluate(skip, sequences);
-            }
-        }, file, inputs, resume);
-        const { steps, nll } = await searchOrder(journal, { moves: singly(model.candidates, 5), mode }).finally(() => journal.close());
-        return { order: names(steps.flatMap(({ removed }) => removed)), perplexities: steps.map(({ perplexity }) => perplexity), nll, fresh };
+            },
+            file,
+            inputs,
+            resume
+        );
+        const { steps, nll } = await searchOrder(journal, { moves: singly(model.candidates, 5), mode }).finally(() =>
+            journal.close()
+        );
+        return {
+            order: names(steps.flatMap(({ removed }) => removed)),
+            perplexities: steps.map(({ perplexity }) => perplexity),
+            nll,
+            fresh
+        };
     }
 
-    test.each(['exact', 'race'] as const)('lets a search go on where it was stopped, to the same end (%s)', async (mode) => {
-        const whole = await searchWith(mode, false);
-        for (const most of [9, 20, 41, 70]) {
-            await expect(searchWith(mode, false, most)).rejects.toThrow('killed');
-            const resumed = await searchWith(mode, true);
-            expect({ ...resumed, fresh: 0 }).toEqual({ ...whole, fresh: 0 });
-            expect(resumed.fresh).toBeLessThan(whole.fresh);
+    test.each(['exact', 'race'] as const)(
+        'lets a search go on where it was stopped, to the same end (%s)',
+        async (mode) => {
+            const whole = await searchWith(mode, false);
+            for (const most of [9, 20, 41, 70]) {
+                await expect(searchWith(mode, false, most)).rejects.toThrow('killed');
+                const resumed = await searchWith(mode, true);
+                expect({ ...resumed, fresh: 0 }).toEqual({ ...whole, fresh: 0 });
+                expect(resumed.fresh).toBeLessThan(whole.fresh);
+            }
+            expect((await searchWith(mode, true)).fresh).toBe(0); // all is there
         }
-        expect((await searchWith(mode, true)).fresh).toBe(0); // all is there
-    });
+    );
 
     test('is only ever appended to', async () => {
         await expect(searchWith('race', false, 30)).rejects.toThrow('killed');
@@ -297,9 +449,14 @@ describe('the journal', () => {
 
     test('of other inputs is refused, and the difference named', async () => {
         await searchWith('race', false);
-        const open = (others: Record<string, string>) => () => Journal.open(madeUp({ blocks: 2, seed: 1 }).evaluator, file, others, true);
-        expect(open({ ...inputs, model: 'other.gguf' })).toThrow(`${file} is of a search with another model (m.gguf, now other.gguf): give the same, or begin anew with --no-resume`);
-        expect(open({ ...inputs, calibration: 'x', device: 'cpu' })).toThrow('another calibration (text, 4 sequences, now x), device (none, now cpu)');
+        const open = (others: Record<string, string>) => () =>
+            Journal.open(madeUp({ blocks: 2, seed: 1 }).evaluator, file, others, true);
+        expect(open({ ...inputs, model: 'other.gguf' })).toThrow(
+            `${file} is of a search with another model (m.gguf, now other.gguf): give the same, or begin anew with --no-resume`
+        );
+        expect(open({ ...inputs, calibration: 'x', device: 'cpu' })).toThrow(
+            'another calibration (text, 4 sequences, now x), device (none, now cpu)'
+        );
     });
 
     test.each([
@@ -309,8 +466,13 @@ describe('the journal', () => {
         ['no values', '{"skip":"","sequence":0,"nll":""}\n', 'line 2 is damaged'],
         ['values for another length', '{"skip":"","sequence":0,"nll":"AAAAAAAAAAA="}\n', 'line 3 is damaged']
     ])('with %s in a complete line is refused', async (_, line, says) => {
-        fs.writeFileSync(file, `${JSON.stringify({ journal: 1, inputs })}\n${line}{"skip":"","sequence":1,"nll":"AAAAAA=="}\n`);
-        await expect(searchWith('race', true)).rejects.toThrow(`can't read the journal ${file}: ${says}; begin anew with --no-resume`);
+        fs.writeFileSync(
+            file,
+            `${JSON.stringify({ journal: 1, inputs })}\n${line}{"skip":"","sequence":1,"nll":"AAAAAA=="}\n`
+        );
+        await expect(searchWith('race', true)).rejects.toThrow(
+            `can't read the journal ${file}: ${says}; begin anew with --no-resume`
+        );
     });
 });
 
@@ -325,7 +487,18 @@ describe('order files', () => {
 
     test("are written in the paper's schema and read back", async () => {
         const text = formatOrder(order);
-        expect(JSON.parse(text)).toEqual({ 1: [['mha', 25]], 2: [['mha', 25], ['mlp', 3]], 3: [['mha', 25], ['mlp', 3], ['mha', 0]] });
+        expect(JSON.parse(text)).toEqual({
+            1: [['mha', 25]],
+            2: [
+                ['mha', 25],
+                ['mlp', 3]
+            ],
+            3: [
+                ['mha', 25],
+                ['mlp', 3],
+                ['mha', 0]
+            ]
+        });
         expect(await readOrder(write(text), 3)).toEqual(order);
         expect(await readOrder(write(text), 1)).toEqual(order.slice(0, 1));
     });
@@ -348,6 +521,8 @@ describe('order files', () => {
     });
 
     test('that are missing are refused', async () => {
-        await expect(readOrder(path.join(folder, 'missing.json'), 1)).rejects.toThrow(/can't read the order .*missing\.json: there is no such file/);
+        await expect(readOrder(path.join(folder, 'missing.json'), 1)).rejects.toThrow(
+            /can't read the order .*missing\.json: there is no such file/
+        );
     });
 });
