@@ -2,7 +2,7 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { BlockprunerError, messageOf } from './errors.js';
+import { BlockprunerError, messageOf, option } from './errors.js';
 import type { Gguf } from './runtime/gguf.js';
 
 const PARTIAL = '.blockpruner-partial-';
@@ -14,7 +14,7 @@ const PARTIAL = '.blockpruner-partial-';
  */
 export async function checkOutput(output: string, gguf: Gguf, force = false, what = 'output'): Promise<void> {
     if (output === '') {
-        throw new BlockprunerError(`the ${what} has no name: give a file name`);
+        throw new BlockprunerError('OUTPUT', `the ${what} has no name: give a file name`);
     }
     const folder = path.dirname(path.resolve(output));
     const stat = await fs.promises.stat(output, { bigint: true }).catch(() => undefined);
@@ -22,16 +22,20 @@ export async function checkOutput(output: string, gguf: Gguf, force = false, wha
         for (const file of gguf.files) {
             const source = await fs.promises.stat(file, { bigint: true });
             if (source.ino === stat.ino && source.dev === stat.dev) {
-                throw new BlockprunerError(`the ${what} ${output} is the model itself: choose another name`);
+                throw new BlockprunerError('OUTPUT', `the ${what} ${output} is the model itself: choose another name`);
             }
         }
         if (!stat.isFile()) {
             throw new BlockprunerError(
+                'OUTPUT',
                 `the ${what} ${output} is ${stat.isDirectory() ? 'a folder' : 'no regular file'}: give a file name`
             );
         }
         if (!force) {
-            throw new BlockprunerError(`the ${what} ${output} exists: choose another name or give --force`);
+            throw new BlockprunerError(
+                'OUTPUT',
+                `the ${what} ${output} exists: choose another name or give ${option('force', true)}`
+            );
         }
     }
     await checkWritable(folder);
@@ -47,6 +51,7 @@ export async function checkWritable(folder: string): Promise<void> {
     } catch (error) {
         const { code } = error as NodeJS.ErrnoException;
         throw new BlockprunerError(
+            'OUTPUT',
             `can't write to the folder ${folder}: ${code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is no folder' : messageOf(error)}`
         );
     }
@@ -81,7 +86,10 @@ function linkOrCheck(file: string, name: string, what: string): void {
         fs.linkSync(file, name);
     } catch (error) {
         if ((error as NodeJS.ErrnoException).code === 'EEXIST' || fs.existsSync(name)) {
-            throw new BlockprunerError(`the ${what} ${name} exists: choose another name or give --force`);
+            throw new BlockprunerError(
+                'OUTPUT',
+                `the ${what} ${name} exists: choose another name or give ${option('force', true)}`
+            );
         }
     }
 }
@@ -104,6 +112,6 @@ export function writeText(
         fs.rmSync(partial, { force: true });
         throw error instanceof BlockprunerError
             ? error
-            : new BlockprunerError(`can't write the ${what} ${file}: ${messageOf(error)}`);
+            : new BlockprunerError('OUTPUT', `can't write the ${what} ${file}: ${messageOf(error)}`);
     }
 }

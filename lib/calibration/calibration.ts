@@ -1,6 +1,6 @@
 import path from 'node:path';
 import type { DownloadOptions } from './download.js';
-import { BlockprunerError } from '../errors.js';
+import { BlockprunerError, option } from '../errors.js';
 import type { Model, Sequences } from '../runtime/model.js';
 import { randomNumbers } from '../random.js';
 import { jsonLines, nameOf, readText, valueAt } from './text.js';
@@ -48,12 +48,14 @@ export async function loadCalibration(
     const available = Math.floor(tokens.length / context);
     if (available === 0) {
         throw new BlockprunerError(
-            `${file} is too short: it has ${tokens.length} tokens and one sequence needs ${context}; give a longer text or a smaller --context`
+            'INPUT',
+            `${file} is too short: it has ${tokens.length} tokens and one sequence needs ${context}; give a longer text or a smaller ${option('context')}`
         );
     }
     if (options.samples !== undefined && samples > available) {
         throw new BlockprunerError(
-            `${file} is too short: it has ${tokens.length} tokens, enough for ${available} sequences of ${context}, not for ${samples}; give a longer text, fewer --samples or a smaller --context`
+            'INPUT',
+            `${file} is too short: it has ${tokens.length} tokens, enough for ${available} sequences of ${context}, not for ${samples}; give a longer text, fewer ${option('samples')} or a smaller ${option('context')}`
         );
     }
     const chosen = pick(available, Math.min(samples, available), seed);
@@ -72,7 +74,7 @@ export async function readSamples(file: string, field?: string, options?: Downlo
     const text = await readText(file, options);
     const samples = nameOf(file).endsWith('.jsonl') ? samplesOf(file, text, field).join('\n\n') : text;
     if (samples.trim() === '') {
-        throw new BlockprunerError(`the text ${file} is empty`);
+        throw new BlockprunerError('INPUT', `the text ${file} is empty`);
     }
     return samples;
 }
@@ -85,7 +87,8 @@ function samplesOf(file: string, text: string, field?: string): string[] {
             const value = valueAt(record, name.trim());
             if (typeof value !== 'string') {
                 throw new BlockprunerError(
-                    `${file}, line ${line}: it has no text in field '${name.trim()}'; name the field with --field`
+                    'INPUT',
+                    `${file}, line ${line}: it has no text in field '${name.trim()}'; name the field with ${option('field')}`
                 );
             }
             return value;

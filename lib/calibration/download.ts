@@ -38,13 +38,16 @@ export async function downloadText(uri: string, options: DownloadOptions = {}): 
         bytes = await download(uri, options);
     } catch (error) {
         signal?.throwIfAborted();
-        throw new BlockprunerError(`can't download ${uri}: ${reasonOf(error)}`, { cause: error });
+        throw new BlockprunerError('DOWNLOAD', `can't download ${uri}: ${reasonOf(error)}`, { cause: error });
     }
     let text: string;
     try {
         text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
     } catch {
-        throw new BlockprunerError(`can't use ${uri}: it is not UTF-8 text; unpack or convert it, and give the file`);
+        throw new BlockprunerError(
+            'DOWNLOAD',
+            `can't use ${uri}: it is not UTF-8 text; unpack or convert it, and give the file`
+        );
     }
     if (text.trim() === '') {
         return text; // that its reader refuses
@@ -53,6 +56,7 @@ export async function downloadText(uri: string, options: DownloadOptions = {}): 
         await cacache.put(cacheFolder(), uri, Buffer.from(text)); // under its name when it is written
     } catch (error) {
         throw new BlockprunerError(
+            'DOWNLOAD',
             `can't keep ${uri} in ${cacheFolder()}: ${messageOf(error)}; BLOCKPRUNER_CACHE may name another folder`,
             { cause: error }
         );
@@ -65,6 +69,7 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
     try {
         if (!response.ok) {
             throw new BlockprunerError(
+                'DOWNLOAD',
                 {
                     401: 'it takes a login (401); download it yourself, and give the file',
                     403: 'access is denied (403); download it yourself, and give the file',
@@ -73,7 +78,7 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
             );
         }
         if (/^text\/html\b/i.test(response.headers.get('content-type') ?? '')) {
-            throw new BlockprunerError('it is a web page; give the address of the file itself');
+            throw new BlockprunerError('DOWNLOAD', 'it is a web page; give the address of the file itself');
         }
         const total = Number(
             response.headers.get('content-encoding') === null && response.headers.get('content-length')
@@ -87,6 +92,7 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
             done += chunk.length;
             if (Math.max(done, total) > MOST) {
                 throw new BlockprunerError(
+                    'DOWNLOAD',
                     `it is larger than ${MOST / 2 ** 20} MiB; download it yourself, and give a part of it`
                 );
             }
@@ -108,7 +114,7 @@ function addressOf(uri: string): string {
     const [, repository, revision = 'main', file] =
         /^hf:\/\/(datasets\/[^/]+\/[^/@]+)(?:@([^/]+))?\/(.+)$/i.exec(uri) ?? [];
     if (repository === undefined || file === undefined) {
-        throw new BlockprunerError('write hf://datasets/user/repo/path');
+        throw new BlockprunerError('DOWNLOAD', 'write hf://datasets/user/repo/path');
     }
     return `${process.env.HF_ENDPOINT ?? 'https://huggingface.co'}/${repository}/resolve/${revision}/${file}`;
 }

@@ -10,7 +10,7 @@ import { BlockprunerError, messageOf } from '../errors.js';
 export async function readText(file: string, options?: DownloadOptions): Promise<string> {
     const text = isUri(file) ? await downloadText(file, options) : await readLocal(file);
     if (text.trim() === '') {
-        throw new BlockprunerError(`the text ${file} is empty`);
+        throw new BlockprunerError('INPUT', `the text ${file} is empty`);
     }
     return text;
 }
@@ -21,6 +21,7 @@ async function readLocal(file: string): Promise<string> {
     } catch (error) {
         const { code } = error as NodeJS.ErrnoException;
         throw new BlockprunerError(
+            'INPUT',
             `can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`
         );
     }
@@ -44,7 +45,7 @@ export function jsonLines(file: string, text: string): { record: unknown; line: 
         try {
             return [{ record: JSON.parse(content) as unknown, line: index + 1 }];
         } catch {
-            throw new BlockprunerError(`${file}, line ${index + 1}: not JSON`);
+            throw new BlockprunerError('INPUT', `${file}, line ${index + 1}: not JSON`);
         }
     });
 }

@@ -65,7 +65,10 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     checkInteger('text-samples', argv['text-samples'], 1);
     const ratios = argv.ratios.split(',').map(Number);
     if (ratios.some((ratio) => !(ratio > 0 && ratio < 1))) {
-        throw new BlockprunerError(`--ratios: write shares between 0 and 1, such as 0.1,0.2, not '${argv.ratios}'`);
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `--ratios: write shares between 0 and 1, such as 0.1,0.2, not '${argv.ratios}'`
+        );
     }
     const signal = interruptSignal();
     try {

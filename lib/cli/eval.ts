@@ -101,7 +101,10 @@ export async function loadTasks(texts: readonly string[], options: DownloadOptio
 export function parseTask(text: string): TaskSource {
     const [, name, rest] = /^([\w-]+)=(.+)$/.exec(text) ?? [];
     if (name === undefined || rest === undefined) {
-        throw new BlockprunerError(`--task '${text}': write BENCHMARK=FILE, such as hellaswag=hellaswag.jsonl`);
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `--task '${text}': write BENCHMARK=FILE, such as hellaswag=hellaswag.jsonl`
+        );
     }
     if (fs.existsSync(rest)) {
         return { name, file: rest };
@@ -111,6 +114,7 @@ export function parseTask(text: string): TaskSource {
             /^(.+),context:([^,]+),choices:([^,]+),answer:([^,]+)$/.exec(rest) ?? [];
         if (!file || !context || !choices || !answer) {
             throw new BlockprunerError(
+                'ARGUMENT',
                 `--task '${text}': write multiple-choice=FILE,context:FIELD,choices:FIELD,answer:FIELD`
             );
         }

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
-import { BlockprunerError, messageOf } from '../errors.js';
+import { BlockprunerError } from '../errors.js';
 import * as apply from './apply.js';
 import * as compare from './compare.js';
 import * as evaluate from './eval.js';
@@ -9,6 +9,7 @@ import * as inspect from './inspect.js';
 import * as perplexity from './perplexity.js';
 import * as prune from './prune.js';
 import { Interrupted } from './shared.js';
+import { messageInWords } from './words.js';
 
 async function main(): Promise<void> {
     await yargs(hideBin(process.argv))
@@ -28,7 +29,9 @@ async function main(): Promise<void> {
         .parserConfiguration({ 'duplicate-arguments-array': false }) // the last one counts
         .wrap(Math.min(120, process.stderr.columns ?? 120))
         .fail((message: string | null, error: Error | undefined) => {
-            throw error ?? new BlockprunerError(`${message?.replace(/\s*\n\s*/g, ' ')} (--help tells more)`);
+            throw (
+                error ?? new BlockprunerError('ARGUMENT', `${message?.replace(/\s*\n\s*/g, ' ')} (--help tells more)`)
+            );
         })
         .help()
         .version()
@@ -42,7 +45,9 @@ main().catch((error: unknown) => {
         error instanceof Interrupted ||
         (error instanceof Error && (error.cause as { code?: string } | undefined)?.code === 'BUILD_INTERRUPTED');
     process.stderr.write(
-        expected || !(error instanceof Error) ? `blockpruner: ${messageOf(error)}\n` : `blockpruner: ${error.stack}\n`
+        expected || !(error instanceof Error)
+            ? `blockpruner: ${messageInWords(error)}\n`
+            : `blockpruner: ${error.stack}\n`
     );
     process.exitCode = interrupted ? 130 : 1;
 });

@@ -98,6 +98,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     const given = [argv.remove, argv.ratio, argv['max-increase']].filter((value) => value !== undefined).length;
     if (given !== 1) {
         throw new BlockprunerError(
+            'ARGUMENT',
             given === 0
                 ? 'say how much to remove: --remove N, --ratio R or --max-increase X'
                 : 'give only one of --remove, --ratio and --max-increase'

@@ -137,13 +137,13 @@ export function checkDevice(argv: { 'gpu-layers'?: number | undefined; threads?:
 
 export function checkInteger(name: string, value: number | undefined, low: number): void {
     if (value !== undefined && !(Number.isInteger(value) && value >= low)) {
-        throw new BlockprunerError(`--${name} must be a whole number of at least ${low}`);
+        throw new BlockprunerError('ARGUMENT', `--${name} must be a whole number of at least ${low}`);
     }
 }
 
 export function checkNumber(name: string, value: number | undefined): void {
     if (Number.isNaN(value)) {
-        throw new BlockprunerError(`--${name} must be a number`);
+        throw new BlockprunerError('ARGUMENT', `--${name} must be a number`);
     }
 }
 

@@ -1,5 +1,5 @@
 import { readSamples } from '../calibration/calibration.js';
-import { BlockprunerError } from '../errors.js';
+import { BlockprunerError, option } from '../errors.js';
 import type { EvaluateOptions, Model, Sequences } from '../runtime/model.js';
 
 /**
@@ -72,7 +72,8 @@ export async function textSequences(
     const needed = definition === 'llama.cpp' ? 2 : 1; // its tool refuses less than two chunks
     if (available < needed) {
         throw new BlockprunerError(
-            `${file} is too short: it has ${all.length} tokens, and ${needed * context} are needed; give a longer text or a smaller --context`
+            'INPUT',
+            `${file} is too short: it has ${all.length} tokens, and ${needed * context} are needed; give a longer text or a smaller ${option('context')}`
         );
     }
     const tokens = all.slice(0, Math.min(available, samples) * context);

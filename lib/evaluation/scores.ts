@@ -87,6 +87,7 @@ export async function endingsNll(model: Model, task: Task, options: TaskOptions 
             contexts.set(context, start);
             if (start === 0 || whole.length <= start) {
                 throw new BlockprunerError(
+                    'INPUT',
                     `${task.name}: ${start === 0 ? `the context '${context}'` : `the ending '${ending}'`} has no tokens`
                 );
             }

@@ -126,7 +126,7 @@ function readArc(record: unknown): Question {
         .parse(record);
     const answer = choices.findIndex(({ label }) => label === answerKey);
     if (answer < 0) {
-        throw new BlockprunerError(`the answerKey '${answerKey}' is the label of no choice`);
+        throw new BlockprunerError('INPUT', `the answerKey '${answerKey}' is the label of no choice`);
     }
     return question(
         `Question: ${stem}\nAnswer:`,
@@ -139,6 +139,7 @@ function question(context: string, endings: string[], label: string | number | u
     const answer = Number(label);
     if (label === undefined || label === '' || !Number.isInteger(answer) || answer < 0 || answer >= endings.length) {
         throw new BlockprunerError(
+            'INPUT',
             label === undefined ? 'it has no label' : `the label '${label}' is none of 0 to ${endings.length - 1}`
         );
     }
@@ -153,10 +154,11 @@ function question(context: string, endings: string[], label: string | number | u
 export async function loadTask(source: TaskSource, options?: DownloadOptions): Promise<Task> {
     const benchmark = Object.hasOwn(benchmarks, source.name) ? benchmarks[source.name]! : undefined;
     if (!benchmark) {
-        throw new BlockprunerError(`there is no task '${source.name}': there are ${taskNames.join(', ')}`);
+        throw new BlockprunerError('ARGUMENT', `there is no task '${source.name}': there are ${taskNames.join(', ')}`);
     }
     if (source.name === 'multiple-choice' && !source.fields) {
         throw new BlockprunerError(
+            'ARGUMENT',
             `multiple-choice of ${source.file}: name its fields, FILE,context:FIELD,choices:FIELD,answer:FIELD`
         );
     }
@@ -170,6 +172,7 @@ export async function loadTask(source: TaskSource, options?: DownloadOptions): P
     const records = jsonLines(source.file, text);
     if (labels && labels.length !== records.length) {
         throw new BlockprunerError(
+            'INPUT',
             `${source.labels} has ${labels.length} labels, and ${source.file} has ${records.length} questions`
         );
     }
@@ -180,11 +183,12 @@ export async function loadTask(source: TaskSource, options?: DownloadOptions): P
             if (error instanceof z.ZodError) {
                 const issue = error.issues[0]!;
                 throw new BlockprunerError(
+                    'INPUT',
                     `${source.file}, line ${line}: ${issue.path.length > 0 ? `field '${issue.path.join('.')}': ` : ''}${issue.message}`
                 );
             }
             if (error instanceof BlockprunerError) {
-                throw new BlockprunerError(`${source.file}, line ${line}: ${error.message}`);
+                throw new BlockprunerError('INPUT', `${source.file}, line ${line}: ${error.message}`);
             }
             throw error;
         }
@@ -196,6 +200,7 @@ function hellaswagText(file: string, text: string): Question[] {
     const lines = text.trimEnd().split(/\r?\n/);
     if (lines.length % 6 !== 0) {
         throw new BlockprunerError(
+            'INPUT',
             `${file} has ${lines.length} lines: llama.cpp's form of HellaSwag has six for each question`
         );
     }
@@ -205,7 +210,7 @@ function hellaswagText(file: string, text: string): Question[] {
             return question(context, endings, label);
         } catch (error) {
             throw error instanceof BlockprunerError
-                ? new BlockprunerError(`${file}, line ${6 * index + 2}: ${error.message}`)
+                ? new BlockprunerError('INPUT', `${file}, line ${6 * index + 2}: ${error.message}`)
                 : error;
         }
     });

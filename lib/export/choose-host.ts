@@ -27,6 +27,7 @@ export async function chooseHost(gguf: Gguf, signal?: AbortSignal): Promise<Host
         prober.close();
     }
     throw new BlockprunerError(
+        'UNSUPPORTED',
         `${gguf.files[0]} (architecture '${architectureOf(gguf)}') can be evaluated, but can't be written without blocks: ${reasons.join('; ')}`
     );
 }

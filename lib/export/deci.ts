@@ -79,7 +79,7 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
     const number = (name: string, otherwise?: number): number => {
         const value = metadata[key(name)] ?? otherwise;
         if (typeof value !== 'number') {
-            throw new BlockprunerError(`the model's metadata has no number ${key(name)}`);
+            throw new BlockprunerError('UNSUPPORTED', `the model's metadata has no number ${key(name)}`);
         }
         return value;
     };
@@ -96,15 +96,18 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
     const headSize = number('attention.key_length', embedding / heads(0));
     const rotated = number('rope.dimension_count', headSize);
     if (number('attention.value_length', headSize) !== headSize) {
-        throw new BlockprunerError("the model's heads have values of another length than keys");
+        throw new BlockprunerError('UNSUPPORTED', "the model's heads have values of another length than keys");
     }
     if (rotated !== headSize) {
-        throw new BlockprunerError(`the model rotates ${rotated} of ${headSize} values of a head: deci rotates all`);
+        throw new BlockprunerError(
+            'UNSUPPORTED',
+            `the model rotates ${rotated} of ${headSize} values of a head: deci rotates all`
+        );
     }
 
     const layers = packLayers(blocks);
     if (layers.length === 0) {
-        throw new BlockprunerError('a model needs at least one block');
+        throw new BlockprunerError('UNSUPPORTED', 'a model needs at least one block');
     }
     const byBlock = new Map<string, GgufTensorInfo[]>();
     for (const tensor of tensors) {

@@ -190,7 +190,7 @@ class OwnHost {
     plan(remaining: readonly Block[]): Export {
         const layers = this.#pack(remaining);
         if (!layers || !this.#isLegal(remaining)) {
-            throw new BlockprunerError(`these blocks can't go: ${this.reason}`);
+            throw new BlockprunerError('UNSUPPORTED', `these blocks can't go: ${this.reason}`);
         }
         const { gguf, graph } = this.source;
         const architecture = architectureOf(gguf);

@@ -28,7 +28,7 @@ export class Prober {
     async source(): Promise<ModelGraph> {
         const reply = await this.#ask(this.gguf.files[0]!);
         if ('error' in reply) {
-            throw new BlockprunerError(reply.error);
+            throw new BlockprunerError('UNSUPPORTED', reply.error);
         }
         return reply.graph;
     }
@@ -89,7 +89,12 @@ export class Prober {
             const failed = (error: Error) => {
                 this.#child = undefined;
                 settle(() =>
-                    reject(new BlockprunerError(`llama.cpp's process for looking at ${file} failed: ${error.message}`))
+                    reject(
+                        new BlockprunerError(
+                            'UNSUPPORTED',
+                            `llama.cpp's process for looking at ${file} failed: ${error.message}`
+                        )
+                    )
                 );
             };
             const exited = (code: number | null, signal: string | null) => {

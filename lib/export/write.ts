@@ -66,6 +66,7 @@ export async function writePruned(
     if (size > 0 && bavail * bsize < needed) {
         // some network file systems don't tell
         throw new BlockprunerError(
+            'OUTPUT',
             `there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed and ${Math.floor((bavail * bsize) / 2 ** 20)} MiB free in ${folder}`
         );
     }
@@ -116,6 +117,7 @@ export function planFile(
                 const tensor = tensors.get(`blk.${other}.${rest}`);
                 if (!tensor || String(tensor.shape) !== String(tensors.get(from.name)!.shape)) {
                     throw new BlockprunerError(
+                        'UNSUPPORTED',
                         `layer ${other} can't be merged into layer ${layer}: it has no ${rest} of the same shape`
                     );
                 }

@@ -34,7 +34,7 @@ export type Method = (typeof methods)[number];
 /** @throws BlockprunerError if it is none */
 export function checkMethod(name: string): asserts name is Method {
     if (!methods.some((method) => method === name)) {
-        throw new BlockprunerError(`there is no method '${name}': there are ${methods.join(', ')}`);
+        throw new BlockprunerError('ARGUMENT', `there is no method '${name}': there are ${methods.join(', ')}`);
     }
 }
 
@@ -50,6 +50,7 @@ export type GreedyMethod = Exclude<Method, LacoMethod>;
 export function checkSelection(method: Method, selection: BlockSelection): void {
     if (selection !== 'all' && removesLayers(method)) {
         throw new BlockprunerError(
+            'ARGUMENT',
             `the method ${method} removes whole layers: it can't be limited to ${selection} blocks`
         );
     }

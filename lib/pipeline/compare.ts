@@ -4,7 +4,8 @@ import path from 'node:path';
 import { bare, type Block, type BlockSelection } from '../runtime/blocks.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from '../calibration/calibration.js';
 import { collapse, withCollapsed } from '../methods/collapse.js';
-import { BlockprunerError, checkRange, messageOf, MethodError } from '../errors.js';
+import { checkInteger, checkNumber } from '../check.js';
+import { BlockprunerError, messageOf, MethodError, option } from '../errors.js';
 import { measurePerplexity, perplexityOf, textSequences } from '../evaluation/perplexity.js';
 import { PrefixEvaluator } from '../search/prefix.js';
 import { scoreTasks } from '../evaluation/scores.js';
@@ -111,17 +112,20 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     const started = performance.now();
     for (const ratio of ratios) {
         if (!(ratio > 0 && ratio < 1)) {
-            throw new BlockprunerError(`a ratio must be above 0 and below 1, not ${ratio}`);
+            throw new BlockprunerError('ARGUMENT', `a ratio must be above 0 and below 1, not ${ratio}`);
         }
     }
     const unknown = chosen.find((name) => !comparedMethods.includes(name));
     if (unknown !== undefined) {
-        throw new BlockprunerError(`there is no method '${unknown}': there are ${comparedMethods.join(', ')}`);
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `there is no method '${unknown}': there are ${comparedMethods.join(', ')}`
+        );
     }
-    checkRange('seeds', seeds, 1, Infinity, true);
-    checkRange('limit', limit, 1, Infinity, true);
-    checkRange('textSamples', textSamples, 1, Infinity, true);
-    checkRange('keepBytes', keepBytes, 0, Infinity);
+    checkInteger('seeds', seeds, { least: 1 });
+    checkInteger('limit', limit, { least: 1 });
+    checkInteger('textSamples', textSamples, { least: 1 });
+    checkNumber('keepBytes', keepBytes, { least: 0 });
     checkConfidence(confidence);
     const previous = await checkFolder(output, resume);
     const file = await resolveModel(uri, { signal });
@@ -152,13 +156,15 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         const other = previous && differences(previous.searchedWith, searchedWith);
         if (other) {
             throw new BlockprunerError(
+                'RESUME',
                 `the results in ${output} are of searches with another ${other}: give the same, or another folder`
             );
         }
         const measured = previous && differences(previous.evaluatedWith, evaluatedWith);
         if (measured && !remeasure) {
             throw new BlockprunerError(
-                `the results in ${output} were measured with different ${measured}: give the same, or measure all of them anew by --remeasure`
+                'RESUME',
+                `the results in ${output} were measured with different ${measured}: give the same, or measure all of them anew by ${option('remeasure', true)}`
             );
         }
         const known = measured ? undefined : previous;
@@ -424,7 +430,7 @@ function finite(value: number): number {
 /** The results that are in a folder. Nothing else may be there: it is ours, empty or new. */
 async function checkFolder(folder: string, resume: boolean): Promise<Comparison | undefined> {
     if (folder === '') {
-        throw new BlockprunerError('the output has no name: give a folder');
+        throw new BlockprunerError('OUTPUT', 'the output has no name: give a folder');
     }
     let names: string[];
     try {
@@ -433,6 +439,7 @@ async function checkFolder(folder: string, resume: boolean): Promise<Comparison 
         const { code } = error as NodeJS.ErrnoException;
         if (code !== 'ENOENT') {
             throw new BlockprunerError(
+                'OUTPUT',
                 `the output ${folder} ${code === 'ENOTDIR' ? 'is no folder' : `can't be read: ${messageOf(error)}`}`
             );
         }
@@ -445,11 +452,12 @@ async function checkFolder(folder: string, resume: boolean): Promise<Comparison 
     }
     const results = path.join(folder, 'results.json');
     if (!names.includes('results.json')) {
-        throw new BlockprunerError(`the folder ${folder} holds other files: choose another name`);
+        throw new BlockprunerError('OUTPUT', `the folder ${folder} holds other files: choose another name`);
     }
     if (!resume) {
         throw new BlockprunerError(
-            `the folder ${folder} isn't empty: go on with what is there by --resume, or choose another name`
+            'RESUME',
+            `the folder ${folder} isn't empty: go on with what is there by ${option('resume', true)}, or choose another name`
         );
     }
     let comparison: Comparison;
@@ -457,6 +465,7 @@ async function checkFolder(folder: string, resume: boolean): Promise<Comparison 
         comparison = comparisonSchema.parse(JSON.parse(fs.readFileSync(results, 'utf8')));
     } catch {
         throw new BlockprunerError(
+            'INPUT',
             `${results} holds no results of a comparison by this version: choose another folder`
         );
     }

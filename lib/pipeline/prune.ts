@@ -13,7 +13,8 @@ import {
 } from '../runtime/blocks.js';
 import { collapse, withCollapsed } from '../methods/collapse.js';
 import { loadCalibration, type Calibration, type CalibrationOptions } from '../calibration/calibration.js';
-import { BlockprunerError, checkRange } from '../errors.js';
+import { checkInteger, checkNumber } from '../check.js';
+import { BlockprunerError, option } from '../errors.js';
 import { meanNll, perplexityOf } from '../evaluation/perplexity.js';
 import { PrefixEvaluator } from '../search/prefix.js';
 import { scoreTasks, type TaskOptions } from '../evaluation/scores.js';
@@ -149,25 +150,27 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     } = options;
     if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
         throw new BlockprunerError(
+            'ARGUMENT',
             'say how much to remove: one of remove (blocks), ratio (of the parameters) or maxIncrease (of the perplexity)'
         );
     }
-    checkRange('remove', remove, 1, Infinity, true);
-    checkRange('ratio', ratio, 0, 1);
+    checkInteger('remove', remove, { least: 1 });
+    checkNumber('ratio', ratio, { least: 0, most: 1 });
     if (ratio === 0) {
-        throw new BlockprunerError('ratio must be above 0: nothing would be removed');
+        throw new BlockprunerError('ARGUMENT', 'ratio must be above 0: nothing would be removed');
     }
     checkMethod(method);
     if (isLaco(method) && (maxIncrease !== undefined || orderFile !== undefined)) {
         throw new BlockprunerError(
+            'ARGUMENT',
             `${method} merges layers${orderFile !== undefined ? ", which an order file can't tell: leave out orderFile" : ' until enough are gone: say how much to remove by remove or ratio'}`
         );
     }
-    checkRange('methodSeed', methodSeed, 0, 2 ** 32 - 1, true);
-    checkRange('maxIncrease', maxIncrease, 0, Infinity);
+    checkInteger('methodSeed', methodSeed, { least: 0, most: 2 ** 32 - 1 });
+    checkNumber('maxIncrease', maxIncrease, { least: 0 });
     checkConfidence(confidence);
-    checkRange('keepBytes', options.keepBytes, 0, Infinity);
-    checkRange('limit', limit, 1, Infinity, true);
+    checkNumber('keepBytes', options.keepBytes, { least: 0 });
+    checkInteger('limit', limit, { least: 1 });
 
     const journalFile = journalOf(options.output);
     const files = [
@@ -183,18 +186,20 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                 ([, other]) => name !== undefined && other !== undefined && path.resolve(name) === path.resolve(other)
             );
         if (same) {
-            throw new BlockprunerError(`the ${what} and the ${same[0]} are both ${name}: choose two names`);
+            throw new BlockprunerError('ARGUMENT', `the ${what} and the ${same[0]} are both ${name}: choose two names`);
         }
     }
 
     if (resume === true && isLaco(method) && fs.existsSync(journalFile)) {
         throw new BlockprunerError(
-            `${journalFile} is the journal of a search by another method: ${method} has none; begin anew with --no-resume, or choose another output`
+            'RESUME',
+            `${journalFile} is the journal of a search by another method: ${method} has none; begin anew with ${option('resume', false)}, or choose another output`
         );
     }
     if (resume === undefined && fs.existsSync(journalFile)) {
         throw new BlockprunerError(
-            `${journalFile} is the journal of a search that was stopped: go on with it by --resume, or begin anew with --no-resume`
+            'RESUME',
+            `${journalFile} is the journal of a search that was stopped: go on with it by ${option('resume', true)}, or begin anew with ${option('resume', false)}`
         );
     }
 
@@ -225,6 +230,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             const which = `${selection === 'all' ? '' : `${selection} `}blocks`;
             if (first.length === 0) {
                 throw new BlockprunerError(
+                    'UNSUPPORTED',
                     `no ${which} of this model can go: it is written as ${host.name}, ${host.reason}`
                 );
             }
@@ -233,12 +239,14 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             const share = (removed: readonly Block[]) => shareOf(blocks, removed, loaded.parameters);
             if (remove !== undefined && remove > most) {
                 throw new BlockprunerError(
+                    'ARGUMENT',
                     `can't remove ${remove} blocks: at most ${most} of this model's ${candidates.length} ${which} can go`
                 );
             }
             const atOnce = first[0]!.length;
             if (remove !== undefined && remove % atOnce !== 0 && first.every(({ length }) => length === atOnce)) {
                 throw new BlockprunerError(
+                    'ARGUMENT',
                     `can't remove ${remove} blocks: from this model they go ${atOnce} at a time (${removesLayers(method) ? `${method} removes whole layers` : host.reason})`
                 );
             }
@@ -250,6 +258,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                 (sum(candidates) - largest.reduce((total, parameters) => total + parameters, 0)) / loaded.parameters;
             if (ratio !== undefined && ratio > reachable) {
                 throw new BlockprunerError(
+                    'ARGUMENT',
                     `can't remove ${percent(ratio)} of the parameters: without its ${which} the model still has ${percent(1 - reachable)}`
                 );
             }
@@ -321,16 +330,19 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             }).finally(() => journal.close());
             if (steps.length === 0 && maxIncrease !== undefined) {
                 throw new BlockprunerError(
+                    'ARGUMENT',
                     `no block can go: each raises the perplexity by more than ${percent(maxIncrease)}`
                 );
             }
             if (remove !== undefined && order.length < remove) {
                 throw new BlockprunerError(
+                    'ARGUMENT',
                     `can't remove ${remove} blocks: after ${order.length}, all that can go is more than ${remove - order.length} at once`
                 );
             }
             if (ratio !== undefined && share(order) < ratio) {
                 throw new BlockprunerError(
+                    'ARGUMENT',
                     `can't remove ${percent(ratio)} of the parameters: after ${percent(share(order))} nothing more can go`
                 );
             }
@@ -364,6 +376,7 @@ async function decideByLaco(
     const ofLayer = layersOf(blocks)[0]!.length;
     if (remove !== undefined && remove % ofLayer !== 0) {
         throw new BlockprunerError(
+            'ARGUMENT',
             `can't remove ${remove} blocks: ${method} removes whole layers, ${ofLayer} at a time`
         );
     }
@@ -405,11 +418,12 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
             const unknown = options.order.find((block) => !blocks.some((other) => sameBlock(other, block)));
             if (unknown) {
                 throw new BlockprunerError(
+                    'ARGUMENT',
                     `the order doesn't fit this model: it has no block ${formatBlock(unknown)}, its layers are 0 to ${loaded!.layers - 1}`
                 );
             }
             if (options.order.length >= blocks.length) {
-                throw new BlockprunerError(`can't remove all ${blocks.length} blocks: one must stay`);
+                throw new BlockprunerError('ARGUMENT', `can't remove all ${blocks.length} blocks: one must stay`);
             }
             host.plan(without(blocks, options.order)); // before the long work
             const { signal, onProgress } = options;
@@ -498,6 +512,7 @@ async function withModel(
                 ];
                 if (!(Math.abs(found / searched - 1) <= host.tolerance)) {
                     throw new BlockprunerError(
+                        'VERIFICATION',
                         `verification failed: the written file has perplexity ${found} in the stock runtime, the search found ${searched}; no file was kept`
                     );
                 }

@@ -198,7 +198,9 @@ let loading: Promise<Addon> | undefined;
 export function loadAddon(): Promise<Addon> {
     loading ??= (async () => {
         await build.ensureBuilt().catch((error: unknown) => {
-            throw error instanceof build.BuildError ? new BlockprunerError(error.message, { cause: error }) : error;
+            throw error instanceof build.BuildError
+                ? new BlockprunerError('ADDON', error.message, { cause: error })
+                : error;
         });
         const addon = require(build.addonPath) as Addon;
         if (backendFolders.cpu !== '') {
@@ -250,7 +252,10 @@ export async function chooseDevice(
         }
     }
     const found = [...new Set(addon.devices().map((device) => `${device.backend} (${device.description})`))];
-    throw new BlockprunerError(`no ${wanted} device was found on this computer; there is ${found.join(', ')}`);
+    throw new BlockprunerError(
+        'DEVICE',
+        `no ${wanted} device was found on this computer; there is ${found.join(', ')}`
+    );
 }
 
 /**
@@ -271,7 +276,7 @@ export async function runNative<T>(
         return await work(cancel);
     } catch (error) {
         signal?.throwIfAborted();
-        throw new BlockprunerError(messageOf(error), { cause: error });
+        throw new BlockprunerError('RUNTIME', messageOf(error), { cause: error });
     } finally {
         signal?.removeEventListener('abort', stop);
     }

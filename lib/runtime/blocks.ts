@@ -32,9 +32,43 @@ export function bare(blocks: readonly Block[]): Block[] {
     return blocks.map(({ kind, layer }) => ({ kind, layer }));
 }
 
-/** The blocks that are not among others. */
-export function without<T extends Block>(blocks: readonly T[], gone: readonly Block[]): T[] {
-    return blocks.filter((block) => !gone.some((other) => sameBlock(block, other)));
+/** A set of blocks, such as those that a forward pass leaves out, in the order in which they were added. It never changes. */
+export class SkipSet implements Iterable<Block> {
+    readonly #blocks: ReadonlyMap<string, Block>;
+
+    constructor(blocks: Iterable<Block> = []) {
+        this.#blocks = new Map(
+            Array.from(blocks, ({ kind, layer }) => [formatBlock({ kind, layer }), { kind, layer }])
+        );
+    }
+
+    get size(): number {
+        return this.#blocks.size;
+    }
+
+    has(block: Block): boolean {
+        return this.#blocks.has(formatBlock(block));
+    }
+
+    [Symbol.iterator](): Iterator<Block> {
+        return this.#blocks.values();
+    }
+
+    /** This set and more blocks. */
+    with(blocks: Iterable<Block>): SkipSet {
+        return new SkipSet([...this, ...blocks]);
+    }
+
+    /** Whether both sets have the same blocks, in whatever order. */
+    equals(other: SkipSet): boolean {
+        return this.size === other.size && [...this].every((block) => other.has(block));
+    }
+}
+
+/** Those of some blocks that are not among the ones that are gone, in their order. */
+export function without<T extends Block>(blocks: readonly T[], gone: Iterable<Block>): T[] {
+    const set = gone instanceof SkipSet ? gone : new SkipSet(gone);
+    return blocks.filter((block) => !set.has(block));
 }
 
 /** Consecutive blocks of a layer. */
@@ -58,7 +92,7 @@ export function layersOf(blocks: readonly Block[]): Block[][] {
 export function parseBlock(text: string): Block {
     const [, name, layer] = /^(attn|ffn|mha|mlp)\.(\d{1,6})$/.exec(text.trim()) ?? [];
     if (name === undefined || layer === undefined) {
-        throw new BlockprunerError(`'${text}' is no block: write attn.LAYER or ffn.LAYER, such as attn.12`);
+        throw new BlockprunerError('ARGUMENT', `'${text}' is no block: write attn.LAYER or ffn.LAYER, such as attn.12`);
     }
     return { kind: paperNames[name]!, layer: Number(layer) };
 }

@@ -50,6 +50,7 @@ export async function readGguf(file: string, signal?: AbortSignal): Promise<Gguf
         const [, prefix] = /^(.*)-00001-of-\d{5}\.gguf$/.exec(path.basename(file)) ?? [];
         if (prefix === undefined) {
             throw new BlockprunerError(
+                'MODEL',
                 `${file} is a part of a model split into ${count} files: give the first, …-00001-of-${String(count).padStart(5, '0')}.gguf`
             );
         }
@@ -82,6 +83,7 @@ async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf 
         }
     } catch (error) {
         throw new BlockprunerError(
+            'MODEL',
             `can't read the model ${file}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : messageOf(error)}`
         );
     }
@@ -89,11 +91,13 @@ async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf 
     const part = await runNative(signal, (cancel) => addon.readGguf(file, { cancel })).catch((error: unknown) => {
         signal?.throwIfAborted();
         throw new BlockprunerError(
+            'MODEL',
             `can't read the model ${file}: its GGUF header is damaged or truncated (${messageOf(error).split('\n')[0]})`
         );
     });
     if (size < part.end) {
         throw new BlockprunerError(
+            'MODEL',
             `the model ${file} is truncated: it has ${size} bytes and needs ${part.end}; download it again`
         );
     }

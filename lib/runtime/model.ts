@@ -107,7 +107,7 @@ export async function resolveModel(
         });
     } catch (error) {
         options.signal?.throwIfAborted();
-        throw new BlockprunerError(`can't get the model ${model}: ${messageOf(error)}`, { cause: error });
+        throw new BlockprunerError('DOWNLOAD', `can't get the model ${model}: ${messageOf(error)}`, { cause: error });
     }
 }
 
@@ -212,10 +212,16 @@ export class Model {
         const gguf = await readGguf(file, options.signal);
         const kind = gguf.metadata['general.type'];
         if (kind !== undefined && kind !== 'model') {
-            throw new BlockprunerError(`${file} is no language model: its general.type is '${String(kind)}'`);
+            throw new BlockprunerError(
+                'UNSUPPORTED',
+                `${file} is no language model: its general.type is '${String(kind)}'`
+            );
         }
         if (gguf.tensors.length === 0) {
-            throw new BlockprunerError(`${file} holds only a vocabulary, no weights: nothing can be pruned`);
+            throw new BlockprunerError(
+                'UNSUPPORTED',
+                `${file} holds only a vocabulary, no weights: nothing can be pruned`
+            );
         }
         const addon = await loadAddon();
         const native = await runNative(options.signal, (cancel) =>
@@ -228,13 +234,16 @@ export class Model {
             })
         ).catch((error: unknown) => {
             options.signal?.throwIfAborted();
-            throw new BlockprunerError(`llama.cpp can't load ${file}: ${lastLine(messageOf(error))}`, { cause: error });
+            throw new BlockprunerError('MODEL', `llama.cpp can't load ${file}: ${lastLine(messageOf(error))}`, {
+                cause: error
+            });
         });
         const info = native.describe();
         const causal = gguf.metadata[`${info.architecture}.attention.causal`];
         if (info.hasEncoder || !info.hasDecoder || causal === false) {
             native.dispose();
             throw new BlockprunerError(
+                'UNSUPPORTED',
                 `${file} is an encoder (architecture ${info.architecture}), not a causal language model: it has no perplexity to prune by`
             );
         }
@@ -427,6 +436,7 @@ export class Model {
             const index = blocks.findIndex((other) => sameBlock(block, other));
             if (index < 0) {
                 throw new BlockprunerError(
+                    'ARGUMENT',
                     `the model has no block ${formatBlock(block)}: its layers are 0 to ${this.layers - 1}`
                 );
             }
@@ -477,6 +487,7 @@ export class Model {
         ).catch((error: unknown) => {
             signal?.throwIfAborted();
             throw new BlockprunerError(
+                'UNSUPPORTED',
                 `can't evaluate ${this.path} (architecture ${this.architecture}): ${lastLine(messageOf(error))}`,
                 { cause: error }
             );

@@ -77,7 +77,10 @@ export async function searchOrder(evaluator: Evaluator, options: SearchOptions):
     let current = await evaluator.evaluate([], all, true);
     const dense = perplexityOfAll(current);
     if (!Number.isFinite(dense)) {
-        throw new BlockprunerError(`the model's perplexity on the calibration text is ${dense}: it can't be searched`);
+        throw new BlockprunerError(
+            'UNSUPPORTED',
+            `the model's perplexity on the calibration text is ${dense}: it can't be searched`
+        );
     }
     options.onStart?.(dense);
     const limit = options.limit?.(dense) ?? NaN; // none: nothing is above it

@@ -2,7 +2,7 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import { z } from 'zod';
 import { formatBlock, type Block } from '../runtime/blocks.js';
-import { BlockprunerError, messageOf } from '../errors.js';
+import { BlockprunerError, messageOf, option } from '../errors.js';
 import { hashGguf } from '../runtime/gguf.js';
 import type { Model, Sequences } from '../runtime/model.js';
 import { version } from '../version.js';
@@ -132,7 +132,8 @@ export class Journal implements Evaluator {
             this.#empty = false;
         } catch (error) {
             throw new BlockprunerError(
-                `can't write the journal ${this.file}: ${messageOf(error)}; make room and go on with --resume`
+                'OUTPUT',
+                `can't write the journal ${this.file}: ${messageOf(error)}; make room and go on with ${option('resume', true)}`
             );
         }
     }
@@ -161,7 +162,8 @@ function read(file: string, inputs: JournalInputs, known: Map<string, Line>): nu
                 const other = differences(headerSchema.parse(JSON.parse(line.toString('utf8'))).inputs, inputs);
                 if (other) {
                     throw new BlockprunerError(
-                        `the journal ${file} is of a search with another ${other}: give the same, or begin anew with --no-resume`
+                        'RESUME',
+                        `the journal ${file} is of a search with another ${other}: give the same, or begin anew with ${option('resume', false)}`
                     );
                 }
             } else {
@@ -181,7 +183,10 @@ function read(file: string, inputs: JournalInputs, known: Map<string, Line>): nu
             error instanceof SyntaxError || error instanceof z.ZodError
                 ? `line ${number} is damaged`
                 : messageOf(error);
-        throw new BlockprunerError(`can't read the journal ${file}: ${why}; begin anew with --no-resume`);
+        throw new BlockprunerError(
+            'INPUT',
+            `can't read the journal ${file}: ${why}; begin anew with ${option('resume', false)}`
+        );
     }
     return complete;
 }

@@ -29,6 +29,7 @@ export async function readOrder(file: string, remove: number): Promise<Block[]> 
         parsed = JSON.parse(await fs.readFile(file, 'utf8'));
     } catch (error) {
         throw new BlockprunerError(
+            'INPUT',
             `can't read the order ${file}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : messageOf(error).replace(/\s+/g, ' ')}`
         );
     }
@@ -36,18 +37,20 @@ export async function readOrder(file: string, remove: number): Promise<Block[]> 
     if (!result.success) {
         const issue = result.error.issues[0]!;
         throw new BlockprunerError(
+            'INPUT',
             `${file} is no order file ({"1": [["mha", 25]], …}): at ${issue.path.join('.') || 'its top'}: ${issue.message}`
         );
     }
     const blocks = result.data[String(remove)];
     if (!blocks) {
         throw new BlockprunerError(
+            'INPUT',
             `${file} has no order for ${remove} blocks: it goes up to ${Math.max(0, ...Object.keys(result.data).map(Number))}`
         );
     }
     const order = blocks.map(([name, layer]): Block => ({ kind: name === 'mha' ? 'attn' : 'ffn', layer }));
     if (order.length !== remove || new Set(order.map((block) => `${block.kind}.${block.layer}`)).size !== remove) {
-        throw new BlockprunerError(`${file}: entry "${remove}" must list ${remove} different blocks`);
+        throw new BlockprunerError('INPUT', `${file}: entry "${remove}" must list ${remove} different blocks`);
     }
     return order;
 }

@@ -25,6 +25,7 @@ export const DEFAULT_CONFIDENCE = 0.999;
 export function checkConfidence(confidence: number): void {
     if (!(confidence >= 0.5 && confidence < 1)) {
         throw new BlockprunerError(
+            'ARGUMENT',
             `confidence must be from 0.5 to below 1, not ${confidence}${confidence === 1 ? ": what is certain is the search 'exact'" : ''}`
         );
     }

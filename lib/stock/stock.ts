@@ -103,7 +103,12 @@ function ask(
                     reply && 'error' in reply
                         ? reply.error
                         : `it ended with ${killed ?? `code ${code}`}: ${stderr.trim().split('\n').at(-1)}`;
-                reject(new BlockprunerError(`the stock runtime (node-llama-cpp) failed on ${request.model}: ${why}`));
+                reject(
+                    new BlockprunerError(
+                        'RUNTIME',
+                        `the stock runtime (node-llama-cpp) failed on ${request.model}: ${why}`
+                    )
+                );
             }
         };
         // its last words are read first

@@ -138,7 +138,7 @@ describe('JSON Lines', () => {
             'no text',
             '\n{"other": "One."}\n',
             undefined,
-            "samples.jsonl, line 2: it has no text in field 'text'; name the field with --field"
+            "samples.jsonl, line 2: it has no text in field 'text'; name the field with `field`"
         ],
         ['a number as text', '{"text": 5}\n', undefined, "samples.jsonl, line 1: it has no text in field 'text'"],
         ['not the named field', '{"text": "One."}\n', 'body', "samples.jsonl, line 1: it has no text in field 'body'"],

@@ -134,7 +134,7 @@ test('goes on with the results of a folder', async () => {
     };
     const before = fs.readFileSync(path.join(output, 'results.json'), 'utf8');
     await expect(compare(tiny, { ...options, ratios: [0.05] })).rejects.toThrow(
-        "isn't empty: go on with what is there by --resume"
+        "isn't empty: go on with what is there by `resume: true`"
     );
 
     const seen: string[] = [];
@@ -178,7 +178,7 @@ test('goes on with the results of a folder', async () => {
         onProgress
     };
     await expect(compare(tiny, other)).rejects.toThrow(
-        /were measured with different tasks \(ends, .* now none\): give the same, or measure all of them anew by --remeasure/
+        /were measured with different tasks \(ends, .* now none\): give the same, or measure all of them anew by `remeasure: true`/
     );
     expect(fs.readFileSync(path.join(output, 'results.json'), 'utf8')).toBe(kept);
     seen.length = 0;

@@ -452,7 +452,7 @@ describe('the journal', () => {
         const open = (others: Record<string, string>) => () =>
             Journal.open(madeUp({ blocks: 2, seed: 1 }).evaluator, file, others, true);
         expect(open({ ...inputs, model: 'other.gguf' })).toThrow(
-            `${file} is of a search with another model (m.gguf, now other.gguf): give the same, or begin anew with --no-resume`
+            `${file} is of a search with another model (m.gguf, now other.gguf): give the same, or begin anew with \`resume: false\``
         );
         expect(open({ ...inputs, calibration: 'x', device: 'cpu' })).toThrow(
             'another calibration (text, 4 sequences, now x), device (none, now cpu)'
@@ -471,7 +471,7 @@ describe('the journal', () => {
             `${JSON.stringify({ journal: 1, inputs })}\n${line}{"skip":"","sequence":1,"nll":"AAAAAA=="}\n`
         );
         await expect(searchWith('race', true)).rejects.toThrow(
-            `can't read the journal ${file}: ${says}; begin anew with --no-resume`
+            `can't read the journal ${file}: ${says}; begin anew with \`resume: false\``
         );
     });
 });
