@@ -178,7 +178,9 @@ test('laco does not touch the journal of another search', async () => {
         device: 'cpu',
         threads: 1
     } as const;
-    await expect(prune(tiny, options)).rejects.toThrow('go on with it by `resume: true`, or begin anew with `resume: false`');
+    await expect(prune(tiny, options)).rejects.toThrow(
+        'go on with it by `resume: true`, or begin anew with `resume: false`'
+    );
     await expect(prune(tiny, { ...options, resume: true })).rejects.toThrow(
         'other.gguf.journal is the journal of a search by another method: laco has none'
     );
