@@ -1,5 +1,5 @@
-// Checks of what enters a public function. Each throws an ArgumentError, which names the argument, what was expected and
-// the value that was given. An optional argument that is undefined passes.
+// Checks of what enters a public function. Each throws an ArgumentError, which names the argument, what was expected
+// and the value that was given. An optional argument that is undefined passes.
 import { ArgumentError } from './errors.js';
 
 /** @throws ArgumentError unless `value` is a number in the range */

@@ -8,11 +8,14 @@ export {
     formatMove,
     parseBlock,
     parseBlocks,
+    SkipSet,
     without,
     type Block,
     type BlockKind,
     type BlockSelection,
-    type Move
+    type Merges,
+    type Move,
+    type Removal
 } from './runtime/blocks.js';
 export {
     defaultCalibration,
@@ -21,7 +24,7 @@ export {
     type CalibrationOptions
 } from './calibration/calibration.js';
 export { compare, type CompareOptions } from './pipeline/compare.js';
-export { BlockprunerError, MethodError } from './errors.js';
+export { ArgumentError, BlockprunerError, MethodError, type ErrorCode } from './errors.js';
 export { PrefixEvaluator, type PrefixOptions } from './search/prefix.js';
 export {
     reportedScore,
@@ -43,10 +46,10 @@ export {
     type PerplexityOptions,
     type TextOptions
 } from './evaluation/perplexity.js';
-export { type Export, type Host } from './export/host.js';
+export { type Host, type Plan } from './export/host.js';
 export { chooseHost } from './export/choose-host.js';
 export { stockGenerate, stockNll, stockSpeed, type Speed, type StockOptions } from './stock/stock.js';
-export { writePruned, type Provenance, type WriteOptions } from './export/write.js';
+export { writeDraft, type DenseModel, type Draft, type Provenance, type WriteOptions } from './export/write.js';
 export { readGguf, type Gguf, type GgufTensorInfo } from './runtime/gguf.js';
 export {
     Model,
@@ -59,17 +62,10 @@ export {
     type ModelGraph,
     type Sequences
 } from './runtime/model.js';
-export {
-    apply,
-    inspect,
-    journalOf,
-    prune,
-    type ApplyOptions,
-    type Inspection,
-    type Phase,
-    type PruneOptions,
-    type SearchStart
-} from './pipeline/prune.js';
+export { apply, type ApplyOptions } from './pipeline/apply.js';
+export { inspect, type Inspection } from './pipeline/inspect.js';
+export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';
+export { type Phase } from './pipeline/session.js';
 export { comparisonReport, pruneReport } from './report/index.js';
 export {
     comparedMethods,
@@ -85,12 +81,13 @@ export {
 } from './report/results.js';
 export {
     searchOrder,
-    type Evaluator,
+    type CandidateEvaluator,
     type SearchMode,
     type SearchOptions,
     type SearchResult,
     type Step
 } from './search/greedy.js';
 export { type Candidate } from './search/contest.js';
-export { methods, movesOf, type Method, type MethodOptions } from './methods/index.js';
+export { methods, movesOf, type Method } from './methods/index.js';
+export { type MethodOptions, type SearchStart } from './methods/method.js';
 export { formatOrder, readOrder } from './search/order.js';

@@ -3,23 +3,28 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { BlockprunerError, messageOf, option } from './errors.js';
-import type { Gguf } from './runtime/gguf.js';
 
 const PARTIAL = '.blockpruner-partial-';
 
 /**
  * Finds out, before any long work, that a file can be written.
- * @param what what the file is, in messages
- * @throws BlockprunerError if it exists (and `force` is not set), is the model itself, or its folder can't be written to
+ * @param inputs files that must not be replaced, such as those of the model
+ * @param what what the file is, for messages
+ * @throws BlockprunerError if it exists (and `force` is not set), is an input, or its folder can't be written to
  */
-export async function checkOutput(output: string, gguf: Gguf, force = false, what = 'output'): Promise<void> {
+export async function checkOutput(
+    output: string,
+    inputs: readonly string[],
+    force = false,
+    what = 'output'
+): Promise<void> {
     if (output === '') {
         throw new BlockprunerError('OUTPUT', `the ${what} has no name: give a file name`);
     }
     const folder = path.dirname(path.resolve(output));
     const stat = await fs.promises.stat(output, { bigint: true }).catch(() => undefined);
     if (stat) {
-        for (const file of gguf.files) {
+        for (const file of inputs) {
             const source = await fs.promises.stat(file, { bigint: true });
             if (source.ino === stat.ino && source.dev === stat.dev) {
                 throw new BlockprunerError('OUTPUT', `the ${what} ${output} is the model itself: choose another name`);
@@ -43,33 +48,32 @@ export async function checkOutput(output: string, gguf: Gguf, force = false, wha
 
 /** @throws BlockprunerError if files can't be written to a folder */
 export async function checkWritable(folder: string): Promise<void> {
-    // writing a file is the only test that holds for root, read-only file systems and Windows alike
+    // Writing a file is the only test that holds for root, for read-only file systems and for Windows alike.
     const probe = partialIn(folder, '');
     try {
         await fs.promises.writeFile(probe, '');
         await fs.promises.unlink(probe);
     } catch (error) {
         const { code } = error as NodeJS.ErrnoException;
-        throw new BlockprunerError(
-            'OUTPUT',
-            `can't write to the folder ${folder}: ${code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is no folder' : messageOf(error)}`
-        );
+        const reasons: Record<string, string> = { ENOENT: 'there is no such folder', ENOTDIR: 'it is no folder' };
+        const why = reasons[code ?? ''] ?? messageOf(error);
+        throw new BlockprunerError('OUTPUT', `can't write to the folder ${folder}: ${why}`);
     }
 }
 
-/** A name that nothing has yet, for what isn't complete. */
+/** Makes a name that no file has yet, for a file that isn't complete. */
 export function partialIn(folder: string, ending: string): string {
     return path.join(folder, `${PARTIAL}${crypto.randomUUID()}${ending}`);
 }
 
-/** Is this the name of such a file? */
+/** Whether a name is that of a file that isn't complete. */
 export function isPartial(name: string): boolean {
     return name.startsWith(PARTIAL);
 }
 
 /**
- * Gives a complete file its name, at once.
- * @param what what the file is, in messages
+ * Gives a complete file its name, in one step.
+ * @param what what the file is, for messages
  * @throws BlockprunerError if the name was taken meanwhile, and `force` is not set
  */
 export function giveName(partial: string, name: string, force = false, what = 'output'): void {
@@ -77,10 +81,12 @@ export function giveName(partial: string, name: string, force = false, what = 'o
         linkOrCheck(partial, name, what);
     }
     fs.renameSync(partial, name);
-    fs.rmSync(partial, { force: true }); // renaming a file to its other link leaves both
+    fs.rmSync(partial, { force: true }); // where both names are links to one file, renaming leaves both
 }
 
-/** Takes a name for a file, and fails if it was taken meanwhile; on file systems without links, shortly before it is used. */
+/**
+ * Takes a name for a file, and fails if it was taken meanwhile. File systems without links are checked shortly before.
+ */
 function linkOrCheck(file: string, name: string, what: string): void {
     try {
         fs.linkSync(file, name);
@@ -95,9 +101,9 @@ function linkOrCheck(file: string, name: string, what: string): void {
 }
 
 /**
- * Writes a small file, a page or a table.
- * @param what what it is, in messages
- * @throws BlockprunerError if it can't be written, or exists and `force` is not set; it is then as it was before
+ * Writes a small file, such as a page or a table.
+ * @param what what the file is, for messages
+ * @throws BlockprunerError if it can't be written, or exists and `force` is not set. The file is then as it was before.
  */
 export function writeText(
     file: string,

@@ -1,5 +1,6 @@
 /**
- * Numbers from 0 to 1 that look random: by mulberry32, a few lines that give the same everywhere, which Math.random can't.
+ * Numbers from 0 to 1 that look random: by mulberry32, a few lines that give the same everywhere, which Math.random
+ * can't.
  * @param seed a whole number; another one gives other numbers
  */
 export function randomNumbers(seed: number): () => number {

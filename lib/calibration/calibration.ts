@@ -1,47 +1,57 @@
+import crypto from 'node:crypto';
 import path from 'node:path';
-import type { DownloadOptions } from './download.js';
+import { checkInteger } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
-import type { Model, Sequences } from '../runtime/model.js';
 import { randomNumbers } from '../random.js';
+import type { Model, Sequences } from '../runtime/model.js';
+import type { DownloadOptions } from './download.js';
 import { jsonLines, nameOf, readText, valueAt } from './text.js';
 
 export interface CalibrationOptions {
-    /** A text file, or JSON Lines (by its ending .jsonl), or a URI of one. Default: the embedded text, {@link defaultCalibration}. */
+    /**
+     * A text file, or JSON Lines (by its ending .jsonl), or a URI of one. Default: the embedded text,
+     * {@link defaultCalibration}.
+     */
     file?: string | undefined;
     /**
-     * The fields of a JSON Lines sample, comma-separated, joined by a new line; `a.0.b` goes into objects and arrays.
-     * Default: `text`, or Alpaca's fields.
+     * The fields of a JSON Lines sample, separated by commas; their texts are joined by a new line. `a.0.b` goes into
+     * objects and lists. Default: `text`, or Alpaca's fields.
      */
     field?: string | undefined;
-    /** Sequences used. Default: 16. */
+    /** How many sequences are used. Default: 16, or as many as the text has. */
     samples?: number | undefined;
     /** Tokens in a sequence. Default: 512. */
     context?: number | undefined;
-    /** Picks the sequences at random, reproducibly. Default: the first ones. */
+    /** Picks the sequences at random, the same ones for the same number. Default: the first ones. */
     seed?: number | undefined;
 }
 
 export interface Calibration extends Sequences {
-    /** Where the text came from: the file's name. */
+    /** The name of the file that the text came from. */
     name: string;
 }
 
-/** Text that the embedded model was not trained on; see models/README.md. */
+/** The embedded text, on which the embedded model was not trained; see models/README.md. */
 export const defaultCalibration = path.resolve(__dirname, '..', '..', 'models', 'calibration.txt');
 
-/** Fields tried in turn where none is named: plain corpora, Alpaca, Alpaca's seed tasks. */
+/**
+ * The fields that are tried in turn where none is named: those of plain corpora, of Alpaca, and of Alpaca's seed tasks.
+ */
 const usualFields = ['text', 'instruction,input,output', 'instruction,instances.0.input,instances.0.output'];
 
 /**
- * The calibration set of a model, as in BlockPruner's own code: the samples joined by a blank line, tokenised once (a BOS
- * only at the very start), cut into sequences of equal length, the remainder dropped.
- * @throws BlockprunerError if the file can't be read, or is too short for one sequence
+ * Makes a model's calibration set as BlockPruner's own code does: the samples are joined by a blank line, tokenised
+ * once (so that there is a BOS only at the very start) and cut into sequences of equal length; the remainder is
+ * dropped.
+ * @throws ArgumentError if an option is out of its range
+ * @throws BlockprunerError if the file can't be read, or is too short for the sequences
  */
 export async function loadCalibration(
     model: Model,
     options: CalibrationOptions = {},
     signal?: AbortSignal
 ): Promise<Calibration> {
+    checkCalibration(options);
     const { file = defaultCalibration, samples = 16, context = 512, seed } = options;
     const text = await readSamples(file, options.field, { signal });
     const tokens = await model.tokenize(text, signal);
@@ -49,13 +59,15 @@ export async function loadCalibration(
     if (available === 0) {
         throw new BlockprunerError(
             'INPUT',
-            `${file} is too short: it has ${tokens.length} tokens and one sequence needs ${context}; give a longer text or a smaller ${option('context')}`
+            `${file} is too short: it has ${tokens.length} tokens and one sequence needs ${context}; ` +
+                `give a longer text or a smaller ${option('context')}`
         );
     }
     if (options.samples !== undefined && samples > available) {
         throw new BlockprunerError(
             'INPUT',
-            `${file} is too short: it has ${tokens.length} tokens, enough for ${available} sequences of ${context}, not for ${samples}; give a longer text, fewer ${option('samples')} or a smaller ${option('context')}`
+            `${file} is too short: it has ${tokens.length} tokens, enough for ${available} sequences of ${context}, ` +
+                `not for ${samples}; give a longer text, fewer ${option('samples')} or a smaller ${option('context')}`
         );
     }
     const chosen = pick(available, Math.min(samples, available), seed);
@@ -64,6 +76,19 @@ export async function loadCalibration(
         result.set(tokens.subarray(sequence * context, (sequence + 1) * context), index * context)
     );
     return { name: nameOf(file), tokens: result, length: context };
+}
+
+/** @throws ArgumentError if an option is out of its range; nothing is read for that */
+export function checkCalibration({ samples, context, seed }: CalibrationOptions): void {
+    checkInteger('samples', samples, { least: 1 });
+    checkInteger('context', context, { least: 2 });
+    checkInteger('seed', seed, { least: 0 });
+}
+
+/** Says which sequences these are: `16 × 512 tokens, SHA-256 …`. */
+export function describeSequences({ tokens, length }: Sequences): string {
+    const hash = crypto.createHash('sha256').update(tokens).digest('hex');
+    return `${tokens.length / length} × ${length} tokens, SHA-256 ${hash}`;
 }
 
 /**
@@ -88,7 +113,8 @@ function samplesOf(file: string, text: string, field?: string): string[] {
             if (typeof value !== 'string') {
                 throw new BlockprunerError(
                     'INPUT',
-                    `${file}, line ${line}: it has no text in field '${name.trim()}'; name the field with ${option('field')}`
+                    `${file}, line ${line}: it has no text in field '${name.trim()}'; ` +
+                        `name the field with ${option('field')}`
                 );
             }
             return value;
@@ -97,7 +123,7 @@ function samplesOf(file: string, text: string, field?: string): string[] {
     });
 }
 
-/** `count` of the numbers 0 … available−1: the first, or with a seed a random choice, in ascending order. */
+/** Picks `count` of the numbers 0 … available−1: the first ones, or with a seed a random choice in ascending order. */
 function pick(available: number, count: number, seed?: number): number[] {
     const numbers = Array.from({ length: available }, (_, index) => index);
     if (seed === undefined) {

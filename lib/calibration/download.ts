@@ -4,32 +4,37 @@ import { BlockprunerError, messageOf } from '../errors.js';
 
 export interface DownloadOptions {
     signal?: AbortSignal | undefined;
-    /** bytes; of what is there already, it isn't called */
+    /** Is told the bytes that have come and that will; it isn't called for what is in the cache. */
     onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
-/** The largest text, in bytes: a JavaScript string holds not much more. */
+/** The largest text, in bytes. A JavaScript string holds not much more. */
 const MOST = 256 * 2 ** 20;
 
-/** A file that is to be downloaded: `https://…`, `http://…`, or `hf://datasets/user/repo[@revision]/path` on Hugging Face. */
+/**
+ * Whether a name is that of something to download: `https://…`, `http://…`, or
+ * `hf://datasets/user/repo[@revision]/path` on Hugging Face.
+ */
 export function isUri(file: string): boolean {
     return /^(https?|hf):\/\//i.test(file);
 }
 
-/** Where downloaded texts are kept: the folder in BLOCKPRUNER_CACHE, else the system's place for caches of the user. */
+/**
+ * The folder of downloaded texts: the one that BLOCKPRUNER_CACHE names, else the system's place for the user's caches.
+ */
 export function cacheFolder(): string {
     return process.env.BLOCKPRUNER_CACHE || envPaths('blockpruner', { suffix: '' }).cache;
 }
 
 /**
- * The text behind a URI. It is downloaded once: what is in the cache, whole and undamaged, needs no network. Only a whole text
- * gets into the cache.
- * @throws BlockprunerError naming the URI and what is wrong with it
+ * Gives the text behind a URI. It is downloaded once: what is in the cache, whole and undamaged, needs no network. Only
+ * a whole text gets into the cache.
+ * @throws BlockprunerError that names the URI and what is wrong with it
  */
 export async function downloadText(uri: string, options: DownloadOptions = {}): Promise<string> {
     const { signal } = options;
     signal?.throwIfAborted();
-    const cached = await cacache.get(cacheFolder(), uri).catch(() => undefined); // not there, or damaged
+    const cached = await cacache.get(cacheFolder(), uri).catch(() => undefined); // it isn't there, or is damaged
     if (cached) {
         return cached.data.toString();
     }
@@ -50,10 +55,10 @@ export async function downloadText(uri: string, options: DownloadOptions = {}): 
         );
     }
     if (text.trim() === '') {
-        return text; // that its reader refuses
+        return text; // the reader of the text refuses that
     }
     try {
-        await cacache.put(cacheFolder(), uri, Buffer.from(text)); // under its name when it is written
+        await cacache.put(cacheFolder(), uri, Buffer.from(text)); // it appears in the cache once it is written
     } catch (error) {
         throw new BlockprunerError(
             'DOWNLOAD',
@@ -85,7 +90,7 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
         );
         const chunks: Uint8Array[] = [];
         let done = 0;
-        // Node's streams can be iterated; of the DOM's types, which Vega's bring along, they can't
+        // Node's streams can be iterated. By the types of the DOM, which Vega's types bring along, they can't.
         for await (const chunk of (response.body ?? []) as unknown as AsyncIterable<Uint8Array>) {
             // fails where the connection ends before content-length
             chunks.push(chunk);
@@ -102,11 +107,11 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
         }
         return Buffer.concat(chunks);
     } finally {
-        await response.body?.cancel().catch(() => {}); // what is left of it
+        await response.body?.cancel().catch(() => {}); // the rest of it isn't read
     }
 }
 
-/** Where a `hf://` URI is on the web. HF_ENDPOINT names another server, as for Hugging Face's own tools. */
+/** The web address of a URI. HF_ENDPOINT names another server for `hf://`, as it does for Hugging Face's own tools. */
 function addressOf(uri: string): string {
     if (!/^hf:/i.test(uri)) {
         return uri;
@@ -123,7 +128,7 @@ function reasonOf(error: unknown): string {
     if (error instanceof BlockprunerError) {
         return error.message;
     }
-    const { cause } = error as Error; // fetch's own message says nothing
+    const { cause } = error as Error; // the message of fetch itself says nothing
     switch ((cause as NodeJS.ErrnoException | undefined)?.code) {
         case 'ENOTFOUND':
         case 'EAI_AGAIN':

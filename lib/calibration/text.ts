@@ -1,11 +1,11 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { downloadText, isUri, type DownloadOptions } from './download.js';
 import { BlockprunerError, messageOf } from '../errors.js';
+import { downloadText, isUri, type DownloadOptions } from './download.js';
 
 /**
- * Reads a UTF-8 text file whole, or what a URI names.
- * @throws BlockprunerError naming the file
+ * Reads a UTF-8 text file, or what a URI names, whole.
+ * @throws BlockprunerError that names the file, if it can't be read, is empty, or isn't UTF-8
  */
 export async function readText(file: string, options?: DownloadOptions): Promise<string> {
     const text = isUri(file) ? await downloadText(file, options) : await readLocal(file);
@@ -20,22 +20,23 @@ async function readLocal(file: string): Promise<string> {
         return new TextDecoder('utf-8', { fatal: true }).decode(await fs.readFile(file));
     } catch (error) {
         const { code } = error as NodeJS.ErrnoException;
-        throw new BlockprunerError(
-            'INPUT',
-            `can't read the text ${file}: ${code === 'ENOENT' ? 'there is no such file' : code === 'ERR_ENCODING_INVALID_ENCODED_DATA' ? 'it is not UTF-8' : messageOf(error)}`
-        );
+        const reasons: Record<string, string> = {
+            ENOENT: 'there is no such file',
+            ERR_ENCODING_INVALID_ENCODED_DATA: 'it is not UTF-8'
+        };
+        throw new BlockprunerError('INPUT', `can't read the text ${file}: ${reasons[code ?? ''] ?? messageOf(error)}`);
     }
 }
 
-/** A file's name without its folder, or that of the file which a URI names. */
+/** The name of a file without its folder; of a URI, that of the file which it names. */
 export function nameOf(file: string): string {
     return path.basename(isUri(file) ? file.replace(/[?#].*/s, '') : file);
 }
 
 /**
- * The records of JSON Lines, with their lines' numbers from 1; empty lines are passed over.
- * @param file for messages
- * @throws BlockprunerError naming the file and the line
+ * Reads the records of JSON Lines, with the numbers of their lines, counted from 1. Empty lines are passed over.
+ * @param file the file's name, for messages
+ * @throws BlockprunerError that names the file and the line which isn't JSON
  */
 export function jsonLines(file: string, text: string): { record: unknown; line: number }[] {
     return text.split('\n').flatMap((content, index) => {
@@ -50,7 +51,7 @@ export function jsonLines(file: string, text: string): { record: unknown; line: 
     });
 }
 
-/** What a record has at `a.0.b`, through objects and lists. */
+/** The value that a record has at a path such as `a.0.b`, which goes through objects and lists. */
 export function valueAt(record: unknown, dotted: string): unknown {
     return dotted
         .split('.')

@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { apply } from '../pipeline/prune.js';
+import { apply } from '../pipeline/apply.js';
 import { readOrder } from '../search/order.js';
 import { NOTHING_WRITTEN, printResult } from './prune.js';
 import {

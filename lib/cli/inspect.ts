@@ -1,6 +1,6 @@
 import type { Argv } from 'yargs';
 import { formatBlock, formatMove } from '../runtime/blocks.js';
-import { inspect } from '../pipeline/prune.js';
+import { inspect } from '../pipeline/inspect.js';
 import { interruptSignal, jsonOption, mib, millions, modelArgument, Progress } from './shared.js';
 
 export const command = 'inspect <model>';

@@ -4,7 +4,7 @@ import { devices, type Device } from '../runtime/addon.js';
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
 import { Model, resolveModel } from '../runtime/model.js';
-import type { Phase as PrunePhase } from '../pipeline/prune.js';
+import type { Phase as PrunePhase } from '../pipeline/session.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
 
 type Phase = PrunePhase | 'evaluate';

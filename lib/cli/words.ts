@@ -18,11 +18,11 @@ function flagOf(name: string): string {
 /** The message of an error, with `--resume` for `` `resume: true` ``, and `--no-resume` for `` `resume: false` ``. */
 export function messageInWords(error: unknown): string {
     if (error instanceof ArgumentError) {
-        const { argument, expected, value } = error;
+        const { argument, expected, value, hint } = error;
         const given = typeof value === 'number' ? value / (options[argument]?.unit ?? 1) : value;
         // what isn't a number has been lost by then
         const found = Number.isNaN(given) ? '' : `, not ${typeof given === 'string' ? `'${given}'` : String(given)}`;
-        return `--${flagOf(argument)} must be ${expected}${found}`;
+        return `--${flagOf(argument)} must be ${expected}${found}${hint === undefined ? '' : `: ${hint}`}`;
     }
     return messageOf(error).replace(/`(\w+)(?:: (true|false))?`/g, (_, name: string, value?: string) =>
         value === 'false' ? `--no-${flagOf(name)}` : `--${flagOf(name)}`

@@ -1,47 +1,63 @@
 import { readSamples } from '../calibration/calibration.js';
+import { checkInteger, checkOneOf } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
 import type { EvaluateOptions, Model, Sequences } from '../runtime/model.js';
 
+const definitions = ['paper', 'llama.cpp'] as const;
+
 /**
  * Two definitions of perplexity.
- * `paper`: the text is cut into sequences; exp of the mean over sequences of a sequence's mean NLL over its tokens 1 … n−1.
- * `llama.cpp`: as its perplexity tool: each chunk starts with BOS where the model wants one, and only the tokens of the
- * second half of each chunk count.
+ *
+ * - `paper`: the text is cut into sequences. The perplexity is exp of the mean over sequences of a sequence's mean NLL
+ *   over its tokens 1 … n−1.
+ * - `llama.cpp`: that of llama.cpp's perplexity tool. Each chunk starts with BOS where the model wants one, and only
+ *   the tokens of the second half of each chunk count.
  */
-export type PerplexityDefinition = 'paper' | 'llama.cpp';
+export type PerplexityDefinition = (typeof definitions)[number];
 
 export interface Perplexity {
     perplexity: number;
-    /** mean negative log-likelihood of a token, natural logarithm: ln of the perplexity */
+    /** The mean negative log-likelihood of a token, by the natural logarithm: ln of the perplexity. */
     nll: number;
-    /** tokens that were predicted */
+    /** How many tokens were predicted. */
     tokens: number;
     sequences: number;
-    /** if there is a model to compare with */
+    /** The model that this one was compared with, if there is one. */
     dense?: {
         perplexity: number;
-        /** mean Kullback–Leibler divergence from its predictions to this model's, KL(dense ‖ this), in nats */
+        /**
+         * The mean Kullback–Leibler divergence of this model's predictions from the dense one's, KL(dense ‖ this), in
+         * nats.
+         */
         divergence: number;
-        /** share of the tokens at which both models find the same one likeliest */
+        /** The share of the tokens at which both models find the same one likeliest. */
         sameTop: number;
     };
 }
 
-/** Mean over equally long sequences of a sequence's mean, such as of its NLL, each with its values at positions `first` … length−2 of [sequences × (length − 1)]. */
-export function meanNll(nll: Float32Array, length: number, first = 0): number {
-    const sequences = nll.length / (length - 1);
-    let total = 0;
-    for (let sequence = 0; sequence < sequences; sequence++) {
-        let sum = 0;
-        for (let i = first; i < length - 1; i++) {
-            sum += nll[sequence * (length - 1) + i]!;
-        }
-        total += sum / (length - 1 - first);
+/**
+ * The mean of some values, summed one after the other, so that the search and an evaluation get the very same number.
+ */
+export function mean(values: ArrayLike<number>): number {
+    let sum = 0;
+    for (let i = 0; i < values.length; i++) {
+        sum += values[i]!;
     }
-    return total / sequences;
+    return sum / values.length;
 }
 
-/** Perplexity of the paper's definition. */
+/**
+ * The mean over equally long sequences of each sequence's mean, such as of NLLs; its exp is then the perplexity.
+ * @param nll [sequences × (length − 1)]
+ * @param length tokens in a sequence
+ * @param first the first position that counts. Default: 0
+ */
+export function meanNll(nll: Float32Array, length: number, first = 0): number {
+    const sequences = Array.from({ length: nll.length / (length - 1) }, (_, i) => i * (length - 1));
+    return mean(sequences.map((start) => mean(nll.subarray(start + first, start + length - 1))));
+}
+
+/** The perplexity of a model by the paper's definition. */
 export async function perplexityOf(model: Model, sequences: Sequences, options: EvaluateOptions = {}): Promise<number> {
     return Math.exp(meanNll(await model.evaluate(sequences, options), sequences.length));
 }
@@ -51,7 +67,7 @@ export interface TextOptions {
     context?: number | undefined;
     /** Default: `paper`. */
     definition?: PerplexityDefinition | undefined;
-    /** Field of a JSON Lines file, see CalibrationOptions. */
+    /** The fields of a JSON Lines sample, see {@link CalibrationOptions}. */
     field?: string | undefined;
     /** The first so many sequences. Default: all. */
     samples?: number | undefined;
@@ -59,24 +75,29 @@ export interface TextOptions {
 }
 
 /**
- * A text file cut into sequences; the tokens after the last full one are dropped.
- * @throws BlockprunerError if the text is shorter than one sequence (`llama.cpp`: two)
+ * Cuts a text file into sequences; the tokens after the last full one are dropped.
+ * @throws ArgumentError if an option is out of its range
+ * @throws BlockprunerError if the text can't be read, or is shorter than one sequence (`llama.cpp`: two)
  */
 export async function textSequences(
     model: Model,
     file: string,
-    { context = 512, definition = 'paper', field, samples = Infinity, signal }: TextOptions = {}
+    { context = 512, definition = 'paper', field, samples, signal }: TextOptions = {}
 ): Promise<Sequences> {
+    checkInteger('context', context, { least: 2 });
+    checkInteger('samples', samples, { least: 1 });
+    checkOneOf('definition', definition, definitions);
     const all = await model.tokenize(await readSamples(file, field, { signal }), signal);
     const available = Math.floor(all.length / context);
-    const needed = definition === 'llama.cpp' ? 2 : 1; // its tool refuses less than two chunks
+    const needed = definition === 'llama.cpp' ? 2 : 1; // llama.cpp's tool refuses less than two chunks
     if (available < needed) {
         throw new BlockprunerError(
             'INPUT',
-            `${file} is too short: it has ${all.length} tokens, and ${needed * context} are needed; give a longer text or a smaller ${option('context')}`
+            `${file} is too short: it has ${all.length} tokens, and ${needed * context} are needed; ` +
+                `give a longer text or a smaller ${option('context')}`
         );
     }
-    const tokens = all.slice(0, Math.min(available, samples) * context);
+    const tokens = all.slice(0, Math.min(available, samples ?? Infinity) * context);
     if (definition === 'llama.cpp' && model.bos !== null) {
         for (let start = 0; start < tokens.length; start += context) {
             tokens[start] = model.bos;
@@ -88,11 +109,14 @@ export async function textSequences(
 export interface PerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
     /** Default: `paper`. */
     definition?: PerplexityDefinition | undefined;
-    /** Compare with this model, which has the same vocabulary; it may be the same model, with all its blocks. */
+    /**
+     * Compare with this model, which must have the same vocabulary. It may be the same model: then all its blocks
+     * count.
+     */
     dense?: Model | undefined;
 }
 
-/** Perplexity of a model on sequences, cut for the same definition. */
+/** Measures the perplexity of a model on sequences that {@link textSequences} has cut for the same definition. */
 export async function measurePerplexity(
     model: Model,
     sequences: Sequences,
@@ -100,9 +124,9 @@ export async function measurePerplexity(
 ): Promise<Perplexity> {
     const { tokens, length } = sequences;
     const first = definition === 'llama.cpp' ? Math.floor(length / 2) : 0;
-    const mean = (values: Float32Array) => meanNll(values, length, first);
+    const meanOf = (values: Float32Array) => meanNll(values, length, first);
     const compared = dense && (await model.diverge(sequences, dense, evaluation));
-    const nll = mean(compared?.nll ?? (await model.evaluate(sequences, evaluation)));
+    const nll = meanOf(compared?.nll ?? (await model.evaluate(sequences, evaluation)));
     return {
         perplexity: Math.exp(nll),
         nll,
@@ -110,15 +134,15 @@ export async function measurePerplexity(
         sequences: tokens.length / length,
         ...(compared && {
             dense: {
-                perplexity: Math.exp(mean(compared.denseNll)),
-                divergence: mean(compared.divergence),
-                sameTop: mean(compared.sameTop)
+                perplexity: Math.exp(meanOf(compared.denseNll)),
+                divergence: meanOf(compared.divergence),
+                sameTop: meanOf(compared.sameTop)
             }
         })
     };
 }
 
-/** Perplexity of a model on a text file; errors as {@link textSequences}. */
+/** Measures the perplexity of a model on a text file; errors are those of {@link textSequences}. */
 export async function textPerplexity(
     model: Model,
     file: string,

@@ -1,38 +1,43 @@
 import { sampleStandardDeviation } from 'simple-statistics';
+import { checkInteger } from '../check.js';
 import { BlockprunerError } from '../errors.js';
 import type { Block } from '../runtime/blocks.js';
 import type { Model } from '../runtime/model.js';
 import type { Task } from './tasks.js';
 
 export interface Score {
-    /** share of right answers */
+    /** The share of right answers. */
     value: number;
-    /** standard error: the sample's standard deviation over √n; null of a single question */
+    /** The standard error: the sample's standard deviation over √n. It is null where there is a single question. */
     stderr: number | null;
 }
 
-/** How well a model does at a task, as the LM Evaluation Harness scores it. */
+/** How well a model does at a task, scored as by the LM Evaluation Harness. */
 export interface TaskScores {
     task: string;
     questions: number;
-    /** The likeliest ending is right. */
+    /** An answer counts as right where the likeliest ending is the right one. */
     acc: Score;
-    /** The ending that is likeliest for its length, in characters, is right; null where the task's endings are all the same. */
+    /**
+     * Here, the likelihood counts in relation to the ending's length in characters. Null where all endings are the
+     * same.
+     */
     acc_norm: Score | null;
 }
 
 export interface TaskOptions {
     /** Blocks to leave out. Default: none. */
     skip?: readonly Block[] | undefined;
-    /** The first so many questions. Default: all. */
+    /** How many questions are scored, from the first one on. Default: all. */
     limit?: number | undefined;
     signal?: AbortSignal | undefined;
     onProgress?: ((questions: number, total: number) => void) | undefined;
 }
 
 /**
- * Zero-shot scores of a multiple-choice task.
- * @throws BlockprunerError if an ending has no tokens of its own
+ * Scores a model on a multiple-choice task, zero-shot.
+ * @throws ArgumentError if `limit` is no whole number of at least 1
+ * @throws BlockprunerError if a context or an ending has no tokens of its own
  */
 export async function scoreTask(model: Model, task: Task, options: TaskOptions = {}): Promise<TaskScores> {
     const nll = await endingsNll(model, task, options);
@@ -52,7 +57,7 @@ export async function scoreTask(model: Model, task: Task, options: TaskOptions =
     };
 }
 
-/** Zero-shot scores of several tasks; errors as {@link scoreTask}. */
+/** Scores a model on several tasks, zero-shot; errors are those of {@link scoreTask}. */
 export async function scoreTasks(
     model: Model,
     tasks: readonly Task[],
@@ -65,31 +70,31 @@ export async function scoreTasks(
     return scores;
 }
 
-/** The score that the paper reports: acc_norm where there is one. */
+/** The score that the paper reports: `acc_norm` where there is one, else `acc`. */
 export function reportedScore({ acc, acc_norm }: Pick<TaskScores, 'acc' | 'acc_norm'>): Score {
     return acc_norm ?? acc;
 }
 
 /**
- * The negative log-likelihood of each ending of each question. Context and ending are tokenised together, as the LM Evaluation
- * Harness does: the ending's tokens are those after the context's number of tokens.
+ * Gives the negative log-likelihood of each ending of each question: one list for each question. Context and ending are
+ * tokenised together, as by the LM Evaluation Harness: the ending's tokens are those after the context's number of
+ * tokens.
  */
 export async function endingsNll(model: Model, task: Task, options: TaskOptions = {}): Promise<number[][]> {
-    const { skip, limit = Infinity, signal, onProgress } = options;
+    const { skip, limit, signal, onProgress } = options;
+    checkInteger('limit', limit, { least: 1 });
     const questions = task.questions.slice(0, limit);
     const contexts = new Map<string, number>();
     const choices = [];
     for (const { choices: ofQuestion } of questions) {
         for (const { context, ending } of ofQuestion) {
             const whole = await model.tokenize(context + ending, signal);
-            // white space at the context's end counts as the ending's
+            // White space at the end of the context counts as the ending's.
             const start = contexts.get(context) ?? (await model.tokenize(context.trimEnd(), signal)).length;
             contexts.set(context, start);
             if (start === 0 || whole.length <= start) {
-                throw new BlockprunerError(
-                    'INPUT',
-                    `${task.name}: ${start === 0 ? `the context '${context}'` : `the ending '${ending}'`} has no tokens`
-                );
+                const empty = start === 0 ? `the context '${context}'` : `the ending '${ending}'`;
+                throw new BlockprunerError('INPUT', `${task.name}: ${empty} has no tokens`);
             }
             choices.push({ context: whole.subarray(0, start), ending: whole.subarray(start) });
         }

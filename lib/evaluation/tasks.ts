@@ -5,34 +5,42 @@ import { BlockprunerError } from '../errors.js';
 
 /** A multiple-choice question. The model's choice is the ending that is likeliest after its context. */
 export interface Question {
-    /** All have the same context, but in WinoGrande, where all have the same ending. */
+    /** All have the same context, except in WinoGrande, where all have the same ending. */
     choices: { context: string; ending: string }[];
-    /** index of the right one */
+    /** The index of the right choice. */
     answer: number;
 }
 
 export interface Task {
-    /** the benchmark, or the file's name */
+    /** The benchmark's name, or the file's. */
     name: string;
     questions: Question[];
-    /** Endings differ in length, so that likelihood over length says something too: `acc_norm`. */
+    /** Whether endings differ in length, so that likelihood over length says something too: `acc_norm`. */
     normalized: boolean;
 }
 
-/** Where a task's questions are: files, or URIs, `https://…` or `hf://datasets/user/repo/path`, that are downloaded once. */
+/**
+ * Where a task's questions are: in files, or behind URIs, `https://…` or `hf://datasets/user/repo/path`, downloaded
+ * once.
+ */
 export interface TaskSource {
     /** `piqa`, `winogrande`, `hellaswag`, `arc-easy`, `arc-challenge`, or `multiple-choice` with `fields` */
     name: string;
     file: string;
-    /** of PIQA: a file with a label a line, where the records have none */
+    /** For PIQA: a file with a label a line, where the records have none. */
     labels?: string | undefined;
-    /** of `multiple-choice`: which fields have the context, the list of choices, and the index of the right one; `a.0.b` goes into objects and lists */
+    /**
+     * For `multiple-choice`: which fields have the context, the list of choices, and the index of the right one.
+     * `a.0.b` goes into objects and lists.
+     */
     fields?: { context: string; choices: string; answer: string } | undefined;
 }
 
 type Read = (record: unknown, label: string | undefined, source: TaskSource) => Question;
 
-/** Prompts and what is scored are those of the LM Evaluation Harness (v0.4), each benchmark's YAML there. */
+/**
+ * Prompts, and what of them is scored, are those of the LM Evaluation Harness (v0.4): see each benchmark's YAML there.
+ */
 const benchmarks: Record<string, { read: Read; normalized: boolean }> = {
     piqa: {
         normalized: true,
@@ -147,8 +155,8 @@ function question(context: string, endings: string[], label: string | number | u
 }
 
 /**
- * Reads a benchmark's questions: JSON Lines as the benchmark is published, or of HellaSwag also llama.cpp's text form (six lines
- * each: the context, the right ending's index, four endings).
+ * Reads a benchmark's questions: JSON Lines as the benchmark is published, or of HellaSwag also llama.cpp's text form
+ * (six lines each: the context, the right ending's index, four endings).
  * @throws BlockprunerError naming the file and the line that is wrong
  */
 export async function loadTask(source: TaskSource, options?: DownloadOptions): Promise<Task> {
@@ -182,10 +190,8 @@ export async function loadTask(source: TaskSource, options?: DownloadOptions): P
         } catch (error) {
             if (error instanceof z.ZodError) {
                 const issue = error.issues[0]!;
-                throw new BlockprunerError(
-                    'INPUT',
-                    `${source.file}, line ${line}: ${issue.path.length > 0 ? `field '${issue.path.join('.')}': ` : ''}${issue.message}`
-                );
+                const field = issue.path.length > 0 ? `field '${issue.path.join('.')}': ` : '';
+                throw new BlockprunerError('INPUT', `${source.file}, line ${line}: ${field}${issue.message}`);
             }
             if (error instanceof BlockprunerError) {
                 throw new BlockprunerError('INPUT', `${source.file}, line ${line}: ${error.message}`);

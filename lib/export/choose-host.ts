@@ -7,8 +7,8 @@ import { ownHost } from './own.js';
 import { Prober } from './probe.js';
 
 /**
- * Finds the architecture that a model's pruned version is written as: one in which single blocks can go, else its own. The
- * weights need not be loaded for that.
+ * Finds the architecture that a model's pruned version is written as: one in which single blocks can go, else its own.
+ * The weights need not be loaded for that.
  * @throws BlockprunerError if it is no causal language model or its blocks aren't found, or saying why there is no host
  */
 export async function chooseHost(gguf: Gguf, signal?: AbortSignal): Promise<Host> {
@@ -28,6 +28,7 @@ export async function chooseHost(gguf: Gguf, signal?: AbortSignal): Promise<Host
     }
     throw new BlockprunerError(
         'UNSUPPORTED',
-        `${gguf.files[0]} (architecture '${architectureOf(gguf)}') can be evaluated, but can't be written without blocks: ${reasons.join('; ')}`
+        `${gguf.files[0]} (architecture '${architectureOf(gguf)}') can be evaluated, ` +
+            `but can't be written without blocks: ${reasons.join('; ')}`
     );
 }

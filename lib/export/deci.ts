@@ -1,6 +1,6 @@
-import type { Block } from '../runtime/blocks.js';
-import type { GgufTensor } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
+import type { GgufTensor } from '../runtime/addon.js';
+import type { Block } from '../runtime/blocks.js';
 import { fillerKey, type Gguf, type GgufTensorInfo } from '../runtime/gguf.js';
 import {
     architectureOf,
@@ -11,7 +11,7 @@ import {
     singleMoves,
     splitName,
     zeros,
-    type Export,
+    type Plan,
     type Host,
     type Source
 } from './host.js';
@@ -20,10 +20,11 @@ const attnTensors = /^(attn_norm\.weight|attn_(q|k|v)\.(weight|bias)|attn_output
 const ffnTensors = /^(ffn_norm\.weight|ffn_(gate|up|down)\.(weight|bias))$/;
 
 /**
- * llama.cpp's architecture `deci` (NVIDIA's Nemotron NAS models): Llama with sizes per layer, down to none. It hosts every
- * model whose graph is the one that `deci` computes of the same tensors, whatever its architecture is called. deci rotates
- * neighbours (NORM rope); where the model rotates halves (NEOX), the rows of Q and K are reordered.
- * @returns why not, if it is no host of the model
+ * The host that is llama.cpp's architecture `deci` (NVIDIA's Nemotron NAS models): Llama with sizes of its own for each
+ * layer, down to none. It hosts every model whose graph is the one that `deci` computes of the same tensors, whatever
+ * the model's architecture is called. deci rotates neighbours (NORM rope); where the model rotates halves of a head
+ * (NEOX rope), the rows of Q and K are reordered.
+ * @returns why deci is no host of the model, if it isn't
  */
 export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | string> {
     const unknown = gguf.tensors.find(({ name }) => {
@@ -38,7 +39,7 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
     if (ropes.size !== 1 || (rope !== 'norm' && rope !== 'neox')) {
         return 'not deci, which has rotary positions in each layer';
     }
-    let whole: Export;
+    let whole: Plan;
     try {
         whole = planDeci(gguf, rope, graph.blocks);
     } catch (error) {
@@ -60,7 +61,9 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
     }
     return {
         name: 'deci',
-        reason: 'single blocks can go: deci computes the same, and its layers have head counts and FFN sizes of their own, down to none',
+        reason:
+            'single blocks can go: deci computes the same, ' +
+            'and its layers have head counts and FFN sizes of their own, down to none',
         tolerance: rope === 'norm' ? 1e-4 : isQuantized(gguf) ? 1e-2 : 1e-3,
         moves: singleMoves,
         plan: (remaining) => planDeci(gguf, rope, remaining)
@@ -68,11 +71,11 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
 }
 
 /**
- * A layer without attention has no heads. A layer without FFN would lose its attention in llama.cpp, so it gets an FFN of
- * length 1 with zero weights. Layer 0 must have a head, since llama.cpp computes the head size from it: a zero one where it
- * has none.
+ * Plans a `deci` file of some blocks. A layer without attention has no heads. A layer without FFN would lose its
+ * attention in llama.cpp, so it gets an FFN of length 1 with zero weights. Layer 0 must have a head, since llama.cpp
+ * computes the head size from it, so it gets a zero one where it has none.
  */
-function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): Export {
+function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): Plan {
     const { metadata, tensors } = gguf;
     const architecture = architectureOf(gguf);
     const key = (name: string) => `${architecture}.${name}`;

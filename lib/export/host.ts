@@ -3,62 +3,63 @@ import type { Block, Move } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
 import type { ModelGraph } from '../runtime/model.js';
 
-/** How a pruned model is written: what changes in its metadata, and its tensors. */
-export type Export = Pick<GgufPlan, 'rename' | 'select' | 'set' | 'tensors'>;
+/** How the file of a pruned model will look: what changes in its metadata, and its tensors. */
+export type Plan = Pick<GgufPlan, 'rename' | 'select' | 'set' | 'tensors'>;
 
-/** How pruned models are written that stock llama.cpp computes as the search did. */
+/** A way to write pruned models so that stock llama.cpp computes what the search did. */
 export interface Host {
     /** The architecture of the file. */
     name: string;
-    /** Why this one, and what can go. */
+    /** Why this architecture, and what can go. */
     reason: string;
     /**
-     * How far the stock runtime's perplexity of the written file may be from the search's, relative: rounding. It is the
-     * same arithmetic but where rows are reordered: then the sums of Q·K are taken in another order, and quantized
-     * matrices, whose inputs llama.cpp rounds to 8 bits, magnify that.
+     * How far the stock runtime's perplexity of the written file may be from the search's, as a share of it. Rounding
+     * is all that makes a difference, since the arithmetic is the same. Only where rows are reordered are the sums of
+     * Q·K taken in another order, and quantized matrices, whose inputs llama.cpp rounds to 8 bits, magnify that.
      */
     tolerance: number;
     /**
-     * What can be removed next, so that what is left can be written.
+     * Gives what can be removed next so that what is left can be written.
      * @param remaining the blocks that are left, in the order of the residual stream
      */
     moves(remaining: readonly Block[]): Move[];
     /**
+     * Plans the file of some of the model's blocks.
      * @param remaining the blocks that stay, in the order of the residual stream
      * @throws BlockprunerError if the host can't express them
      */
-    plan(remaining: readonly Block[]): Export;
+    plan(remaining: readonly Block[]): Plan;
 }
 
-/** A model whose host is wanted. */
+/** A model for which a host is looked for. */
 export interface Source {
     gguf: Gguf;
     graph: ModelGraph;
-    /** What stock llama.cpp would compute of a plan's file; undefined if it couldn't load it. */
-    probe: (plan: Export) => Promise<ModelGraph | undefined>;
+    /** Shows what stock llama.cpp would compute of a planned file; undefined if it couldn't load it. */
+    probe: (plan: Plan) => Promise<ModelGraph | undefined>;
 }
 
-/** Metadata of split files, which one file doesn't have. */
+/** The metadata keys that only the parts of a split model have. */
 export const splitKeys = ['split.no', 'split.count', 'split.tensors.count'];
 
 export function architectureOf(gguf: Gguf): string {
     return String(gguf.metadata['general.architecture'] ?? '');
 }
 
-/** `blk.3.attn_q.weight` -> layer 3, rest `attn_q.weight`; neither for tensors outside the layers. */
+/** Splits `blk.3.attn_q.weight` into layer 3 and the rest, `attn_q.weight`; a tensor outside the layers has neither. */
 export function splitName(name: string): { layer?: number; rest?: string } {
     const [, layer, rest] = /^blk\.(\d+)\.(.+)$/.exec(name) ?? [];
     return rest === undefined ? {} : { layer: Number(layer), rest };
 }
 
-/** The model's tensors outside its layers, copied. */
-export function globalTensors(gguf: Gguf): Export['tensors'] {
+/** Copies of the model's tensors outside its layers. */
+export function globalTensors(gguf: Gguf): Plan['tensors'] {
     return gguf.tensors
         .filter(({ name }) => splitName(name).rest === undefined)
         .map(({ name, file }) => ({ name, from: [{ file, name }] }));
 }
 
-/** A tensor of zeros. F16, never quantized: with AMX a narrow quantized matrix gave wrong results. */
+/** A tensor of zeros. A matrix is F16, never quantized: with AMX, narrow quantized matrices gave wrong results. */
 export function zeros(name: string, ...shape: number[]): GgufTensor {
     return { name, type: shape.length === 1 ? 'f32' : 'f16', shape };
 }
@@ -73,20 +74,23 @@ export function fillerFfn(layer: number, embedding: number): GgufTensor[] {
     ];
 }
 
-/** Is any tensor of its layers quantized? llama.cpp rounds what it multiplies such ones with. */
+/** Whether a tensor of the layers is quantized. llama.cpp rounds what it multiplies such tensors with. */
 export function isQuantized(gguf: Gguf): boolean {
     return gguf.tensors.some(({ name, type }) => splitName(name).rest !== undefined && !/^(f32|f16|bf16)$/.test(type));
 }
 
-/** A layer of a pruned model: the source layers that its two blocks come from; undefined is filler or nothing. */
+/**
+ * A layer of a pruned model: the source layers that its two blocks come from. An undefined one is filler, or isn't
+ * there.
+ */
 interface PlannedLayer {
     attn: number | undefined;
     ffn: number | undefined;
 }
 
 /**
- * Packs blocks, in the order of the residual stream, into layers of one attention and one FFN: an attention block and the
- * FFN block after it share a layer, each other block has a layer of its own.
+ * Packs blocks, in the order of the residual stream, into layers of one attention and one FFN block. An attention block
+ * shares a layer with the FFN block right after it; each other block gets a layer of its own.
  */
 export function packLayers(blocks: readonly Block[]): PlannedLayer[] {
     const layers: PlannedLayer[] = [];
@@ -103,7 +107,7 @@ export function packLayers(blocks: readonly Block[]): PlannedLayer[] {
     return layers;
 }
 
-/** The blocks of which each can go by itself, as long as one stays. */
+/** The moves of a host in which any single block can go, as long as one stays. */
 export function singleMoves(remaining: readonly Block[]): Move[] {
     return remaining.length > 1 ? remaining.map((block) => [block]) : [];
 }

@@ -10,7 +10,7 @@ import {
     singleMoves,
     splitName,
     zeros,
-    type Export,
+    type Plan,
     type Host,
     type Source
 } from './host.js';
@@ -27,16 +27,17 @@ const attnTensors = [
 const ffnTensors = ['ffn_norm.weight', 'ffn_gate.weight', 'ffn_up.weight', 'ffn_down.weight'];
 
 /**
- * llama.cpp's architecture `openelm`: as Llama, but with norms of Q and K, NEOX rope, and Q, K and V in one matrix; sizes per
- * layer; its output projection is the embedding. That is Qwen3 where the embedding is shared, once Q, K and V are joined.
- * @returns why not, if it is no host of the model
+ * The host that is llama.cpp's architecture `openelm`. It is like Llama, but norms Q and K, has NEOX rope, Q, K and V
+ * in one matrix, and sizes of its own for each layer; its output projection is the embedding. That is what Qwen3
+ * computes where the embedding is shared, once Q, K and V are joined.
+ * @returns why openelm is no host of the model, if it isn't
  */
 export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host | string> {
     const { metadata, tensors } = gguf;
     const architecture = architectureOf(gguf);
     const none = (why: string) => `not openelm, which ${why}`;
     if (architecture !== 'qwen3') {
-        // joined matrices are another graph of the same arithmetic, so attention can't be compared as FFNs are
+        // Joined matrices make another graph of the same arithmetic, so attention can't be compared as FFNs are.
         return none('norms Q and K before it rotates them: that is known of Qwen3 only');
     }
     const number = (name: string): number | undefined => {
@@ -85,7 +86,7 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
         return none('has other attention');
     }
 
-    const plan = (remaining: readonly Block[]): Export => {
+    const plan = (remaining: readonly Block[]): Plan => {
         const packed = packLayers(remaining);
         const copy = (from: number, to: number, rests: string[]): GgufTensor[] =>
             rests.map((rest) => {
@@ -174,7 +175,9 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
     }
     return {
         name: 'openelm',
-        reason: 'single blocks can go: openelm computes the same, with Q, K and V joined, and its layers have head counts and FFN sizes of their own',
+        reason:
+            'single blocks can go: openelm computes the same, with Q, K and V joined, ' +
+            'and its layers have head counts and FFN sizes of their own',
         tolerance: isQuantized(gguf) ? 1e-2 : 1e-4,
         moves: singleMoves,
         plan

@@ -1,26 +1,28 @@
-import { formatBlock, layersOf, sameBlock, without, type Block, type BlockKind, type Move } from '../runtime/blocks.js';
-import type { GgufTensor } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
+import type { GgufTensor } from '../runtime/addon.js';
+import { formatBlock, layersOf, SkipSet, without, type Block, type BlockKind, type Move } from '../runtime/blocks.js';
 import { fillerKey, fillerOf } from '../runtime/gguf.js';
-import { architectureOf, globalTensors, splitName, type Export, type Host, type Source } from './host.js';
+import { architectureOf, globalTensors, splitName, type Plan, type Host, type Source } from './host.js';
 
 /**
- * What decides what a layer of a written file computes, of its attention or of its FFN. `follows`: its tensors and the
- * metadata of its own, which go with it. `position`: its number, so that only a layer of the same kind can take its place.
+ * What decides what the attention, or the FFN, of a layer of a written file computes. `tensors`: its tensors and the
+ * metadata of its own, which all go with it to another place. `position`: the layer's number, so that only one of the
+ * same kind can take its place.
  */
-type Law = 'follows' | 'position';
+type DecidedBy = 'tensors' | 'position';
 
-/** A layer of a pruned model: which blocks of the source it has. */
+/** The blocks of the source that a layer of a pruned model has. */
 type Layer = Block[];
 
-/** Metadata of the FFN, of those that have a value for each layer; all others belong to the attention. */
+/** The metadata of the FFN among the keys that have a value for each layer. All others belong to the attention. */
 const ffnKeys = /^[^.]+\.(feed_forward|expert|swiglu|moe|xielu|router)/;
 
 /**
- * A model's own architecture: whole layers, and where attention and FFN of different layers can be paired, any FFN next to
- * an attention: attention and FFN still alternate, and what is left is packed into layers. What goes with each layer is
- * found by looking at what llama.cpp makes of such files.
- * @returns why not, if it can't be written so
+ * The host that is the model's own architecture. Whole layers can go. Where the attention and the FFN of different
+ * layers can be paired, any two neighbours can go, an attention and an FFN: the two kinds still alternate in what is
+ * left, so it can be packed into layers. What belongs to a layer and what to its place is found by looking at what
+ * llama.cpp makes of such files.
+ * @returns why the model can't be written so, if it can't
  */
 export async function ownHost(source: Source): Promise<Host | string> {
     const { graph } = source;
@@ -30,7 +32,8 @@ export async function ownHost(source: Source): Promise<Host | string> {
     }
     const indirect = graph.blocks.find(({ direct }) => !direct);
     if (indirect) {
-        return `not its own architecture, since its residual stream is scaled or normalized beside ${formatBlock(indirect)}`;
+        const where = formatBlock(indirect);
+        return `not its own architecture, since its residual stream is scaled or normalized beside ${where}`;
     }
     const pairs =
         layers.every(
@@ -39,20 +42,17 @@ export async function ownHost(source: Source): Promise<Host | string> {
         graph.blocks.every(({ parallel, reads, layer }) => !parallel && !reads.some((block) => block.layer === layer));
     const pinned = graph.blocks.flatMap(({ reads, layer }) => reads.filter((block) => block.layer !== layer));
 
-    const laws: [attn: Law, ffn: Law][] = pairs
-        ? [
-              ['follows', 'follows'],
-              ['follows', 'position'],
-              ['position', 'follows'],
-              ['position', 'position']
-          ]
-        : [
-              ['follows', 'follows'],
-              ['position', 'position']
-          ];
-    for (const [attn, ffn] of laws) {
-        const host = new OwnHost(source, pairs, pinned, { attn, ffn });
-        if (await host.isTrue()) {
+    // The first of these that llama.cpp confirms is taken: the more the tensors decide, the more can go.
+    const guesses: Record<BlockKind, DecidedBy>[] = [
+        { attn: 'tensors', ffn: 'tensors' },
+        ...(pairs
+            ? [{ attn: 'tensors', ffn: 'position' } as const, { attn: 'position', ffn: 'tensors' } as const]
+            : []),
+        { attn: 'position', ffn: 'position' }
+    ];
+    for (const decidedBy of guesses) {
+        const host = new OwnHost(source, pairs, pinned, decidedBy);
+        if (await host.isConfirmed()) {
             return {
                 name: architectureOf(source.gguf),
                 reason: host.reason,
@@ -62,22 +62,30 @@ export async function ownHost(source: Source): Promise<Host | string> {
             };
         }
     }
-    return 'not its own architecture, since llama.cpp computes something else of its layers in other places, or with another number of them';
+    return (
+        'not its own architecture, since llama.cpp computes something else of its layers in other places, ' +
+        'or with another number of them'
+    );
 }
 
 class OwnHost {
     readonly #layers: Layer[];
+    /** By block, the signature of what it computes. */
     readonly #signatures: Map<string, string>;
-    /** how many different ones there are */
+    /** How many different signatures there are. */
     readonly #kinds: number;
-    /** what a layer's attention or FFN must be at a position, where that decides */
+    /** By kind and position, the signature that a layer's block must have, where the position decides. */
     readonly #atPosition: Record<BlockKind, (string | undefined)[]>;
 
+    /**
+     * @param pairs whether the attention and the FFN of different layers can be paired
+     * @param pinned blocks that must stay, since blocks of other layers read from them
+     */
     constructor(
         private readonly source: Source,
         private readonly pairs: boolean,
         private readonly pinned: readonly Block[],
-        private readonly law: Record<BlockKind, Law>
+        private readonly decidedBy: Record<BlockKind, DecidedBy>
     ) {
         const { blocks } = source.graph;
         this.#layers = layersOf(blocks);
@@ -97,13 +105,14 @@ class OwnHost {
             : this.#layers.every(({ length }) => length === 1)
               ? 'single blocks, each a layer,'
               : 'whole layers';
-        const bound = (Object.keys(this.law) as BlockKind[]).filter(
-            (kind) => this.law[kind] === 'position' && new Set(this.#atPosition[kind]).size > 1
+        const bound = (['attn', 'ffn'] as const).filter(
+            (kind) => this.decidedBy[kind] === 'position' && new Set(this.#atPosition[kind]).size > 1
         );
-        return `${what} can go${bound.length > 0 ? `, as long as each ${bound.map((kind) => (kind === 'attn' ? 'attention' : 'FFN')).join(' and ')} stays at a position of its kind` : ''}`;
+        const names = bound.map((kind) => (kind === 'attn' ? 'attention' : 'FFN')).join(' and ');
+        return `${what} can go${bound.length > 0 ? `, as long as each ${names} stays at a position of its kind` : ''}`;
     }
 
-    /** The smallest runs of blocks, beginning at each place, without which the rest can be written. */
+    /** Gives, for each place, the smallest run of blocks from there on without which the rest can be written. */
     moves(remaining: readonly Block[]): Move[] {
         const moves: Move[] = [];
         const units = this.pairs ? remaining.map((block) => [block]) : layersOf(remaining);
@@ -122,25 +131,23 @@ class OwnHost {
 
     #isLegal(remaining: readonly Block[]): boolean {
         const layers = this.#pack(remaining);
-        // llama.cpp expects some kinds of layers, such as those with a sliding window, to be there: one of each stays
+        // llama.cpp expects some kinds of layers to be there, such as those with a sliding window, so one of each
+        // stays.
         const kinds = new Set(remaining.map((block) => this.#signature(block))).size;
-        return (
-            layers !== undefined &&
-            kinds === this.#kinds &&
-            this.pinned.every((block) => remaining.some((other) => sameBlock(block, other))) &&
-            layers.every((layer, position) =>
-                (['attn', 'ffn'] as const).every((kind) => {
-                    const block = layer.find((candidate) => candidate.kind === kind);
-                    return (
-                        this.law[kind] === 'follows' ||
-                        (block && this.#signature(block)) === this.#atPosition[kind][position]
-                    );
-                })
-            )
+        const staying = new SkipSet(remaining);
+        if (layers === undefined || kinds !== this.#kinds || this.pinned.some((block) => !staying.has(block))) {
+            return false;
+        }
+        return layers.every((layer, position) =>
+            (['attn', 'ffn'] as const).every((kind) => {
+                const block = layer.find((candidate) => candidate.kind === kind);
+                const signature = block && this.#signature(block);
+                return this.decidedBy[kind] === 'tensors' || signature === this.#atPosition[kind][position];
+            })
         );
     }
 
-    /** The layers of what is left; undefined where it doesn't fill layers. */
+    /** Packs what is left into layers; undefined where it doesn't fill layers. */
     #pack(remaining: readonly Block[]): Layer[] | undefined {
         if (!this.pairs) {
             const layers = layersOf(remaining);
@@ -155,14 +162,16 @@ class OwnHost {
         return Array.from({ length: remaining.length / 2 }, (_, index) => remaining.slice(2 * index, 2 * index + 2));
     }
 
-    /** Does llama.cpp make of files written so what the source's blocks compute? Looked at for some that differ most. */
-    async isTrue(): Promise<boolean> {
+    /**
+     * Whether llama.cpp computes of files written this way what the source's blocks compute. It is asked about files
+     * that differ most: without the first move, the last, one in the middle, and without as much as can go.
+     */
+    async isConfirmed(): Promise<boolean> {
         const { blocks, outerSignature } = this.source.graph;
         const moves = this.moves(blocks);
         if (moves.length === 0) {
             return false;
         }
-        // the first, the last, one in the middle, and as many as can go
         const tried = [moves[0]!, moves[Math.floor(moves.length / 2)]!, moves.at(-1)!].map((move) =>
             without(blocks, move)
         );
@@ -187,7 +196,7 @@ class OwnHost {
         return true;
     }
 
-    plan(remaining: readonly Block[]): Export {
+    plan(remaining: readonly Block[]): Plan {
         const layers = this.#pack(remaining);
         if (!layers || !this.#isLegal(remaining)) {
             throw new BlockprunerError('UNSUPPORTED', `these blocks can't go: ${this.reason}`);
@@ -200,7 +209,8 @@ class OwnHost {
             layers.map((layer) => (layer.find((block) => block.kind === kind) ?? layer[0]!).layer);
         const [attn, ffn] = [sources('attn'), sources('ffn')];
 
-        // layers that are in the file and not in the graph, such as those that predict further tokens, stay behind the others
+        // Layers that are in the file and not in the graph, such as those that predict further tokens, stay behind the
+        // others.
         const extra = [...new Set(gguf.tensors.map(({ name }) => splitName(name).layer ?? 0))]
             .filter((layer) => layer >= count)
             .sort((a, b) => a - b);
@@ -231,7 +241,12 @@ class OwnHost {
                 !name.endsWith('rope.dimension_sections')
         );
         const leading = gguf.metadata[key('leading_dense_block_count')];
-        const flags = (name: string, type: 'bool[]' | 'u32[]', values: boolean[]): Export['set'] => {
+        const leadingDense: Plan['set'] = [];
+        if (typeof leading === 'number') {
+            const value = ffn.filter((layer) => layer < leading).length;
+            leadingDense.push({ key: key('leading_dense_block_count'), type: 'u32', value });
+        }
+        const flags = (name: string, type: 'bool[]' | 'u32[]', values: boolean[]): Plan['set'] => {
             const isMixed = new Set(values.slice(0, count)).size > 1;
             return isMixed
                 ? [{ key: key(name), type, value: [...attn, ...extra].map((layer) => Number(values[layer] ?? false)) }]
@@ -245,16 +260,9 @@ class OwnHost {
             ]),
             set: [
                 { key: key('block_count'), type: 'u32', value: layers.length + extra.length },
-                ...(typeof leading === 'number'
-                    ? [
-                          {
-                              key: key('leading_dense_block_count'),
-                              type: 'u32' as const,
-                              value: ffn.filter((layer) => layer < leading).length
-                          }
-                      ]
-                    : []),
-                ...flags('attention.sliding_window_pattern', 'bool[]', graph.slidingWindow), // as llama.cpp's converter writes it
+                ...leadingDense,
+                // This is the type that llama.cpp's converter writes.
+                ...flags('attention.sliding_window_pattern', 'bool[]', graph.slidingWindow),
                 ...flags('attention.recurrent_layers', 'u32[]', graph.recurrent),
                 ...(filler.length > 0 ? [{ key: fillerKey, type: 'string' as const, value: filler.join() }] : [])
             ],

@@ -1,5 +1,5 @@
-// The child process of probe.ts: shows the graphs of files, one after the other. llama.cpp may abort on a file that its
-// architecture can't have; then only this process is gone.
+// The child process of probe.ts shows the graphs of files, one after the other. llama.cpp may abort on a file that its
+// architecture can't have. Then only this process is gone.
 import { messageOf } from '../errors.js';
 import { Model, type ModelGraph } from '../runtime/model.js';
 

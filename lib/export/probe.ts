@@ -2,16 +2,17 @@ import { fork, type ChildProcess } from 'node:child_process';
 import fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
-import { loadAddon, runNative } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
+import { loadAddon, runNative } from '../runtime/addon.js';
 import type { Gguf } from '../runtime/gguf.js';
 import type { ModelGraph } from '../runtime/model.js';
-import { splitKeys, type Export } from './host.js';
+import { splitKeys, type Plan } from './host.js';
 import type { ProbeReply } from './probe-process.js';
 
 /**
- * Shows what stock llama.cpp would compute of a planned file, before there is one: of its header alone, whose tensors are a
- * hole. In a process of its own, since llama.cpp aborts on some files.
+ * Shows what stock llama.cpp would compute of a planned file before there is one: it builds the graph of the file's
+ * header, with a hole in the place of the tensors. It does so in a process of its own, since llama.cpp aborts on some
+ * files.
  */
 export class Prober {
     #child: ChildProcess | undefined;
@@ -22,8 +23,8 @@ export class Prober {
     ) {}
 
     /**
-     * What the model itself computes.
-     * @throws BlockprunerError as Model.load and Model.graph, or if llama.cpp aborts
+     * Shows what the model itself computes.
+     * @throws BlockprunerError as Model.load and Model.graph do, or if llama.cpp aborts
      */
     async source(): Promise<ModelGraph> {
         const reply = await this.#ask(this.gguf.files[0]!);
@@ -33,8 +34,11 @@ export class Prober {
         return reply.graph;
     }
 
-    /** @returns undefined if llama.cpp can't load such a file */
-    async probe(plan: Export): Promise<ModelGraph | undefined> {
+    /**
+     * Shows what a planned file would compute.
+     * @returns undefined if llama.cpp can't load such a file
+     */
+    async probe(plan: Plan): Promise<ModelGraph | undefined> {
         const folder = await fs.mkdtemp(path.join(os.tmpdir(), 'blockpruner-'));
         const file = path.join(folder, 'header.gguf');
         try {
@@ -71,7 +75,7 @@ export class Prober {
         });
         const child = this.#child;
         if (!child.connected) {
-            // it was ended between two questions
+            // It was ended between two questions.
             this.#child = undefined;
             return this.#ask(file);
         }
@@ -99,7 +103,7 @@ export class Prober {
             };
             const exited = (code: number | null, signal: string | null) => {
                 if (signal === 'SIGKILL' || signal === 'SIGTERM') {
-                    // not of its own doing, such as for lack of memory
+                    // Something else ended it, such as a lack of memory: that says nothing about the file.
                     return failed(new Error(`it was ended by ${signal}`));
                 }
                 this.#child = undefined;

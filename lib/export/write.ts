@@ -1,20 +1,26 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../runtime/addon.js';
-import { formatBlock, without, type Block } from '../runtime/blocks.js';
 import { BlockprunerError } from '../errors.js';
-import { hashGguf, type Gguf } from '../runtime/gguf.js';
 import { checkOutput, giveName, partialIn } from '../output.js';
+import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../runtime/addon.js';
+import { formatBlock, formatMerges, without, type Block, type Removal } from '../runtime/blocks.js';
+import { hashGguf, parametersOf, type Gguf } from '../runtime/gguf.js';
 import { version } from '../version.js';
 import { architectureOf, splitKeys, splitName, type Host } from './host.js';
 
-/** The layers that others were merged into: how much each of the model's layers counts in the sum that its weights are. */
-export type Merges = ReadonlyMap<number, ReadonlyMap<number, number>>;
+/**
+ * A model to prune: its files, its blocks in the order of the residual stream, and how it is written without some of
+ * them.
+ */
+export interface DenseModel {
+    gguf: Gguf;
+    blocks: readonly Block[];
+    host: Host;
+}
 
-/** What the file remembers of how it was made, as `blockpruner.*` keys. */
+/** What a file remembers, as `blockpruner.*` keys, of how it was made, beside what was removed. */
 export interface Provenance {
-    removed: readonly Block[];
-    merges?: Merges | undefined;
+    /** The text that the perplexities are on: its name, and how many sequences of how many tokens. */
     calibration: { name: string; sequences: number; context: number };
     perplexity: { dense: number; pruned: number };
 }
@@ -22,127 +28,129 @@ export interface Provenance {
 export interface WriteOptions {
     /** Replace an existing file. Default: false. */
     force?: boolean | undefined;
-    /** Called with the complete file before it gets its name; what it throws leaves no file behind. */
-    verify?: ((file: string) => Promise<void>) | undefined;
     onProgress?: ((bytes: number, total: number) => void) | undefined;
     signal?: AbortSignal | undefined;
 }
 
+/** A complete file of a pruned model that doesn't have its name yet. */
+export interface Draft {
+    /** The file as it is called now, beside its place. */
+    readonly file: string;
+    /**
+     * Gives the file its name, in one step.
+     * @throws BlockprunerError if the name was taken meanwhile, and `force` was not set
+     */
+    publish(): void;
+    /** Deletes the file if it has not been published. */
+    discard(): Promise<void>;
+}
+
 /**
- * Writes a pruned model: beside its place, flushed, verified, and only then under its name. Memory: some MiB, whatever the
- * model's size.
- * @param blocks all blocks of the model in the order of the residual stream
- * @throws BlockprunerError if there is no room on the disk, or writing fails; nothing is left behind then
+ * Writes a pruned model beside its place and flushes it, so that it can be verified before it gets its name. Memory:
+ * some MiB, whatever the model's size.
+ * @param output the name that the file is to get
+ * @throws BlockprunerError if the model can't be written without these blocks, if there is no room on the disk, if the
+ * name is taken, or if writing fails; nothing is left behind then
  */
-export async function writePruned(
-    gguf: Gguf,
-    host: Host,
-    blocks: readonly Block[],
+export async function writeDraft(
+    model: DenseModel,
+    removal: Removal,
     provenance: Provenance,
     output: string,
-    options: WriteOptions = {}
-): Promise<void> {
-    const { force, verify, onProgress, signal } = options;
-    const plan = planFile(gguf, host, blocks, provenance.removed, provenance.merges);
+    { force, onProgress, signal }: WriteOptions = {}
+): Promise<Draft> {
+    const { gguf } = model;
+    const plan = planFile(model, removal);
     const addon = await loadAddon();
-    await checkOutput(output, gguf, force);
-
-    const sizes = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor.bytes]));
-    // the header is at most the source's: what isn't tensors, and what we add
-    const tensorBytes = gguf.tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
-    const needed =
-        plan.tensors.reduce(
-            (sum, tensor) =>
-                sum +
-                ('from' in tensor
-                    ? tensor.from.reduce((bytes, { name }) => bytes + sizes.get(name)!, 0)
-                    : 4 * tensor.shape.reduce((a, b) => a * b, 1)),
-            0
-        ) +
-        (gguf.bytes - tensorBytes) +
-        2 ** 20;
+    await checkOutput(output, gguf.files, force);
     const folder = path.dirname(path.resolve(output));
-    const { blocks: size, bavail, bsize } = await fs.statfs(folder);
-    if (size > 0 && bavail * bsize < needed) {
-        // some network file systems don't tell
-        throw new BlockprunerError(
-            'OUTPUT',
-            `there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed and ${Math.floor((bavail * bsize) / 2 ** 20)} MiB free in ${folder}`
-        );
-    }
+    await checkRoom(output, folder, neededBytes(gguf, plan));
 
-    const partial = partialIn(folder, '.gguf');
+    const file = partialIn(folder, '.gguf');
+    const discard = () => fs.rm(file, { force: true });
     try {
-        await runNative(signal, async (cancel) =>
+        const keys = provenanceKeys(gguf, removal, provenance, await hashGguf(gguf, signal));
+        await runNative(signal, (cancel) =>
             addon.writeGguf(
-                {
-                    ...plan,
-                    output: partial,
-                    set: [...plan.set, ...provenanceKeys(gguf, provenance, await hashGguf(gguf, signal))]
-                },
+                { ...plan, output: file, set: [...plan.set, ...keys] },
                 { cancel, ...(onProgress && { onProgress }) }
             )
         );
-        const handle = await fs.open(partial, 'r+');
+        const handle = await fs.open(file, 'r+');
         await handle.sync().finally(() => handle.close());
-        await verify?.(partial);
-        signal?.throwIfAborted();
-        giveName(partial, output, force);
     } catch (error) {
-        await fs.rm(partial, { force: true });
+        await discard();
         throw error;
     }
+    return { file, publish: () => giveName(file, output, force), discard };
 }
 
-/** How a model is written without some blocks, all but the name of the output. */
-export function planFile(
-    gguf: Gguf,
-    host: Host,
-    blocks: readonly Block[],
-    removed: readonly Block[],
-    merges: Merges = new Map()
-): Omit<GgufPlan, 'output'> {
+/**
+ * Plans how a model is written without some blocks: all but the name of the output.
+ * @throws BlockprunerError if it can't be written so
+ */
+export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): Omit<GgufPlan, 'output'> {
+    const { removed, merges = new Map<never, never>() } = removal;
     const plan = host.plan(without(blocks, removed));
     const tensors = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor]));
     const merged = (from: GgufSource): GgufSource => {
         const { layer, rest } = splitName(from.name);
-        const weights = layer === undefined ? undefined : merges.get(layer);
-        // norms stay, as in LaCo's own code
+        const weights: ReadonlyMap<number, number> | undefined = layer === undefined ? undefined : merges.get(layer);
         if (!weights || rest!.includes('norm')) {
-            return from;
+            return from; // norms stay as they are, as in LaCo's own code
         }
-        return {
-            ...from,
-            sum: [...weights].map(([other, weight]) => {
-                const tensor = tensors.get(`blk.${other}.${rest}`);
-                if (!tensor || String(tensor.shape) !== String(tensors.get(from.name)!.shape)) {
-                    throw new BlockprunerError(
-                        'UNSUPPORTED',
-                        `layer ${other} can't be merged into layer ${layer}: it has no ${rest} of the same shape`
-                    );
-                }
-                return { file: tensor.file, name: tensor.name, weight };
-            })
-        };
+        const sum = [...weights].map(([other, weight]) => {
+            const tensor = tensors.get(`blk.${other}.${rest}`);
+            if (!tensor || String(tensor.shape) !== String(tensors.get(from.name)!.shape)) {
+                throw new BlockprunerError(
+                    'UNSUPPORTED',
+                    `layer ${other} can't be merged into layer ${layer}: it has no ${rest} of the same shape`
+                );
+            }
+            return { file: tensor.file, name: tensor.name, weight };
+        });
+        return { ...from, sum };
     };
     return {
         ...plan,
         sources: gguf.files,
         remove: splitKeys,
-        tensors:
-            merges.size === 0
-                ? plan.tensors
-                : plan.tensors.map((tensor) =>
-                      'from' in tensor ? { ...tensor, from: tensor.from.map(merged) } : tensor
-                  )
+        tensors: plan.tensors.map((tensor) =>
+            'from' in tensor && merges.size > 0 ? { ...tensor, from: tensor.from.map(merged) } : tensor
+        )
     };
 }
 
-function provenanceKeys(
-    gguf: Gguf,
-    { removed, merges, calibration, perplexity }: Provenance,
-    hash: string
-): GgufValue[] {
+/**
+ * How many bytes a planned file has, at most: the tensors', 4 for each new value, and a header no larger than the
+ * source's.
+ */
+function neededBytes(gguf: Gguf, plan: Omit<GgufPlan, 'output'>): number {
+    const sum = (values: number[]) => values.reduce((total, value) => total + value, 0);
+    const sizes = new Map(gguf.tensors.map(({ name, bytes }) => [name, bytes]));
+    const tensors = plan.tensors.map((tensor) =>
+        'from' in tensor ? sum(tensor.from.map(({ name }) => sizes.get(name)!)) : 4 * parametersOf(tensor)
+    );
+    const header = gguf.bytes - sum([...sizes.values()]);
+    return sum(tensors) + header + 2 ** 20; // the last is for the keys that are added
+}
+
+/** @throws BlockprunerError if the folder's file system has too little room */
+async function checkRoom(output: string, folder: string, needed: number): Promise<void> {
+    const { blocks, bavail, bsize } = await fs.statfs(folder);
+    const isKnown = blocks > 0; // some network file systems don't tell
+    if (isKnown && bavail * bsize < needed) {
+        throw new BlockprunerError(
+            'OUTPUT',
+            `there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed ` +
+                `and ${Math.floor((bavail * bsize) / 2 ** 20)} MiB free in ${folder}`
+        );
+    }
+}
+
+function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provenance, hash: string): GgufValue[] {
+    const { removed, merges } = removal;
+    const { calibration, perplexity } = provenance;
     return [
         { key: 'blockpruner.version', type: 'string', value: version },
         { key: 'blockpruner.source.name', type: 'string', value: path.basename(gguf.files[0]!) },
@@ -156,12 +164,4 @@ function provenanceKeys(
         { key: 'blockpruner.perplexity.dense', type: 'f64', value: perplexity.dense },
         { key: 'blockpruner.perplexity.pruned', type: 'f64', value: perplexity.pruned }
     ];
-}
-
-/** `blk.5 = -2 blk.5 + 1 blk.6 + 1 blk.7 + 1 blk.8` */
-export function formatMerges(merges: Merges): string[] {
-    return [...merges].map(
-        ([layer, weights]) =>
-            `blk.${layer} = ${[...weights].map(([from, weight]) => `${weight} blk.${from}`).join(' + ')}`
-    );
 }

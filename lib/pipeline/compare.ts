@@ -1,20 +1,15 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { bare, type Block, type BlockSelection } from '../runtime/blocks.js';
-import { loadCalibration, type Calibration, type CalibrationOptions } from '../calibration/calibration.js';
-import { collapse, withCollapsed } from '../methods/collapse.js';
-import { checkInteger, checkNumber } from '../check.js';
+import { checkCalibration, describeSequences, type CalibrationOptions } from '../calibration/calibration.js';
+import { nameOf } from '../calibration/text.js';
+import { checkInteger, checkNumber, checkOneOf } from '../check.js';
 import { BlockprunerError, messageOf, MethodError, option } from '../errors.js';
 import { measurePerplexity, perplexityOf, textSequences } from '../evaluation/perplexity.js';
-import { PrefixEvaluator } from '../search/prefix.js';
 import { scoreTasks } from '../evaluation/scores.js';
 import type { Task } from '../evaluation/tasks.js';
-import type { Host } from '../export/host.js';
-import { chooseHost } from '../export/choose-host.js';
-import { formatMerges } from '../export/write.js';
-import { readGguf } from '../runtime/gguf.js';
-import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from '../runtime/model.js';
+import { methodOf } from '../methods/index.js';
+import type { Decision, Goal, MethodContext, PruningMethod } from '../methods/method.js';
 import { checkWritable, isPartial, writeText } from '../output.js';
 import { comparisonReport } from '../report/index.js';
 import {
@@ -23,157 +18,179 @@ import {
     comparisonSchema,
     comparisonTable,
     type ComparedMethod,
-    type ComparedModel,
     type Comparison,
     type Quality
 } from '../report/results.js';
-import { searchOrder, type SearchMode } from '../search/greedy.js';
-import { describeSequences, differences, Journal, searchInputs } from '../search/journal.js';
-import { isLaco, type LacoMethod } from '../methods/laco.js';
-import { movesOf, type GreedyMethod } from '../methods/index.js';
-import { checkConfidence, DEFAULT_CONFIDENCE } from '../search/race.js';
-import { nameOf } from '../calibration/text.js';
+import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/blocks.js';
+import type { Model, Sequences } from '../runtime/model.js';
+import { searchModes, type SearchMode } from '../search/greedy.js';
+import { differences, type JournalInputs } from '../search/journal.js';
+import { checkConfidence } from '../search/race.js';
+import { findModel, Session, type SessionOptions } from './session.js';
 
-/** How one of them searches for what to remove next. */
-function searchOf(compared: Exclude<ComparedMethod, LacoMethod>): { method: GreedyMethod; selection: BlockSelection } {
-    switch (compared) {
-        case 'blockpruner-attn':
-            return { method: 'blockpruner', selection: 'attn' };
-        case 'blockpruner-ffn':
-            return { method: 'blockpruner', selection: 'ffn' };
-        default:
-            return { method: compared, selection: 'all' };
-    }
-}
-
-export interface CompareOptions extends Pick<LoadOptions, 'device' | 'gpuLayers' | 'threads'> {
+export interface CompareOptions extends Omit<SessionOptions, 'onProgress'> {
     /**
-     * The folder for report.html, table.md, table.csv and results.json, made if it isn't there; they are written anew after each result.
-     * Journals of the searches are there too, and may be deleted when no higher ratio is to come.
+     * The folder for report.html, table.md, table.csv and results.json, which is made if it isn't there. They are
+     * written anew after each result. The journals of the searches are there too, and may be deleted when no higher
+     * ratio is to come.
      */
     output: string;
     /** Go on with the results in the folder. Default: false, which refuses a folder with anything in it. */
     resume?: boolean | undefined;
-    /** With `resume`: measure all results anew, with other tasks or another text; the searches hold. Default: false, which refuses these. */
+    /**
+     * With `resume`: measure all results anew, with other tasks or another text, by the searches that are there.
+     * Default: false, which refuses other tasks and texts.
+     */
     remeasure?: boolean | undefined;
-    /** Shares of the parameters to remove, 0 … 1. */
+    /** The shares of the parameters to remove, each above 0 and below 1. */
     ratios: readonly number[];
     /** Default: all. */
     methods?: readonly ComparedMethod[] | undefined;
-    /** `random` is run with so many seeds, and reported as their mean. Default: 3. */
+    /** With how many seeds `random` is run; it is reported as their mean. Default: 3. */
     seeds?: number | undefined;
+    /** Default: none. */
     tasks?: readonly Task[] | undefined;
-    /** The first so many questions of each task. Default: all. */
+    /** How many questions of each task are scored, from the first one on. Default: all. */
     limit?: number | undefined;
     /** A text on which perplexity and divergence from the dense model are measured too. */
     text?: string | undefined;
-    /** The first so many sequences of the text. Default: all. */
+    /** How many sequences of the text are used, from the first one on. Default: all. */
     textSamples?: number | undefined;
     calibration?: CalibrationOptions | undefined;
-    /** How the methods that compare perplexities do. Default: `race`. */
+    /** How the methods that compare perplexities do so. Default: `race`. */
     search?: SearchMode | undefined;
     /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
     confidence?: number | undefined;
     /** Memory on each device for the residual stream that candidates start from, in bytes. Default: 2 GiB. */
     keepBytes?: number | undefined;
-    signal?: AbortSignal | undefined;
+    /** Is told what is being worked on. */
     onProgress?: ((what: string) => void) | undefined;
 }
 
 /**
- * Prunes a model by several methods at several ratios, and evaluates what is left, as the paper's tables 1 and 2 do. No model is
- * written: a pruned file computes what its skip set computes. A method's order is found once, for the highest ratio.
+ * Prunes a model by several methods at several ratios and evaluates what is left, as the paper's tables 1 and 2 do. No
+ * model is written, since a pruned file computes what its skip set computes. The order of a stepwise method is found
+ * once, for the highest ratio.
  *
- * Results are written as they come, and searches have journals, so that a run that was stopped can go on; a run with other
- * texts or tasks has the searches already.
+ * Results are written as they come, and searches have journals, so that a run that was stopped can go on. A run with
+ * other texts or tasks has the searches already.
+ * @param uri a path, or a URI that node-llama-cpp's resolver takes
  * @throws BlockprunerError for wrong arguments, before the long work
  */
 export async function compare(uri: string, options: CompareOptions): Promise<Comparison> {
-    const {
-        output,
-        resume = false,
-        remeasure = false,
-        seeds = 3,
-        tasks = [],
-        limit,
-        text,
-        textSamples,
-        search = 'race',
-        confidence = DEFAULT_CONFIDENCE,
-        keepBytes,
-        device,
-        gpuLayers,
-        threads,
-        signal,
-        onProgress
-    } = options;
-    const ratios = [...new Set(options.ratios)],
-        chosen = [...new Set(options.methods ?? comparedMethods)];
     const started = performance.now();
+    const { output, resume = false, signal, onProgress } = options;
+    const { ratios, contestants } = checkOptions(options);
+    const previous = await readFolder(output, resume);
+    const source = await findModel(uri, { signal });
+    const session = await Session.open(source, { ...options, onProgress: undefined });
+    try {
+        const measurements = await prepareMeasurements(session, options);
+        const searchedWith = await session.searchInputs(options.search, options.confidence, signal);
+        const known = reusable(previous, { searchedWith, evaluatedWith: measurements.inputs }, options);
+        fs.mkdirSync(output, { recursive: true });
+        onProgress?.('the model as it is');
+        const comparison: Comparison = {
+            model: uri,
+            calibration: session.calibrationInfo,
+            text: options.text === undefined ? null : nameOf(options.text),
+            blocks: bare(session.blocks),
+            searchedWith,
+            evaluatedWith: measurements.inputs,
+            dense: known.dense ?? (await measurements.measure(session.model, [])),
+            searches: known.searches,
+            pruned: known.pruned,
+            seconds: 0
+        };
+        const save = async () => {
+            comparison.seconds = (previous?.seconds ?? 0) + (performance.now() - started) / 1000;
+            await writeFolder(output, comparison);
+        };
+        await save();
+        for (const contestant of contestants) {
+            await compareMethod(
+                { session, options, ratios, comparison, save, measure: measurements.measure },
+                contestant
+            );
+        }
+        return comparison;
+    } finally {
+        session.dispose();
+    }
+}
+
+/** A method as it takes part: limited to blocks of one kind, or with a seed. */
+interface Contestant {
+    compared: ComparedMethod;
+    method: PruningMethod;
+    selection: BlockSelection;
+    seed: number | null;
+    /** What messages and files call it. */
+    name: string;
+}
+
+/** @throws BlockprunerError if an argument is wrong */
+function checkOptions(options: CompareOptions): { ratios: number[]; contestants: Contestant[] } {
+    const { seeds = 3, limit, textSamples, keepBytes, search, confidence, calibration = {} } = options;
+    const ratios = [...new Set(options.ratios)];
     for (const ratio of ratios) {
         if (!(ratio > 0 && ratio < 1)) {
             throw new BlockprunerError('ARGUMENT', `a ratio must be above 0 and below 1, not ${ratio}`);
         }
     }
-    const unknown = chosen.find((name) => !comparedMethods.includes(name));
-    if (unknown !== undefined) {
-        throw new BlockprunerError(
-            'ARGUMENT',
-            `there is no method '${unknown}': there are ${comparedMethods.join(', ')}`
-        );
-    }
     checkInteger('seeds', seeds, { least: 1 });
     checkInteger('limit', limit, { least: 1 });
     checkInteger('textSamples', textSamples, { least: 1 });
     checkNumber('keepBytes', keepBytes, { least: 0 });
+    checkOneOf('search', search, searchModes);
     checkConfidence(confidence);
-    const previous = await checkFolder(output, resume);
-    const file = await resolveModel(uri, { signal });
-    const gguf = await readGguf(file, signal);
-    const host = await chooseHost(gguf, signal);
-    const models = await Model.loadOnEach(file, { device, gpuLayers, threads, signal });
-    const model = models[0]!;
-    try {
-        const blocks = await model.blocks(signal);
-        const calibration = await loadCalibration(model, options.calibration, signal);
-        const sequences =
-            text === undefined
-                ? undefined
-                : await textSequences(model, text, {
-                      samples: textSamples,
-                      context: calibration.length,
-                      field: options.calibration?.field,
-                      signal
-                  });
-        const searchedWith = await searchInputs(model, calibration, search, confidence, signal);
-        const evaluatedWith = {
-            text: sequences ? describeSequences(sequences) : 'none',
-            tasks:
-                tasks.length === 0
-                    ? 'none'
-                    : `${tasks.map(({ name }) => name).join(', ')}, ${limit ?? 'all'} questions, SHA-256 ${crypto.createHash('sha256').update(JSON.stringify(tasks)).digest('hex')}`
-        };
-        const other = previous && differences(previous.searchedWith, searchedWith);
-        if (other) {
-            throw new BlockprunerError(
-                'RESUME',
-                `the results in ${output} are of searches with another ${other}: give the same, or another folder`
-            );
-        }
-        const measured = previous && differences(previous.evaluatedWith, evaluatedWith);
-        if (measured && !remeasure) {
-            throw new BlockprunerError(
-                'RESUME',
-                `the results in ${output} were measured with different ${measured}: give the same, or measure all of them anew by ${option('remeasure', true)}`
-            );
-        }
-        const known = measured ? undefined : previous;
+    checkCalibration(calibration);
+    const chosen = new Set(options.methods ?? comparedMethods);
+    return { ratios, contestants: [...chosen].flatMap((compared) => contestantsOf(compared, seeds)) };
+}
 
-        const evaluate = async (pruned: Model, skip: readonly Block[], calibrated?: number): Promise<Quality> => {
-            const scores = await scoreTasks(pruned, tasks, { skip, limit, signal }); // first: a question that can't be scored is found soon
+function contestantsOf(compared: ComparedMethod, seeds: number): Contestant[] {
+    if (!comparedMethods.includes(compared)) {
+        const message = `there is no method '${compared}': there are ${comparedMethods.join(', ')}`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
+    const [, base, kind] = /^(blockpruner)-(attn|ffn)$/.exec(compared) ?? [];
+    const method = methodOf(base ?? compared);
+    const contestant = { compared, method, selection: (kind ?? 'all') as BlockSelection, seed: null, name: compared };
+    return method.name === 'random'
+        ? Array.from({ length: seeds }, (_, seed) => ({ ...contestant, seed, name: `${compared}-${seed}` }))
+        : [contestant];
+}
+
+/** How models are measured, and what that depends on. */
+interface Measurements {
+    inputs: JournalInputs;
+    /** @param calibrated the perplexity on the calibration text, if it is known */
+    measure: (pruned: Model, skip: readonly Block[], calibrated?: number) => Promise<Quality>;
+}
+
+async function prepareMeasurements(session: Session, options: CompareOptions): Promise<Measurements> {
+    const { model, calibration } = session;
+    const { tasks = [], limit, text, textSamples: samples, signal } = options;
+    let sequences: Sequences | undefined;
+    if (text !== undefined) {
+        const field = options.calibration?.field;
+        sequences = await textSequences(model, text, { samples, context: calibration.length, field, signal });
+    }
+    const names = tasks.map(({ name }) => name).join(', ');
+    const hash = crypto.createHash('sha256').update(JSON.stringify(tasks)).digest('hex');
+    return {
+        inputs: {
+            text: sequences ? describeSequences(sequences) : 'none',
+            tasks: tasks.length === 0 ? 'none' : `${names}, ${limit ?? 'all'} questions, SHA-256 ${hash}`
+        },
+        async measure(pruned, skip, calibrated) {
+            // The scores come first, so that a question that can't be scored is found soon.
+            const scores = await scoreTasks(pruned, tasks, { skip, limit, signal });
             const onText = sequences && (await measurePerplexity(pruned, sequences, { skip, dense: model, signal }));
+            const perplexity = calibrated ?? (await perplexityOf(pruned, calibration, { skip, signal }));
             return {
-                calibration: finite(calibrated ?? (await perplexityOf(pruned, calibration, { skip, signal }))),
+                calibration: finite(perplexity),
                 text: onText
                     ? {
                           perplexity: finite(onText.perplexity),
@@ -183,292 +200,232 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
                     : null,
                 tasks: scores
             };
-        };
-
-        fs.mkdirSync(output, { recursive: true });
-        onProgress?.('the model as it is');
-        const comparison: Comparison = {
-            model: uri,
-            calibration: {
-                name: calibration.name,
-                sequences: calibration.tokens.length / calibration.length,
-                context: calibration.length
-            },
-            text: text === undefined ? null : nameOf(text),
-            blocks: bare(blocks),
-            searchedWith,
-            evaluatedWith,
-            dense: known?.dense ?? (await evaluate(model, [])),
-            searches: previous?.searches ?? [],
-            pruned: known?.pruned ?? [],
-            seconds: 0
-        };
-        const save = async () => {
-            comparison.seconds = (previous?.seconds ?? 0) + (performance.now() - started) / 1000;
-            comparison.pruned.sort(
-                (a, b) => a.ratio - b.ratio || comparedMethods.indexOf(a.method) - comparedMethods.indexOf(b.method)
-            );
-            const write = (name: string, content: string) =>
-                writeText(path.join(output, name), content, { force: true });
-            write('results.json', JSON.stringify(comparison, null, 1) + '\n');
-            write('table.md', comparisonTable(comparison));
-            write('table.csv', comparisonCsv(comparison));
-            write('report.html', await comparisonReport(comparison));
-        };
-        await save();
-
-        const run: Run = {
-            models,
-            blocks,
-            host,
-            calibration,
-            ratios,
-            search,
-            confidence,
-            keepBytes,
-            output,
-            comparison,
-            save,
-            evaluate,
-            signal,
-            onProgress
-        };
-        for (const method of chosen) {
-            if (isLaco(method)) {
-                await compareLaco(run, method);
-            } else {
-                for (const seed of method === 'random' ? Array.from({ length: seeds }, (_, i) => i) : [null]) {
-                    await compareSearch(run, method, seed);
-                }
-            }
         }
-        return comparison;
-    } finally {
-        models.forEach((copy) => copy.dispose());
-    }
+    };
 }
 
-/** What the methods work with. */
-interface Run
-    extends
-        Required<Pick<CompareOptions, 'output' | 'ratios' | 'search' | 'confidence'>>,
-        Pick<CompareOptions, 'keepBytes' | 'signal' | 'onProgress'> {
-    /** copies of one */
-    models: readonly Model[];
-    blocks: readonly BlockInfo[];
-    host: Host;
-    calibration: Calibration;
-    /** what was found so far; save() writes it */
-    comparison: Comparison;
-    save: () => Promise<void>;
-    /** @param calibrated the perplexity on the calibration text, if it is known */
-    evaluate: (pruned: Model, skip: readonly Block[], calibrated?: number) => Promise<Quality>;
-}
-
-/** Each ratio has a search of its own, and a model with other weights. */
-async function compareLaco(run: Run, method: LacoMethod): Promise<void> {
-    const {
-        models: [model],
-        blocks,
-        host,
-        calibration,
-        output,
-        evaluate,
-        signal,
-        onProgress
-    } = run;
-    for (const ratio of missingRatios(run, method, null)) {
-        onProgress?.(`${method} at ${ratio}`);
-        const context = {
-            method,
-            host,
-            blocks,
-            calibration,
-            folder: output,
-            isEnough: (removed: readonly Block[]) => share(run, removed) >= ratio,
-            signal
-        };
-        let found: Omit<ComparedModel, 'removedShare'>;
-        try {
-            const { removed, merges } = await collapse(model!, context);
-            const quality = await withCollapsed(model!, context, { removed, merges }, (collapsed) =>
-                evaluate(collapsed, [])
-            );
-            found = { method, seed: null, ratio, removed, merged: formatMerges(merges), ...quality };
-        } catch (error) {
-            // what it needs beside other methods, room and memory for a copy of the model, may not be there
-            if (!(error instanceof BlockprunerError)) {
-                throw error;
-            }
-            onProgress?.(error.message);
-            continue;
-        }
-        await add(run, found);
-    }
-}
-
-/** One search, whose first removals are those of lower ratios. */
-async function compareSearch(
-    run: Run,
-    compared: Exclude<ComparedMethod, LacoMethod>,
-    seed: number | null
-): Promise<void> {
-    const {
-        models: [model],
-        blocks,
-        ratios,
-        comparison,
-        save,
-        evaluate,
-        onProgress
-    } = run;
-    const name = seed === null ? compared : `${compared}-${seed}`;
-    const { selection } = searchOf(compared);
-    const reachable = share(
-        run,
-        blocks.filter(({ kind }) => selection === 'all' || kind === selection)
-    );
-    const highest = Math.max(0, ...ratios.filter((ratio) => ratio < reachable));
-    const isOurs = (one: { method: ComparedMethod; seed: number | null }) =>
-        one.method === compared && one.seed === seed;
-    let steps = highest === 0 ? [] : comparison.searches.find((one) => isOurs(one) && one.ratio >= highest)?.steps;
-    if (!steps) {
-        onProgress?.(`${name}: what goes`);
-        steps = await findSteps(run, compared, seed, highest, name);
-        comparison.searches = [
-            ...comparison.searches.filter((one) => !isOurs(one)),
-            { method: compared, seed, ratio: highest, steps }
-        ];
-        await save();
-    }
-    const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
-    for (const ratio of missingRatios(run, compared, seed)) {
-        const last = steps.findIndex((_, i) => share(run, removedAfter(i + 1)) >= ratio);
-        if (last < 0) {
-            onProgress?.(`${name} can't remove ${ratio}`);
-            continue;
-        }
-        onProgress?.(`${name} at ${ratio}: perplexity and tasks`);
-        const removed = removedAfter(last + 1);
-        await add(run, {
-            method: compared,
-            seed,
-            ratio,
-            removed,
-            ...(await evaluate(model!, removed, steps[last]!.perplexity))
-        });
-    }
-}
-
-/** What a method removes until a ratio is reached; it goes on where a search with the same inputs was stopped, or had enough. */
-async function findSteps(
-    run: Run,
-    compared: Exclude<ComparedMethod, LacoMethod>,
-    seed: number | null,
-    ratio: number,
-    name: string
-): Promise<Comparison['searches'][number]['steps']> {
-    const { models, host, blocks, calibration, search, confidence, keepBytes, output, comparison, signal, onProgress } =
-        run;
-    const { method, selection } = searchOf(compared);
-    const moves = await movesOf(method, {
-        model: models[0]!,
-        host,
-        blocks,
-        calibration,
-        selection,
-        seed: seed ?? undefined,
-        signal
-    });
-    const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
-    evaluator.remove([]); // forgets what the last method left
-    const journal = Journal.open(
-        evaluator,
-        path.join(output, `${name}.journal`),
-        { ...comparison.searchedWith, method: name },
-        true
-    );
-    const steps: Comparison['searches'][number]['steps'] = [];
-    await searchOrder(journal, {
-        onStep: ({ removed, perplexity, evaluations, seconds }) =>
-            steps.push({ removed: [...removed], perplexity, evaluations, seconds }),
-        mode: search,
-        confidence,
-        moves: (removed) => (share(run, removed) >= ratio ? [] : moves(removed))
-    })
-        .catch((error: unknown) => {
-            if (!(error instanceof MethodError)) {
-                throw error;
-            }
-            onProgress?.(`${name}: ${error.message}`); // lower ratios may be reached
-        })
-        .finally(() => journal.close());
-    return steps;
-}
-
-function missingRatios({ ratios, comparison }: Run, method: ComparedMethod, seed: number | null): number[] {
-    return ratios.filter(
-        (ratio) => !comparison.pruned.some((one) => one.method === method && one.seed === seed && one.ratio === ratio)
-    );
-}
-
-async function add(run: Run, pruned: Omit<ComparedModel, 'removedShare'>): Promise<void> {
-    const { method, seed, ratio, removed, ...rest } = pruned;
-    run.comparison.pruned.push({ method, seed, ratio, removedShare: share(run, removed), removed, ...rest });
-    await run.save();
-}
-
-function share({ blocks, models }: Run, removed: readonly Block[]): number {
-    return shareOf(blocks, removed, models[0]!.parameters);
-}
-
-/** What overflowed in a broken model is as bad as can be. */
+/** A perplexity that overflowed in a broken model is as bad as can be. */
 function finite(value: number): number {
     return Number.isNaN(value) ? Infinity : value;
 }
 
-/** The results that are in a folder. Nothing else may be there: it is ours, empty or new. */
-async function checkFolder(folder: string, resume: boolean): Promise<Comparison | undefined> {
+/** What the methods work with. */
+interface Run {
+    session: Session;
+    options: CompareOptions;
+    ratios: readonly number[];
+    /** What was found so far. */
+    comparison: Comparison;
+    /** Writes what was found so far. */
+    save: () => Promise<void>;
+    measure: Measurements['measure'];
+}
+
+/** Adds what is missing of a method: its result at each ratio. */
+async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
+    const { session, comparison, ratios } = run;
+    const { compared, method, seed, name } = contestant;
+    const onProgress = run.options.onProgress ?? (() => {});
+    const steps = method.stepwise ? await findSteps(run, contestant) : [];
+    const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
+    const isThere = (ratio: number) =>
+        comparison.pruned.some((one) => one.method === compared && one.seed === seed && one.ratio === ratio);
+    for (const ratio of ratios.filter((one) => !isThere(one))) {
+        if (method.stepwise) {
+            const last = steps.findIndex((_, i) => session.share(removedAfter(i + 1)) >= ratio);
+            if (last < 0) {
+                onProgress(`${name} can't remove ${ratio}`);
+                continue;
+            }
+            onProgress(`${name} at ${ratio}: perplexity and tasks`);
+            const decision = { removed: removedAfter(last + 1), steps: [] };
+            await addResult(run, contestant, ratio, decision, steps[last]!.perplexity);
+            continue;
+        }
+        onProgress(`${name} at ${ratio}`);
+        try {
+            await addResult(run, contestant, ratio, await method.decide(contextOf(run, contestant), { ratio }));
+        } catch (error) {
+            // Such a method needs room and memory for another model, which may not be there; other methods don't.
+            if (!(error instanceof BlockprunerError)) {
+                throw error;
+            }
+            onProgress(error.message);
+        }
+    }
+}
+
+/** @param calibrated the perplexity on the calibration text, if it is known */
+async function addResult(
+    { session, comparison, options, measure, save }: Run,
+    { compared, seed }: Contestant,
+    ratio: number,
+    decision: Decision,
+    calibrated?: number
+): Promise<void> {
+    const { output, signal } = options;
+    const { removed, merges } = decision;
+    const work = (pruned: Model, skip: readonly Block[]) => measure(pruned, skip, calibrated);
+    const quality = await session.useDecided(decision, output, work, signal);
+    comparison.pruned.push({
+        method: compared,
+        seed,
+        ratio,
+        removedShare: session.share(removed),
+        removed,
+        ...(merges && { merged: formatMerges(merges) }),
+        ...quality
+    });
+    await save();
+}
+
+type ComparedStep = Comparison['searches'][number]['steps'][number];
+
+/**
+ * The removals of a stepwise method up to the highest ratio that it may reach: those that are known, or else found now.
+ */
+async function findSteps(run: Run, contestant: Contestant): Promise<ComparedStep[]> {
+    const { session, comparison, options, ratios, save } = run;
+    const { compared, selection, seed, name } = contestant;
+    const selected = session.blocks.filter(({ kind }) => selection === 'all' || kind === selection);
+    const highest = Math.max(0, ...ratios.filter((ratio) => ratio < session.share(selected)));
+    if (highest === 0) {
+        return [];
+    }
+    const isOurs = (one: { method: ComparedMethod; seed: number | null }) =>
+        one.method === compared && one.seed === seed;
+    const known = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
+    if (known) {
+        return known.steps;
+    }
+    options.onProgress?.(`${name}: what goes`);
+    const steps = await search(run, contestant, { ratio: highest });
+    const others = comparison.searches.filter((one) => !isOurs(one));
+    comparison.searches = [...others, { method: compared, seed, ratio: highest, steps }];
+    await save();
+    return steps;
+}
+
+/**
+ * Searches for a goal. Where nothing more can go before it is reached, what was removed until then may serve lower
+ * ratios.
+ */
+async function search(run: Run, contestant: Contestant, goal: Goal): Promise<ComparedStep[]> {
+    const steps: ComparedStep[] = [];
+    const onStep: MethodContext['onStep'] = ({ removed, perplexity, evaluations, seconds }) =>
+        steps.push({ removed: [...removed], perplexity, evaluations, seconds });
+    try {
+        await contestant.method.decide({ ...contextOf(run, contestant), onStep }, goal);
+    } catch (error) {
+        if (!(error instanceof MethodError)) {
+            throw error;
+        }
+        run.options.onProgress?.(`${contestant.name}: ${error.message}`);
+    }
+    return steps;
+}
+
+function contextOf({ session, comparison, options }: Run, { selection, seed, name }: Contestant): MethodContext {
+    const { output, search: mode, confidence, keepBytes, signal } = options;
+    const file = path.join(output, `${name}.journal`);
+    return session.methodContext(output, {
+        selection,
+        seed: seed ?? undefined,
+        search: { mode, confidence, keepBytes },
+        journal: { file, inputs: { ...comparison.searchedWith, method: name }, resume: true },
+        signal
+    });
+}
+
+/** Writes a comparison into its folder. */
+async function writeFolder(folder: string, comparison: Comparison): Promise<void> {
+    const inOrder = (a: Comparison['pruned'][number], b: Comparison['pruned'][number]) =>
+        a.ratio - b.ratio || comparedMethods.indexOf(a.method) - comparedMethods.indexOf(b.method);
+    comparison.pruned.sort(inOrder);
+    const write = (name: string, text: string) => writeText(path.join(folder, name), text, { force: true });
+    write('results.json', JSON.stringify(comparison, null, 1) + '\n');
+    write('table.md', comparisonTable(comparison));
+    write('table.csv', comparisonCsv(comparison));
+    write('report.html', await comparisonReport(comparison));
+}
+
+/**
+ * Reads the results that are in a folder. Nothing else may be there: the folder is ours, empty or new.
+ * @throws BlockprunerError if it is another folder, or one with results and `resume` isn't set
+ */
+async function readFolder(folder: string, resume: boolean): Promise<Comparison | undefined> {
     if (folder === '') {
         throw new BlockprunerError('OUTPUT', 'the output has no name: give a folder');
     }
-    let names: string[];
-    try {
-        names = fs.readdirSync(folder);
-    } catch (error) {
-        const { code } = error as NodeJS.ErrnoException;
-        if (code !== 'ENOENT') {
-            throw new BlockprunerError(
-                'OUTPUT',
-                `the output ${folder} ${code === 'ENOTDIR' ? 'is no folder' : `can't be read: ${messageOf(error)}`}`
-            );
-        }
-        await checkWritable(path.dirname(path.resolve(folder)));
+    const names = namesIn(folder);
+    await checkWritable(names === undefined ? path.dirname(path.resolve(folder)) : folder);
+    if (names === undefined || names.length === 0) {
         return undefined;
     }
-    await checkWritable(folder);
-    if (names.length === 0) {
-        return undefined;
-    }
-    const results = path.join(folder, 'results.json');
     if (!names.includes('results.json')) {
         throw new BlockprunerError('OUTPUT', `the folder ${folder} holds other files: choose another name`);
     }
     if (!resume) {
         throw new BlockprunerError(
             'RESUME',
-            `the folder ${folder} isn't empty: go on with what is there by ${option('resume', true)}, or choose another name`
+            `the folder ${folder} isn't empty: ` +
+                `go on with what is there by ${option('resume', true)}, or choose another name`
         );
     }
+    const results = path.join(folder, 'results.json');
     let comparison: Comparison;
     try {
         comparison = comparisonSchema.parse(JSON.parse(fs.readFileSync(results, 'utf8')));
     } catch {
+        const message = `${results} holds no results of a comparison by this version: choose another folder`;
+        throw new BlockprunerError('INPUT', message);
+    }
+    // A run that was killed may have left files that aren't complete.
+    names.filter(isPartial).forEach((name) => fs.rmSync(path.join(folder, name), { force: true }));
+    return comparison;
+}
+
+/** The names of the files in a folder; undefined if there is no such folder. */
+function namesIn(folder: string): string[] | undefined {
+    try {
+        return fs.readdirSync(folder);
+    } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        if (code === 'ENOENT') {
+            return undefined;
+        }
+        const why = code === 'ENOTDIR' ? 'is no folder' : `can't be read: ${messageOf(error)}`;
+        throw new BlockprunerError('OUTPUT', `the output ${folder} ${why}`);
+    }
+}
+
+/**
+ * What of earlier results holds for a run.
+ * @throws BlockprunerError if they are of other searches, or were measured otherwise and `remeasure` isn't set
+ */
+function reusable(
+    previous: Comparison | undefined,
+    { searchedWith, evaluatedWith }: Pick<Comparison, 'searchedWith' | 'evaluatedWith'>,
+    { output, remeasure = false }: CompareOptions
+): Pick<Comparison, 'searches' | 'pruned'> & Partial<Pick<Comparison, 'dense'>> {
+    if (!previous) {
+        return { searches: [], pruned: [] };
+    }
+    const other = differences(previous.searchedWith, searchedWith);
+    if (other) {
         throw new BlockprunerError(
-            'INPUT',
-            `${results} holds no results of a comparison by this version: choose another folder`
+            'RESUME',
+            `the results in ${output} are of searches with another ${other}: give the same, or another folder`
         );
     }
-    names.filter(isPartial).forEach((name) => fs.rmSync(path.join(folder, name), { force: true })); // of a run that was killed
-    return comparison;
+    const measured = differences(previous.evaluatedWith, evaluatedWith);
+    if (measured && !remeasure) {
+        throw new BlockprunerError(
+            'RESUME',
+            `the results in ${output} were measured with different ${measured}: ` +
+                `give the same, or measure all of them anew by ${option('remeasure', true)}`
+        );
+    }
+    const { searches, pruned, dense } = previous;
+    return measured ? { searches, pruned: [] } : { searches, pruned, dense };
 }

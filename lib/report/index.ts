@@ -15,7 +15,6 @@ import {
     type PruneResult
 } from './results.js';
 import type { Candidate } from '../search/contest.js';
-import { isLaco } from '../methods/laco.js';
 import { version } from '../version.js';
 import {
     bars,
@@ -622,7 +621,7 @@ async function removedFigure(
             })
             .join(
                 '; '
-            )} (attention + feed-forward blocks). The numbers are the lowest ratio, in percent, at which a block is gone.${pruned.some(({ method }) => isLaco(method)) ? ' LaCo searches each ratio anew: at a higher one, a block may be back.' : ''}`,
+            )} (attention + feed-forward blocks). The numbers are the lowest ratio, in percent, at which a block is gone.${pruned.some(({ merged }) => merged) ? ' LaCo searches each ratio anew: at a higher one, a block may be back.' : ''}`,
         charts: (
             await Promise.all(
                 names.map(async (name) =>

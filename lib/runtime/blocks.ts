@@ -113,3 +113,23 @@ export function paperName(kind: BlockKind): 'mha' | 'mlp' {
 export function sameBlock(a: Block, b: Block): boolean {
     return a.kind === b.kind && a.layer === b.layer;
 }
+
+/**
+ * Layers that take in others: by layer, how much each of the model's layers counts in the sum that replaces its weights.
+ * Norms keep their own weights.
+ */
+export type Merges = ReadonlyMap<number, ReadonlyMap<number, number>>;
+
+/** What makes a pruned model of a dense one. */
+export interface Removal {
+    removed: readonly Block[];
+    merges?: Merges | undefined;
+}
+
+/** Says what layers become: `blk.5 = -2 blk.5 + 1 blk.6 + 1 blk.7 + 1 blk.8`. */
+export function formatMerges(merges: Merges): string[] {
+    return [...merges].map(([layer, weights]) => {
+        const terms = [...weights].map(([from, weight]) => `${weight} blk.${from}`);
+        return `blk.${layer} = ${terms.join(' + ')}`;
+    });
+}

@@ -1,58 +1,31 @@
-import crypto from 'node:crypto';
 import fs from 'node:fs';
 import { z } from 'zod';
-import { formatBlock, type Block } from '../runtime/blocks.js';
 import { BlockprunerError, messageOf, option } from '../errors.js';
-import { hashGguf } from '../runtime/gguf.js';
-import type { Model, Sequences } from '../runtime/model.js';
-import { version } from '../version.js';
-import type { Evaluator, SearchMode } from './greedy.js';
+import { formatBlock, type Block } from '../runtime/blocks.js';
+import type { CandidateEvaluator } from './greedy.js';
 
-/** What the evaluations in a journal depend on, by its name in messages. */
+/** What the evaluations in a journal depend on, such as the model's hash; the keys are its names in messages. */
 export type JournalInputs = Record<string, string>;
-
-/**
- * What any search depends on, beside its method.
- * @param confidence of `race`
- */
-export async function searchInputs(
-    model: Model,
-    calibration: Sequences,
-    search: SearchMode,
-    confidence: number,
-    signal?: AbortSignal
-): Promise<JournalInputs> {
-    return {
-        model: `SHA-256 ${await hashGguf(model.gguf, signal)}`,
-        calibration: describeSequences(calibration),
-        search: search === 'race' ? `race, confidence ${confidence}` : search,
-        device: `${model.device}, ${model.gpuLayers ?? 'all'} layers`,
-        version
-    };
-}
-
-/** `16 × 512 tokens, SHA-256 …` */
-export function describeSequences({ tokens, length }: Sequences): string {
-    return `${tokens.length / length} × ${length} tokens, SHA-256 ${crypto.createHash('sha256').update(tokens).digest('hex')}`;
-}
 
 const headerSchema = z.object({ journal: z.literal(1), inputs: z.record(z.string(), z.string()) });
 const recordSchema = z.object({ skip: z.string(), sequence: z.number().int().nonnegative(), nll: z.base64().min(4) });
 
-/** Where a line is in the file, in bytes. */
+/** Where a line stands in the file, in bytes. */
 interface Line {
     at: number;
     bytes: number;
 }
 
 /**
- * Writes down every evaluation as soon as it is finished, and doesn't ask for one that was written down before. A search
- * depends on nothing else, so that one that was killed, run again with its journal, goes the same way and on.
+ * Writes down every evaluation as soon as it is finished, and doesn't ask for one that was written down before. A
+ * search depends on nothing else, so a search that was killed and is run again with its journal goes the same way, and
+ * then on.
  *
- * The file is JSON Lines, only ever appended to: its inputs, then one line for each sequence of each evaluation, with the
- * NLLs as base64 of little-endian 32-bit floats. Values are read when they are asked for.
+ * The file is JSON Lines and only ever appended to. The first line has the inputs; then each sequence of each
+ * evaluation has a line, with the NLLs as base64 of little-endian 32-bit floats. Values are read from the file when
+ * they are asked for.
  */
-export class Journal implements Evaluator {
+export class Journal implements CandidateEvaluator {
     readonly sequences: number;
     readonly devices: number;
     readonly #fd: number;
@@ -60,7 +33,7 @@ export class Journal implements Evaluator {
     #empty: boolean;
 
     private constructor(
-        private readonly inner: Evaluator,
+        private readonly inner: CandidateEvaluator,
         private readonly file: string,
         private readonly known: Map<string, Line>
     ) {
@@ -70,17 +43,18 @@ export class Journal implements Evaluator {
         this.#empty = known.size === 0;
     }
 
-    /** How many evaluations there were when it was opened. */
+    /** How many evaluations the journal had when it was opened. */
     get found(): number {
         return this.known.size;
     }
 
     /**
      * Begins a journal, or goes on with one.
-     * @param resume go on with the journal if there is one; false: begin anew
-     * @throws BlockprunerError if the journal is of other inputs, or damaged elsewhere than in a last line that was cut off
+     * @param resume whether to go on with the journal, if there is one, or to begin anew
+     * @throws BlockprunerError if the journal has other inputs, or is damaged elsewhere than in a last line that was
+     * cut off
      */
-    static open(inner: Evaluator, file: string, inputs: JournalInputs, resume: boolean): Journal {
+    static open(inner: CandidateEvaluator, file: string, inputs: JournalInputs, resume: boolean): Journal {
         const known = new Map<string, Line>();
         const complete = resume && fs.existsSync(file) ? read(file, inputs, known) : 0;
         if (complete > 0) {
@@ -106,7 +80,7 @@ export class Journal implements Evaluator {
         this.inner.remove(removed);
     }
 
-    /** A journal in which nothing was written goes. */
+    /** Closes the file; a journal in which nothing was written is deleted. */
     close(): void {
         this.#closed = true;
         fs.closeSync(this.#fd);
@@ -117,7 +91,7 @@ export class Journal implements Evaluator {
 
     #append(name: string, values: Map<number, Float32Array>): void {
         if (this.#closed) {
-            return; // another device has failed meanwhile
+            return; // an evaluation on another device has failed meanwhile, and ended the search
         }
         const lines = [...values].map(
             ([sequence, nll]) =>
@@ -133,7 +107,8 @@ export class Journal implements Evaluator {
         } catch (error) {
             throw new BlockprunerError(
                 'OUTPUT',
-                `can't write the journal ${this.file}: ${messageOf(error)}; make room and go on with ${option('resume', true)}`
+                `can't write the journal ${this.file}: ${messageOf(error)}; ` +
+                    `make room and go on with ${option('resume', true)}`
             );
         }
     }
@@ -150,7 +125,7 @@ function decode(line: Buffer): Float32Array {
     return new Float32Array(new Uint8Array(Buffer.from(nll, 'base64')).buffer);
 }
 
-/** Finds the evaluations of a journal; returns the length in bytes of its complete lines. */
+/** Finds the evaluations of a journal, and returns the length in bytes of its complete lines. */
 function read(file: string, inputs: JournalInputs, known: Map<string, Line>): number {
     let complete = 0,
         number = 0,
@@ -163,7 +138,8 @@ function read(file: string, inputs: JournalInputs, known: Map<string, Line>): nu
                 if (other) {
                     throw new BlockprunerError(
                         'RESUME',
-                        `the journal ${file} is of a search with another ${other}: give the same, or begin anew with ${option('resume', false)}`
+                        `the journal ${file} is of a search with another ${other}: ` +
+                            `give the same, or begin anew with ${option('resume', false)}`
                     );
                 }
             } else {
@@ -191,7 +167,7 @@ function read(file: string, inputs: JournalInputs, known: Map<string, Line>): nu
     return complete;
 }
 
-/** The lines of a file that have an end. */
+/** Gives the lines of a file, less a last one that has no end. */
 function* linesOf(file: string): Generator<Buffer> {
     const fd = fs.openSync(file, 'r');
     try {
@@ -208,7 +184,7 @@ function* linesOf(file: string): Generator<Buffer> {
     }
 }
 
-/** How what was found differs from what is wanted, for a message; undefined if it doesn't. */
+/** Says how the inputs that were found differ from those that are wanted; undefined if they don't. */
 export function differences(found: JournalInputs, wanted: JournalInputs): string | undefined {
     const different = Object.keys({ ...found, ...wanted }).filter((name) => found[name] !== wanted[name]);
     return (

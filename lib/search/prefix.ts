@@ -1,9 +1,12 @@
 import { sameBlock, type Block } from '../runtime/blocks.js';
 import type { Model, Sequences } from '../runtime/model.js';
-import type { Evaluator } from './greedy.js';
+import type { CandidateEvaluator } from './greedy.js';
 
 export interface PrefixOptions {
-    /** Memory for the residual stream on each device, in bytes. 0 computes every evaluation from the start. Default: 2 GiB. */
+    /**
+     * Memory for the residual stream on each device, in bytes. 0 computes every evaluation from the start. Default: 2
+     * GiB.
+     */
     keepBytes?: number | undefined;
     signal?: AbortSignal | undefined;
 }
@@ -12,15 +15,15 @@ const DEFAULT_KEEP_BYTES = 2 * 2 ** 30;
 
 /**
  * Evaluates the candidates of a search without computing anything twice: a candidate shares everything before its block
- * with the current model. The current model's residual stream is kept at the boundaries of its blocks, and each candidate
- * starts from its own. Where memory doesn't allow all boundaries, it starts from the last one before.
+ * with the current model. The current model's residual stream is kept at the boundaries of its blocks, and each
+ * candidate starts from its own. Where memory doesn't allow all boundaries, it starts from the last one before.
  *
- * A run that may become the current model leaves its boundaries behind too. If another candidate wins, the current model is
- * run again on a sequence when the next candidate needs it.
+ * A run that may become the current model leaves its boundaries behind too. If another candidate wins, the current
+ * model is run again on a sequence when the next candidate needs it.
  *
  * With several models, one copy on each device, each has its share of the sequences.
  */
-export class PrefixEvaluator implements Evaluator {
+export class PrefixEvaluator implements CandidateEvaluator {
     readonly sequences: number;
     readonly devices: number;
     /** Of how many boundaries of each sequence there is room for the residual stream. */

@@ -1,100 +1,104 @@
 import { Matrix, solve } from 'ml-matrix';
 import { probit, sampleVariance } from 'simple-statistics';
 import { formatMove, type Move } from '../runtime/blocks.js';
-import { BlockprunerError } from '../errors.js';
+import { ArgumentError } from '../errors.js';
 import { candidateOf, meanOf, type Contest, type Outcome } from './contest.js';
 
 /**
- * Tokens of one text are alike, so a sequence tells less than as many independent tokens would: its mean varies more, by a
- * design effect of 1 + ρ·(tokens − 1) (Kish 1965, section 5.4). In what regression leaves of costs, SmolLM2-135M has a ρ of
- * 0 to 0.002 for blocks that may win, and up to 0.008 for others, by sequences of 256 tokens.
+ * Tokens of one text are alike, so a sequence tells less than as many independent tokens would: its mean varies more,
+ * by a design effect of 1 + ρ·(tokens − 1) (Kish 1965, section 5.4). In what regression leaves of costs, SmolLM2-135M
+ * has a ρ of 0 to 0.002 for blocks that may win, and up to 0.008 for others, by sequences of 256 tokens.
  */
 const INTRACLASS_CORRELATION = 0.002;
 
 /**
- * The variance of sequences' means is known badly from a few of them, and well, but under the assumption above, from their
- * tokens. The two are averaged as a moderated variance is (Smyth 2004, section 4), the tokens' one counting as this many
- * degrees of freedom.
+ * The variance of sequences' means is known badly from a few of them, and well, but under the assumption above, from
+ * their tokens. The two are averaged as a moderated variance is (Smyth 2004, section 4), the tokens' one counting as
+ * this many degrees of freedom.
  */
 const PRIOR_FREEDOM = 4;
 
-/** The probability that a removal is the right one, where none is asked for. */
+/** The probability that a removal is the one that `exact` makes, where none is asked for. */
 export const DEFAULT_CONFIDENCE = 0.999;
 
-/** @throws BlockprunerError if no race can have it */
-export function checkConfidence(confidence: number): void {
-    if (!(confidence >= 0.5 && confidence < 1)) {
-        throw new BlockprunerError(
-            'ARGUMENT',
-            `confidence must be from 0.5 to below 1, not ${confidence}${confidence === 1 ? ": what is certain is the search 'exact'" : ''}`
-        );
+/** @throws ArgumentError unless a race can have this confidence */
+export function checkConfidence(confidence: number | undefined): void {
+    if (confidence !== undefined && !(confidence >= 0.5 && confidence < 1)) {
+        const hint = confidence === 1 ? "what is certain is the search 'exact'" : undefined;
+        throw new ArgumentError('confidence', 'from 0.5 to below 1', confidence, hint);
     }
 }
 
-/** With fewer degrees of freedom, a variance is not known well enough for the normal approximation. */
+/** With fewer degrees of freedom, a variance is too uncertain for the normal approximation. */
 const LEAST_FREEDOM = 30;
 
 /**
- * The first removal's costs are what all later ones are compared with: they are measured so much more exactly than needed,
- * the first number for the best 40 %, which will be compared soon, the second for the rest.
+ * The costs at the first removal are what all later costs are compared with. They are therefore measured more exactly
+ * than this removal needs, by these factors: the first for the best 40 %, which will soon be compared, the second for
+ * the rest.
  */
 const FIRST_REMOVAL_CARE = [3, 1.4] as const;
 
-/** A mean over all sequences, known from some of them. */
+/** A mean over all sequences, estimated from some of them. */
 interface Estimate {
     mean: number;
     variance: number;
 }
 
-/** Costs of a candidate at one removal: its NLL over the current model's. */
+/** The costs of a move at one removal: how much its NLL exceeds that of the current model. */
 interface Measured extends Estimate {
-    /** Of each token, by sequence; empty where it wasn't evaluated. */
+    /** By sequence, the cost of each token; undefined for a sequence that wasn't evaluated. */
     costs: (Float32Array | undefined)[];
-    /** NLL of each token of the current model then. */
+    /** The NLL of each token in the model that was current then. */
     current: Covariate;
 }
 
 interface Racer extends Measured {
     move: Move;
-    /** in which the sequences are evaluated */
+    /** The order in which its sequences are evaluated. */
     order: number[];
+    /** By sequence, the NLL of each token. */
     nll: Float32Array[];
-    /** how many sequences were evaluated */
+    /** How many sequences were evaluated. */
     done: number;
 }
 
-/** Something known of each token that costs may depend on. */
+/** Something that is known of each token and that costs may depend on, with its mean over all sequences. */
 interface Covariate {
     values: readonly (Float32Array | undefined)[];
     whole: Estimate;
 }
 
 /**
- * Finds the candidate with the lowest perplexity, and is wrong about it at most with a chosen probability.
+ * Finds the move with the lowest perplexity, and is wrong about it at most with a chosen probability.
  *
- * A race (Maron and Moore 1994): candidates are evaluated on more and more sequences, and one is dropped once its cost is
- * above that of the best by more than chance explains. Only to drop the one that would win is an error, and only after a
- * look at it: the looks share the error's probability.
+ * It is a race (Maron and Moore 1994): moves are evaluated on more and more sequences, and one is dropped once its cost
+ * is above that of the best by more than chance explains. The only error is to drop the move that would win, and it can
+ * happen only after a look at that move, so all looks share the error's probability.
  *
- * How exactly a cost is known from m of the n sequences: the calibration set is all there is to know, so chance alone moves a
- * mean by a variance of s²/m·(1 − m/n) (Cochran 1977, section 2.6). A removal changes costs little, so the candidate's own
- * costs at an earlier removal tell most of them; so do the current model's NLL and the best candidate's costs, all known
- * for all sequences. What is left after regression on these, token by token, is s² (the generalized regression estimator,
- * Särndal, Swensson and Wretman 1992, section 6.4; pairing with the leader, as races do, is the case of one covariate).
+ * How exactly is a cost known from m of the n sequences? The calibration set is all that there is to know, so chance
+ * moves a mean by a variance of s²/m·(1 − m/n) (Cochran 1977, section 2.6). A removal changes costs little, so the
+ * move's own costs at an earlier removal tell most of them, and so do the current model's NLL and the best move's
+ * costs, which are known for all sequences. What is left after a regression on these, token by token, is s² (the
+ * generalized regression estimator, Särndal, Swensson and Wretman 1992, section 6.4; pairing with the leader, as races
+ * do, is the case of one covariate).
  *
- * No candidate is dropped unseen: a removal can make other blocks less important too.
+ * No move is dropped unseen, since a removal can make other blocks less important too.
  */
 export class Race {
-    /** What earlier removals told about each candidate: nothing that is both older and less exact than another. */
+    /** By move, what earlier removals told about it, less what is both older and less exact than something else. */
     readonly #memory = new Map<string, Measured[]>();
 
-    /** @param confidence the probability that a removal is the right one, under the normal approximation */
+    /**
+     * @param confidence the probability that a removal is the one that `exact` makes, under the normal approximation
+     */
     constructor(private readonly confidence: number) {}
 
-    async choose({ current, candidates, evaluate, onProgress, atOnce }: Contest): Promise<Outcome> {
+    async choose({ current, moves, evaluate, onProgress, atOnce }: Contest): Promise<Outcome> {
         const n = current.length;
         const shuffle = shuffled(n);
-        // with several devices, first looks at all of their shares; of a block always at the same, which it is compared on
+        // With several devices, the first looks are spread over all of their sequences. A block's first look is always
+        // at the same ones, since it is compared with its earlier looks.
         const turn = ([block]: Move) => (atOnce > 1 ? (2 * block!.layer + Number(block!.kind === 'ffn')) % n : 0);
         const surely = probit(1 - (1 - this.confidence) / mostLooks(n));
         const isFirst = this.#memory.size === 0;
@@ -104,7 +108,7 @@ export class Race {
         };
         const model: Covariate = { values: current, whole: { mean: meanOf(current.map(meanOf)), variance: 0 } };
 
-        const racers: Racer[] = candidates.map((move) => ({
+        const racers: Racer[] = moves.map((move) => ({
             move,
             current: model,
             order: [...shuffle.slice(turn(move)), ...shuffle.slice(0, turn(move))],
@@ -137,17 +141,17 @@ export class Race {
             }
             report();
         };
-        // after all measurements of a round, so that the order in which devices finish changes nothing
+        // This happens after all measurements of a round, so that the order in which devices finish changes nothing.
         const estimate = (measured: readonly Racer[]) => {
             for (const racer of measured.filter(({ done }) => done < n)) {
                 Object.assign(racer, this.#estimate(racer, n, best));
             }
         };
-        // having been looked at is a part of being decided
+        // A move that has been looked at counts as decided in part.
         const report = () =>
             onProgress(decided + 0.3 * racers.filter(({ done }) => done > 0).length * (1 - decided / racers.length));
 
-        // the likely winner first: all others are compared with it
+        // The likely winner comes first, since all others are compared with it.
         const likely = lowest(racers);
         if (Number.isFinite(likely.mean)) {
             await measure(likely, n, true);
@@ -169,7 +173,7 @@ export class Race {
             if (left.length === 0) {
                 break;
             }
-            // the most promising first: if it wins, it drops others
+            // The most promising come first: one that wins drops others.
             const next = left.sort((a, b) => a.mean - b.mean).slice(0, atOnce);
             await Promise.all(
                 next.map((racer) => measure(racer, nextLook(racer, n, (racer.mean - best!.mean) / bound(racer))))
@@ -184,7 +188,7 @@ export class Race {
         };
     }
 
-    /** The mean cost over all sequences, as exactly as those evaluated so far tell. */
+    /** The mean cost over all sequences, as exactly as the evaluated ones tell it. */
     #estimate(racer: Racer, n: number, best: Racer | undefined): Estimate {
         const sequences = racer.order.slice(0, racer.done);
         const common: Covariate[] = [racer.current, ...(best ? [{ values: best.costs, whole: best }] : [])];
@@ -211,7 +215,7 @@ export class Race {
     }
 }
 
-/** The mean of costs over n sequences, from the tokens of some of them and a regression on covariates. */
+/** Estimates the mean of costs over n sequences from the tokens of some of them, by a regression on covariates. */
 function estimateMean(
     costs: readonly (Float32Array | undefined)[],
     sequences: readonly number[],
@@ -243,7 +247,7 @@ function estimateMean(
         tokens += costs[sequence]!.length;
     }
     for (let i = 1; i < size; i++) {
-        squares.set(i, i, squares.get(i, i) * (1 + 1e-9) + 1e-12); // covariates may be alike
+        squares.set(i, i, squares.get(i, i) * (1 + 1e-9) + 1e-12); // two covariates may be equal
     }
     const slopes = solve(squares, products).to1DArray();
     const whole = covariates.map((covariate) => covariate.whole);
@@ -270,15 +274,15 @@ function estimateMean(
     return { mean, variance: (ofOne / m) * (1 - m / n) + fromWhole };
 }
 
-/** How many sequences will tell whether a candidate is worse, if its cost is as it seems: the variance then is needed². */
+/** How many sequences a move should be evaluated on next: as many as make its variance needed², within bounds. */
 function nextLook({ done, variance }: Racer, n: number, needed: number): number {
     const ofOne = variance / (1 / done - 1 / n);
     const enough = needed > 0 ? Math.ceil(1 / (needed ** 2 / ofOne + 1 / n)) : n;
-    // not too often, and not too far on uncertain grounds
+    // A quarter more at least, so that looks are few; twice as many at most, since the variance is an estimate itself.
     return Math.min(n, Math.max(Math.ceil(1.25 * done), done + 1, Math.min(enough, 2 * done)));
 }
 
-/** How often a candidate can be dropped, at most. */
+/** How many looks at a move there can be, at most. */
 function mostLooks(n: number): number {
     let looks = 0;
     for (let done = 1; done < n; done = Math.max(Math.ceil(1.25 * done), done + 1)) {
@@ -291,9 +295,9 @@ function lowest(racers: readonly Racer[]): Racer {
     return racers.reduce((a, b) => (b.mean < a.mean ? b : a));
 }
 
-/** The numbers 0 … n−1 in an order that has nothing to do with the text, and is always the same. */
+/** The numbers 0 … n−1 in an order that is always the same and has nothing to do with the text. */
 function shuffled(n: number): number[] {
-    // the golden ratio's multiples, modulo 1, are spread evenly and never in order
+    // The multiples of the golden ratio, modulo 1, are spread evenly and never in order.
     return Array.from({ length: n }, (_, i) => i).sort(
         (a, b) => ((a * 0.6180339887498949) % 1) - ((b * 0.6180339887498949) % 1)
     );

@@ -1,4 +1,4 @@
-// The child process of stock-runtime.ts: one request, its progress, one result.
+// The child process of stock.ts answers one request: it tells its progress, and then the result.
 import type { LlamaContextSequence, Token } from 'node-llama-cpp' with { 'resolution-mode': 'import' };
 import { messageOf } from '../errors.js';
 import type { Speed, StockReply, StockRequest } from './stock.js';
@@ -33,7 +33,7 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
     const size = request.task === 'nll' ? request.length : request.task === 'speed' ? 2 * request.tokens : 512;
     const context = await model.createContext({
         contextSize: size,
-        batchSize: size, // a sequence is one batch, as in the search
+        batchSize: size, // a sequence is one batch here, as in the search
         threads: request.threads,
         flashAttention: request.flashAttention
     });
@@ -46,7 +46,7 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
         const completion = new LlamaCompletion({ contextSequence: sequence });
         return await completion.generateCompletion(request.prompt, { maxTokens: request.tokens, temperature: 0 });
     }
-    // the same tokens for every model: what they are doesn't matter to the time they take
+    // All models get the same tokens, since it doesn't matter to the time which tokens they are.
     const prompt = Array.from({ length: request.tokens }, (_, index) => (100 + (index % 1000)) as Token);
     await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(0, 16));
     await sequence.clearHistory();
@@ -54,7 +54,8 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
     await sequence.evaluateWithoutGeneratingNewTokens(prompt);
     const prompted = performance.now();
     for (const token of prompt) {
-        // a token at a time, each with its successor sampled, but given ones: a model may end its own text at any time
+        // Each token's successor is sampled, but the next token is a given one: a model may end its own text at any
+        // time.
         await sequence.controlledEvaluate([[token, { generateNext: { token: true, options: { temperature: 0 } } }]]);
     }
     const ended = performance.now();
@@ -64,7 +65,7 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
     };
 }
 
-/** −ln softmax(logits)[token] at every stride-th of the positions that predict a known token. */
+/** Computes −ln softmax(logits)[token] at every stride-th of the positions that predict a known token. */
 async function nll(
     sequence: LlamaContextSequence,
     tokens: Int32Array,
@@ -78,15 +79,16 @@ async function nll(
         const positionOf = (i: number) => index * (length - 1) + i;
         const isWanted = (i: number) => i < length - 1 && positionOf(i) % stride === 0;
         await sequence.clearHistory();
-        // all tokens at once, the last one too, as in the search: llama.cpp chooses its kernels by the batch's size
+        // As in the search, all tokens come at once, the last one too: llama.cpp chooses its kernels by the batch's
+        // size.
         await sequence.controlledEvaluate(
             ids.map((token, i) =>
                 isWanted(i) ? [token, { generateNext: { logits: true, options: { temperature: 0 } } }] : token
             ),
             {
                 onTokenResult(i, { next }) {
-                    // all logits, summed here: node-llama-cpp's own total is a sum of floats that loses the tail, 1e-4 of it
-                    // with 49,152 tokens
+                    // The logits are summed here. node-llama-cpp's own total is a sum of floats that loses the tail,
+                    // 1e-4 of it with 49,152 tokens.
                     const logits = next.logits!;
                     let max = -Infinity;
                     for (const logit of logits.values()) {
@@ -97,7 +99,7 @@ async function nll(
                         sum += Math.exp(logit - max);
                     }
                     result[positionOf(i) / stride] = Math.log(sum) + max - logits.get(ids[i + 1]!)!;
-                    delete next.logits; // else a sequence's worth of vocabularies stays in memory
+                    delete next.logits; // or a sequence's worth of vocabularies stays in memory
                 }
             }
         );

@@ -1,7 +1,7 @@
 import { fork } from 'node:child_process';
 import path from 'node:path';
-import type { Device } from '../runtime/addon.js';
 import { BlockprunerError } from '../errors.js';
+import type { Device } from '../runtime/addon.js';
 import type { Sequences } from '../runtime/model.js';
 
 export interface StockOptions {
@@ -13,7 +13,7 @@ export interface StockOptions {
     signal?: AbortSignal | undefined;
 }
 
-/** What the child process is asked for; see stock-runtime-process.ts. */
+/** What the child process is asked for; see stock-process.ts. */
 export type StockRequest = { model: string } & Pick<
     StockOptions,
     'device' | 'gpuLayers' | 'threads' | 'flashAttention'
@@ -27,15 +27,17 @@ export type StockReply =
     { progress: [done: number, total: number] } | { result: Float32Array | string | Speed } | { error: string };
 
 export interface Speed {
-    /** tokens of a prompt processed in a second */
+    /** How many tokens of a prompt are processed in a second. */
     prompt: number;
-    /** tokens generated in a second */
+    /** How many tokens are generated in a second. */
     generation: number;
 }
 
 /**
- * NLL of tokens in node-llama-cpp, an unmodified llama.cpp: every stride-th value of what `Model.evaluate` gives.
- * @param stride Default: 1. All logits of each position cross into JavaScript, about 0.3 µs each.
+ * Gives the NLL of tokens in node-llama-cpp, an unmodified llama.cpp: every stride-th value of what `Model.evaluate`
+ * gives.
+ * @param options `stride`: default 1. All logits of each position cross into JavaScript, which takes about 0.3 µs each.
+ * @throws BlockprunerError if the stock runtime can't load or compute the file
  */
 export async function stockNll(
     model: string,
@@ -48,7 +50,9 @@ export async function stockNll(
     )) as Float32Array;
 }
 
-/** The most likely continuation of a prompt, at most so many tokens. */
+/**
+ * Generates the most likely continuation of a prompt, of at most so many tokens; errors are those of {@link stockNll}.
+ */
 export async function stockGenerate(
     model: string,
     prompt: string,
@@ -58,12 +62,18 @@ export async function stockGenerate(
     return (await ask({ task: 'generate', model, prompt, tokens }, options)) as string;
 }
 
-/** Tokens per second in the stock runtime: a prompt of `tokens` tokens, then the same ones singly, each with its successor sampled. */
+/**
+ * Measures tokens per second in the stock runtime: of a prompt of `tokens` tokens, then of as many single ones, each
+ * with its successor sampled. Errors are those of {@link stockNll}.
+ */
 export async function stockSpeed(model: string, tokens: number, options: StockOptions): Promise<Speed> {
     return (await ask({ task: 'speed', model, tokens }, options)) as Speed;
 }
 
-/** The stock runtime works in a process of its own: whatever a file does to it, the error comes back as one. */
+/**
+ * Asks the stock runtime, which works in a process of its own, so that whatever a file does to it comes back as an
+ * error.
+ */
 function ask(
     request: Record<string, unknown> & { model: string },
     options: StockOptions
@@ -88,7 +98,7 @@ function ask(
                 onProgress?.(...message.progress);
             } else {
                 reply = message;
-                child.kill('SIGKILL'); // nothing in it is worth a tidy end
+                child.kill('SIGKILL'); // it holds nothing that needs a tidy end
             }
         });
         child.on('error', reject);
@@ -111,7 +121,7 @@ function ask(
                 );
             }
         };
-        // its last words are read first
+        // What it has written last is read before it counts as ended.
         child.on('exit', (code, killed) =>
             child.stderr!.closed ? settle(code, killed) : child.stderr!.once('close', () => settle(code, killed))
         );

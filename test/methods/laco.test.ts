@@ -1,9 +1,9 @@
 // LaCo against an independent one in PyTorch; ../reference/search.py says how laco.json came about.
 import fs from 'node:fs';
 import path from 'node:path';
-import { collapse, withCollapsed } from '../../lib/methods/collapse.js';
-import { chooseHost, Model, parseBlocks, perplexityOf, prune, readGguf, type Block } from '../../lib/index.js';
-import { collapseLayers, type LacoMethod, type MergedLayer } from '../../lib/methods/laco.js';
+import { MergedFiles } from '../../lib/export/merged.js';
+import { chooseHost, Model, parseBlocks, perplexityOf, prune, readGguf, without, type Block } from '../../lib/index.js';
+import { collapse, collapseLayers, type LacoForm, type MergedLayer } from '../../lib/methods/laco.js';
 import { run } from '../cli/run';
 import { quantize, randomModel, temporaryFolder, tiny } from '../models';
 
@@ -17,7 +17,7 @@ const read = <T>(name: string) =>
     JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
 const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
 const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
-const reference = read<Record<LacoMethod, Record<string, Collapse>>>('laco.json');
+const reference = read<Record<LacoForm, Record<string, Collapse>>>('laco.json');
 const folder = temporaryFolder();
 let f32: string;
 
@@ -26,33 +26,18 @@ beforeAll(async () => {
 });
 
 /** LaCo on a model, until so many layers are gone. */
-async function laco(file: string, layers: number, method: LacoMethod = 'laco') {
+async function laco(file: string, layers: number, form: LacoForm = 'laco') {
     const model = await Model.load(file, { device: 'cpu', threads: 1, cacheType: 'f32' });
     try {
         const [host, blocks] = [await chooseHost(model.gguf), await model.blocks()];
-        const context = {
-            method,
-            host,
-            blocks,
-            calibration,
-            folder,
-            isEnough: (removed: readonly Block[]) => removed.length >= 2 * layers
-        };
-        const found = await collapse(model, context);
-        const kept = [
-            ...new Set(
-                blocks
-                    .filter(
-                        (block) =>
-                            !found.removed.some(({ kind, layer }) => kind === block.kind && layer === block.layer)
-                    )
-                    .map(({ layer }) => layer)
-            )
-        ];
+        const merged = new MergedFiles({ gguf: model.gguf, host, blocks }, model, folder);
+        const isEnough = (removed: readonly Block[]) => removed.length >= 2 * layers;
+        const found = await collapse(form, { model, blocks, calibration, merged, isEnough });
+        const kept = [...new Set(without(blocks, found.removed).map(({ layer }) => layer))];
         return {
             ...found,
             kept,
-            perplexity: await withCollapsed(model, context, found, (collapsed) => perplexityOf(collapsed, calibration))
+            perplexity: await merged.use(found, (collapsed) => perplexityOf(collapsed, calibration))
         };
     } finally {
         model.dispose();
@@ -94,7 +79,7 @@ test('of what is merged, the weights are the sums that the paper says', async ()
             )
             .join(' ');
     const options = {
-        method: 'laco' as const,
+        form: 'laco' as const,
         layers: [0, 1, 2, 3, 4, 5, 6, 7, 8],
         isEnough: (layers: readonly MergedLayer[]) => layers.length <= 4
     };
@@ -118,7 +103,7 @@ test('of what is merged, the weights are the sums that the paper says', async ()
         similarity: () => Promise.resolve(0.99)
     });
     expect(name(again!.layers)).toBe('0 1 2=-2·2+1·3+1·4+-2·5+1·6+1·7+1·8');
-    const last = await collapseLayers({ ...options, method: 'laco-code', similarity: () => Promise.resolve(0.01) });
+    const last = await collapseLayers({ ...options, form: 'laco-code', similarity: () => Promise.resolve(0.01) });
     expect([last!.threshold, name(last!.layers)]).toEqual([-1, '0 1 2=1·4 5=1·8']);
     expect(
         await collapseLayers({ ...options, isEnough: () => false, similarity: () => Promise.resolve(0.99) })
@@ -154,7 +139,7 @@ test('the command writes a verified file that says what was merged', async () =>
 
     for (const [options, says] of [
         [['--remove', '3'], 'laco removes whole layers, 2 at a time'],
-        [['--max-increase', '0.1'], 'say how much to remove by remove or ratio'],
+        [['--max-increase', '0.1'], 'say how much to remove by --remove or --ratio'],
         [['--remove', '4', '--order', path.join(folder, 'order.json')], "an order file can't tell"],
         [['--remove', '4', '--blocks', 'ffn'], 'removes whole layers'],
         [['--remove', '22'], "LaCo can't remove so much"]
@@ -198,7 +183,8 @@ test('layers that differ are not merged', async () => {
         )
     };
     const { planFile } = await import('../../lib/export/write.js');
-    expect(() => planFile(gguf, host, blocks, parseBlocks('attn.3,ffn.3'), new Map([[2, new Map([[3, 1]])]]))).toThrow(
+    const removal = { removed: parseBlocks('attn.3,ffn.3'), merges: new Map([[2, new Map([[3, 1]])]]) };
+    expect(() => planFile({ gguf, host, blocks }, removal)).toThrow(
         "layer 3 can't be merged into layer 2: it has no ffn_up.weight of the same shape"
     );
     await expect(

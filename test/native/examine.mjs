@@ -7,7 +7,7 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { chooseHost, formatMove, meanNll, Model, readGguf, stockNll, without, writePruned } from 'blockpruner';
+import { chooseHost, formatMove, meanNll, Model, readGguf, stockNll, without, writeDraft } from 'blockpruner';
 import addon from '../../dist/runtime/addon.js';
 import packages from '../../install/packages.js';
 
@@ -95,17 +95,16 @@ try {
     }
     result.removed = formatMove(removed);
     const searched = await perplexity(model, removed);
-    await writePruned(
-        model.gguf,
-        host,
-        blocks,
+    const draft = await writeDraft(
+        { gguf: model.gguf, host, blocks },
+        { removed },
         {
-            removed,
             calibration: { name: 'random', sequences: 2, context: length },
             perplexity: { dense: result.dense, pruned: searched }
         },
         file('pruned')
     );
+    draft.publish();
     model.dispose();
     const found = Math.exp(
         meanNll(

@@ -1,0 +1,126 @@
+// What a method of pruning is: it is given a model and a goal, and yields a decision. Each method has a file of its own
+// here.
+import type { Block, BlockSelection, Merges, Move, Removal } from '../runtime/blocks.js';
+import { shareOf, type BlockInfo, type Model, type Sequences } from '../runtime/model.js';
+import type { SearchMode, Step } from '../search/greedy.js';
+import type { JournalInputs } from '../search/journal.js';
+
+/** How much is to go: exactly one of the three is set. */
+export interface Goal {
+    /** So many blocks. */
+    remove?: number | undefined;
+    /** The fewest blocks that have this share of all parameters, 0 … 1. */
+    ratio?: number | undefined;
+    /** As much as leaves the perplexity at most this share above the dense model's. */
+    maxIncrease?: number | undefined;
+}
+
+/** What a method found. */
+export interface Decision {
+    /** The blocks that go; in the order of their removal, where there is one. */
+    removed: Block[];
+    /** The layers that were merged before their blocks went. */
+    merges?: Merges | undefined;
+    /** The removals one after the other; none where all went at once. */
+    steps: Step[];
+    /** Perplexity of the dense model on the calibration text, where the method measured it. */
+    dense?: number | undefined;
+    /** NLL of each predicted token without what goes, [sequences × (length − 1)], where the method measured it. */
+    nll?: Float32Array | undefined;
+}
+
+/** What decides which blocks can go so that the rest can be written. A host of export/ is one. */
+export interface MoveSource {
+    /** The architecture that the pruned model is written as, and why; for messages. */
+    readonly name: string;
+    readonly reason: string;
+    /** The moves that can be made next, given the blocks that are left in the order of the residual stream. */
+    moves(remaining: readonly Block[]): Move[];
+}
+
+/** What the possible moves depend on. */
+export interface MoveOptions {
+    host: MoveSource;
+    /** All blocks of the model, in the order of the residual stream. */
+    blocks: readonly Block[];
+    /** Which blocks may go. Default: `all`. */
+    selection?: BlockSelection | undefined;
+}
+
+/** What a choice among the possible moves depends on. */
+export interface MethodOptions extends MoveOptions {
+    model: Model;
+    calibration: Sequences;
+    /** For `random`: another number gives another order. Default: 0. */
+    seed?: number | undefined;
+    signal?: AbortSignal | undefined;
+}
+
+/** Models with merged layers. They are handed in, since methods know no files. */
+export interface MergedModels {
+    /** @throws BlockprunerError that says why such a model can't be written */
+    check(removal: Removal): void;
+    /** Runs some work on the model that a file of it would hold, and frees that model. */
+    use<T>(removal: Removal, work: (merged: Model) => Promise<T>): Promise<T>;
+}
+
+/** What a search begins with. */
+export interface SearchStart {
+    /** Perplexity of the model as it is. */
+    dense: number;
+    /** How many moves the first removal chooses from. */
+    candidates: number;
+    /**
+     * At how many boundaries of a sequence there is room to keep the residual stream, and how many bytes are kept now.
+     */
+    kept: { boundaries: number; bytes: number };
+    /** How many evaluations a resumed journal had. */
+    resumed: number;
+}
+
+/** All that a method works with. */
+export interface MethodContext extends MethodOptions {
+    /** Copies of the model, one on each device; `model` is the first. */
+    models: readonly Model[];
+    blocks: readonly BlockInfo[];
+    merged: MergedModels;
+    search: { mode?: SearchMode | undefined; confidence?: number | undefined; keepBytes?: number | undefined };
+    /** Where evaluations are written down, what they depend on, and whether to go on with what is there. */
+    journal: { file: string; inputs: JournalInputs; resume: boolean };
+    onStart?: ((start: SearchStart) => void) | undefined;
+    /** Is told each removal, its number from 1, and the perplexity of the dense model. */
+    onStep?: ((step: Step, number: number, dense: number) => void) | undefined;
+    onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
+/** Gives what may go next: the moves that the next removal chooses from, of at most so many blocks. */
+export type Candidates = (removed: readonly Block[], most?: number) => Move[];
+
+export interface PruningMethod<Name extends string = string> {
+    readonly name: Name;
+    /** What it removes at a time, if the host lets it: a single block, or a whole layer. */
+    readonly unit: 'block' | 'layer';
+    /**
+     * Whether it removes move after move. Then it has an order, which a journal can go on with and which may end at any
+     * perplexity, and what it removes for a lower ratio is the beginning of what it removes for a higher one.
+     */
+    readonly stepwise: boolean;
+    /** @throws BlockprunerError if it is clear before any work that the goal can't be reached */
+    check(context: MethodContext, goal: Goal): void;
+    /**
+     * Decides what goes. A stepwise method ends where nothing more can go, which may be before the goal.
+     * @throws MethodError if the model doesn't allow what the method does
+     */
+    decide(context: MethodContext, goal: Goal): Promise<Decision>;
+}
+
+export interface StepwiseMethod<Name extends string = string> extends PruningMethod<Name> {
+    readonly stepwise: true;
+    /** @throws ArgumentError if a method of whole layers is to remove blocks of one kind */
+    candidates(options: MethodOptions): Promise<Candidates>;
+}
+
+/** The share of the model's parameters that some of its blocks have, 0 … 1. */
+export function removedShare({ blocks, model }: MethodContext, removed: readonly Block[]): number {
+    return shareOf(blocks, removed, model.parameters);
+}

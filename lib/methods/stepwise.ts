@@ -1,0 +1,153 @@
+// The methods that remove move after move differ in what they let go next. The rest is here: whether the goal can be
+// reached, and the search, which also gives the perplexity after each removal of a method that ranks once.
+import { BlockprunerError } from '../errors.js';
+import { formatPercent } from '../format.js';
+import type { Block } from '../runtime/blocks.js';
+import { searchOrder, type SearchResult } from '../search/greedy.js';
+import { Journal } from '../search/journal.js';
+import { PrefixEvaluator } from '../search/prefix.js';
+import {
+    removedShare,
+    type Candidates,
+    type Decision,
+    type Goal,
+    type MethodContext,
+    type MethodOptions,
+    type PruningMethod,
+    type StepwiseMethod
+} from './method.js';
+import { checkSelection, possibleMoves } from './moves.js';
+
+/** A method that removes move after move, by what it lets go next. */
+export function stepwise<Name extends string>(
+    name: Name,
+    unit: PruningMethod['unit'],
+    candidates: (options: MethodOptions) => Candidates | Promise<Candidates>
+): StepwiseMethod<Name> {
+    const method: StepwiseMethod<Name> = {
+        name,
+        unit,
+        stepwise: true,
+        candidates: async (options) => {
+            checkSelection(method, options.selection);
+            return candidates(options);
+        },
+        check: (context, goal) => checkReachable(method, context, goal),
+        decide: (context, goal) => decide(method, context, goal)
+    };
+    return method;
+}
+
+async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal): Promise<Decision> {
+    const { models, blocks, calibration, signal, onProgress } = context;
+    const { keepBytes, mode, confidence } = context.search;
+    const { remove = Infinity, ratio, maxIncrease } = goal;
+    const candidates = await method.candidates(context);
+    const total = onProgress ? expectedSteps(method, context, goal) : 0;
+
+    const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
+    const journal = Journal.open(evaluator, context.journal.file, context.journal.inputs, context.journal.resume);
+    let dense = NaN;
+    let result: SearchResult;
+    try {
+        result = await searchOrder(journal, {
+            mode,
+            confidence,
+            moves: (removed) =>
+                ratio !== undefined && removedShare(context, removed) >= ratio
+                    ? []
+                    : candidates(removed, remove - removed.length),
+            maxPerplexity: maxIncrease === undefined ? undefined : (value) => value * (1 + maxIncrease),
+            onStart(value) {
+                dense = value;
+                context.onStart?.({
+                    dense,
+                    candidates: candidates([]).length,
+                    resumed: journal.found,
+                    kept: {
+                        boundaries: Math.min(evaluator.room, blocks.length - 1),
+                        bytes: models.reduce((bytes, { work }) => bytes + work.keptBytes, 0)
+                    }
+                });
+                onProgress?.(0, total);
+            },
+            onEvaluation: (step, decided, of) => onProgress?.(step - 1 + decided / of, total),
+            onStep: (step, number) => context.onStep?.(step, number, dense)
+        });
+    } finally {
+        journal.close();
+    }
+    const { steps, nll } = result;
+    return { removed: steps.flatMap(({ removed }) => removed), steps, dense, nll: concatenate(nll) };
+}
+
+/** @throws BlockprunerError if it is clear from the moves alone that a goal can't be reached */
+function checkReachable(method: StepwiseMethod, context: MethodContext, { remove, ratio }: Goal): void {
+    checkSelection(method, context.selection);
+    const { host, blocks, model, selection = 'all' } = context;
+    const which = `${selection === 'all' ? '' : `${selection} `}blocks`;
+    const possible = possibleMoves(method.unit, context);
+    const first = possible([]);
+    if (first.length === 0) {
+        const message = `no ${which} of this model can go: it is written as ${host.name}, ${host.reason}`;
+        throw new BlockprunerError('UNSUPPORTED', message);
+    }
+    const selected = blocks.filter(({ kind }) => selection === 'all' || kind === selection);
+    const most = mostRemovable(possible);
+    if (remove !== undefined && remove > most) {
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `can't remove ${remove} blocks: at most ${most} of this model's ${selected.length} ${which} can go`
+        );
+    }
+    const atOnce = first[0]!.length;
+    if (remove !== undefined && remove % atOnce !== 0 && first.every(({ length }) => length === atOnce)) {
+        const why = method.unit === 'layer' ? `${method.name} removes whole layers` : host.reason;
+        const message = `can't remove ${remove} blocks: from this model they go ${atOnce} at a time (${why})`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
+    // The search may leave the largest blocks to the end, and some of them stay.
+    const ascending = selected.map(({ parameters }) => parameters).sort((a, b) => a - b);
+    const reachable = sum(ascending.slice(0, most)) / model.parameters;
+    if (ratio !== undefined && ratio > reachable) {
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `can't remove ${formatPercent(ratio)} of the parameters: ` +
+                `without its ${which} the model still has ${formatPercent(1 - reachable)}`
+        );
+    }
+}
+
+/** How many removals reach the goal, going by the mean size of a block; at most as many as there can be. */
+function expectedSteps(method: StepwiseMethod, context: MethodContext, { remove, ratio }: Goal): number {
+    const { blocks, model, selection = 'all' } = context;
+    const selected = blocks.filter(({ kind }) => selection === 'all' || kind === selection);
+    const meanShare = sum(selected.map(({ parameters }) => parameters)) / selected.length / model.parameters;
+    const possible = possibleMoves(method.unit, context);
+    const atOnce = possible([])[0]?.length ?? 1;
+    const wanted = remove ?? (ratio !== undefined ? Math.ceil(ratio / meanShare) : Infinity);
+    return Math.ceil(Math.min(mostRemovable(possible), wanted) / atOnce);
+}
+
+/** How many blocks can go if it is always the first possible move that is made. */
+function mostRemovable(possible: ReturnType<typeof possibleMoves>): number {
+    const removed: Block[] = [];
+    for (let move; (move = possible(removed)[0]);) {
+        removed.push(...move);
+    }
+    return removed.length;
+}
+
+function sum(values: readonly number[]): number {
+    return values.reduce((total, value) => total + value, 0);
+}
+
+function concatenate(parts: readonly Float32Array[]): Float32Array {
+    const whole = new Float32Array(sum(parts.map(({ length }) => length)));
+    let end = 0;
+    for (const part of parts) {
+        whole.set(part, end);
+        end += part.length;
+    }
+    return whole;
+}

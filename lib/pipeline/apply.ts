@@ -1,0 +1,54 @@
+import path from 'node:path';
+import { checkCalibration } from '../calibration/calibration.js';
+import { BlockprunerError } from '../errors.js';
+import type { Decision } from '../methods/method.js';
+import { checkOutput } from '../output.js';
+import type { PruneResult } from '../report/results.js';
+import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
+import { deliver, measure, type DeliverOptions } from './deliver.js';
+import { findModel, Session, type SessionOptions } from './session.js';
+
+export interface ApplyOptions extends DeliverOptions, SessionOptions {
+    /** The blocks to remove, for instance from {@link readOrder}. */
+    order: readonly Block[];
+}
+
+/**
+ * Removes given blocks, without a search, and writes the result as {@link prune} does.
+ * @throws BlockprunerError as prune, or if the model doesn't have such blocks or can't be written without them
+ */
+export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
+    const started = performance.now();
+    const { order, output, force } = options;
+    checkCalibration(options.calibration ?? {});
+
+    const source = await findModel(model, options);
+    await checkOutput(output, source.gguf.files, force);
+    const session = await Session.open(source, options, { copies: false });
+    const decision: Decision = { removed: bare(order), steps: [] };
+    let measured;
+    try {
+        checkOrder(session, order);
+        measured = await measure(session, decision, { ...options, folder: path.dirname(output) });
+    } finally {
+        session.dispose();
+    }
+    return deliver(session, { uri: model, method: null, decision, measured, started }, { ...options, speed: false });
+}
+
+/** @throws BlockprunerError unless the model can be written without these blocks */
+function checkOrder({ blocks, host, model }: Session, order: readonly Block[]): void {
+    const existing = new SkipSet(blocks);
+    const unknown = order.find((block) => !existing.has(block));
+    if (unknown) {
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `the order doesn't fit this model: it has no block ${formatBlock(unknown)}, ` +
+                `its layers are 0 to ${model.layers - 1}`
+        );
+    }
+    if (order.length >= blocks.length) {
+        throw new BlockprunerError('ARGUMENT', `can't remove all ${blocks.length} blocks: one must stay`);
+    }
+    host.plan(without(blocks, order));
+}

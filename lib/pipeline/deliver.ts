@@ -1,0 +1,184 @@
+import { BlockprunerError } from '../errors.js';
+import { meanNll, perplexityOf } from '../evaluation/perplexity.js';
+import { scoreTasks, type TaskOptions, type TaskScores } from '../evaluation/scores.js';
+import type { Task } from '../evaluation/tasks.js';
+import { architectureOf } from '../export/host.js';
+import { writeDraft } from '../export/write.js';
+import type { Method } from '../methods/index.js';
+import type { Decision } from '../methods/method.js';
+import type { PruneResult } from '../report/results.js';
+import { formatMerges } from '../runtime/blocks.js';
+import { countParameters, readGguf } from '../runtime/gguf.js';
+import { stockNll, stockSpeed, type StockOptions } from '../stock/stock.js';
+import type { Session, SessionOptions } from './session.js';
+
+/** The speed is measured on a prompt of so many tokens and as many generated ones. */
+const SPEED_TOKENS = 128;
+
+/** The speed is measured so often. */
+const SPEED_ROUNDS = 3;
+
+/**
+ * The stock runtime hands over every logit, which takes about 0.3 µs each. Of longer texts, only so many logits' worth
+ * of evenly spread positions are compared.
+ */
+const VERIFIED_LOGITS = 2 ** 25;
+
+export interface DeliverOptions extends Pick<SessionOptions, 'onProgress' | 'signal'> {
+    /** The pruned GGUF to write. */
+    output: string;
+    /** Replace an existing file. Default: false. */
+    force?: boolean | undefined;
+    /** Load the result in the stock runtime and compare its perplexity. Default: true. */
+    verify?: boolean | undefined;
+}
+
+/** What is known of the model that a decision leads to. */
+export interface Measured {
+    /** Perplexity on the calibration text. */
+    perplexity: { dense: number; pruned: number };
+    /** NLL of each predicted token without what goes, [sequences × (length − 1)]. */
+    nll: Float32Array;
+    tasks: { dense: TaskScores[]; pruned: TaskScores[] };
+}
+
+export interface MeasureOptions extends Pick<SessionOptions, 'onProgress' | 'signal'> {
+    /** The folder for the file of a model with merged layers. */
+    folder: string;
+    /** Default: none. */
+    tasks?: readonly Task[] | undefined;
+    /** How many questions of each task are scored, from the first one on. Default: all. */
+    limit?: number | undefined;
+    /** The scores of the dense model on these tasks. */
+    denseScores?: TaskScores[] | undefined;
+}
+
+/**
+ * Measures what a decision leaves open: the perplexities, where the method didn't measure them, and the task scores.
+ */
+export async function measure(session: Session, decision: Decision, options: MeasureOptions): Promise<Measured> {
+    const { folder, tasks = [], limit, denseScores = [], signal, onProgress } = options;
+    const { model, calibration } = session;
+    const reportEvaluated = (done: number, total: number) => onProgress?.('search', done, total);
+    const dense = decision.dense ?? (await perplexityOf(model, calibration, { signal, onProgress: reportEvaluated }));
+    const [nll, scores] = await session.useDecided(
+        decision,
+        folder,
+        async (decided, skip) => [
+            decision.nll ?? (await decided.evaluate(calibration, { skip, signal })),
+            await scoreTasks(decided, tasks, scoringOptions({ limit, signal, onProgress, skip }))
+        ],
+        signal
+    );
+    return {
+        perplexity: { dense, pruned: Math.exp(meanNll(nll, calibration.length)) },
+        nll,
+        tasks: { dense: denseScores, pruned: scores }
+    };
+}
+
+/** The options of scoring tasks, with its progress as a phase. */
+export function scoringOptions({
+    onProgress,
+    ...options
+}: Omit<TaskOptions, 'onProgress'> & Pick<SessionOptions, 'onProgress'>): TaskOptions {
+    return { ...options, onProgress: (done, total) => onProgress?.('score', done, total) };
+}
+
+/**
+ * Writes a pruned model, checks it in the stock runtime, measures its speed there if that is asked for, and gives it
+ * its name. The session is disposed before, so that the stock runtime has room for its copy.
+ * @throws BlockprunerError if the file can't be written or computes something else; no file is left behind then
+ */
+export async function deliver(
+    session: Session,
+    decided: { uri: string; method: Method | null; decision: Decision; measured: Measured; started: number },
+    { output, force, verify = true, signal, onProgress, speed: withSpeed }: DeliverOptions & { speed: boolean }
+): Promise<PruneResult> {
+    const { uri, method, decision, measured, started } = decided;
+    const { gguf, host, blocks, calibrationInfo, parameters, model } = session;
+    const provenance = { calibration: calibrationInfo, perplexity: measured.perplexity };
+    const { device, gpuLayers, threads, flashAttention } = model;
+    const stock: StockOptions = { device, gpuLayers, threads, flashAttention, signal };
+
+    const draft = await writeDraft(session, decision, provenance, output, {
+        force,
+        signal,
+        onProgress: (done, total) => onProgress?.('write', done, total)
+    });
+    let speed: PruneResult['speed'] = null;
+    try {
+        if (verify) {
+            const reportVerified = (done: number, total: number) => onProgress?.('verify', done, total);
+            await checkInStockRuntime(session, draft.file, measured.nll, { ...stock, onProgress: reportVerified });
+        }
+        if (withSpeed) {
+            const reportRound = (round: number) => onProgress?.('speed', round, SPEED_ROUNDS);
+            speed = await measureSpeeds(gguf.files[0]!, draft.file, stock, reportRound);
+        }
+        signal?.throwIfAborted();
+        draft.publish();
+    } finally {
+        await draft.discard();
+    }
+
+    const written = await readGguf(output); // without the signal, since the file is there
+    return {
+        model: uri,
+        output,
+        architecture: architectureOf(gguf),
+        host: host.name,
+        method,
+        blocks: [...blocks],
+        removed: decision.removed,
+        steps: decision.steps,
+        ...(decision.merges && { merged: formatMerges(decision.merges) }),
+        calibration: calibrationInfo,
+        perplexity: measured.perplexity,
+        parameters: { dense: parameters, pruned: countParameters(written) },
+        bytes: { dense: gguf.bytes, pruned: written.bytes },
+        tasks: measured.tasks,
+        speed,
+        seconds: (performance.now() - started) / 1000
+    };
+}
+
+/**
+ * @throws BlockprunerError unless the stock runtime finds the perplexity of a file that was found before it was written
+ */
+async function checkInStockRuntime(
+    { calibration, vocabulary, host }: Session,
+    file: string,
+    nll: Float32Array,
+    stock: StockOptions
+): Promise<void> {
+    const stride = Math.ceil((nll.length * vocabulary) / VERIFIED_LOGITS);
+    const values = await stockNll(file, calibration, { ...stock, stride });
+    const expected = nll.filter((_, position) => position % stride === 0);
+    const perplexity = (all: Float32Array) => Math.exp(meanNll(all, all.length + 1));
+    const [found, searched] = [perplexity(values), perplexity(expected)];
+    if (!(Math.abs(found / searched - 1) <= host.tolerance)) {
+        throw new BlockprunerError(
+            'VERIFICATION',
+            `verification failed: the written file has perplexity ${found} in the stock runtime, ` +
+                `the search found ${searched}; no file was kept`
+        );
+    }
+}
+
+/** Measures both files' speeds in turns, so that whatever else the computer does slows both down. */
+async function measureSpeeds(
+    dense: string,
+    pruned: string,
+    stock: StockOptions,
+    onRound: (round: number) => void
+): Promise<NonNullable<PruneResult['speed']>> {
+    const { device, threads } = stock;
+    const speed: NonNullable<PruneResult['speed']> = { device, threads, tokens: SPEED_TOKENS, dense: [], pruned: [] };
+    for (let round = 0; round < SPEED_ROUNDS; round++) {
+        onRound(round);
+        speed.dense.push(await stockSpeed(dense, SPEED_TOKENS, stock));
+        speed.pruned.push(await stockSpeed(pruned, SPEED_TOKENS, stock));
+    }
+    return speed;
+}

@@ -1,0 +1,68 @@
+import { BlockprunerError } from '../errors.js';
+import { chooseHost } from '../export/choose-host.js';
+import type { Host } from '../export/host.js';
+import { bare, type Move } from '../runtime/blocks.js';
+import type { Gguf } from '../runtime/gguf.js';
+import { Model, resolveModel, type BlockInfo } from '../runtime/model.js';
+import type { SessionOptions } from './session.js';
+
+export interface Inspection {
+    architecture: string;
+    /** The architecture that a pruned model is written as; null where there is none. */
+    host: string | null;
+    /** Why that architecture, and what can go; or why there is none. */
+    reason: string;
+    /** The moves that can be made first: each block that can go, with those that must go with it. */
+    moves: Move[];
+    layers: number;
+    blocks: BlockInfo[];
+}
+
+/**
+ * Shows what a model consists of and how it can be pruned. No weights are read.
+ * @throws BlockprunerError if the model can't be had or read, or its blocks aren't found
+ */
+export async function inspect(
+    model: string,
+    options: Pick<SessionOptions, 'signal' | 'onProgress'> = {}
+): Promise<Inspection> {
+    const { signal, onProgress } = options;
+    const file = await resolveModel(model, {
+        signal,
+        onProgress: (done, total) => onProgress?.('download', done, total)
+    });
+    const loaded = await Model.load(file, {
+        device: 'cpu',
+        headerOnly: true,
+        signal,
+        onProgress: (done, total) => onProgress?.('load', done, total)
+    });
+    try {
+        const blocks = await loaded.blocks(signal);
+        const { architecture, layers } = loaded;
+        const { host, reason } = await tryHost(loaded.gguf, signal);
+        return {
+            architecture,
+            host: host?.name ?? null,
+            reason,
+            moves: (host?.moves(blocks) ?? []).map(bare),
+            layers,
+            blocks
+        };
+    } finally {
+        loaded.dispose();
+    }
+}
+
+/** The host of a model, or the reason why there is none. */
+async function tryHost(gguf: Gguf, signal?: AbortSignal): Promise<{ host?: Host; reason: string }> {
+    try {
+        const host = await chooseHost(gguf, signal);
+        return { host, reason: host.reason };
+    } catch (error) {
+        if (!(error instanceof BlockprunerError)) {
+            throw error;
+        }
+        return { reason: error.message };
+    }
+}

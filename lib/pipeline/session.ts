@@ -1,0 +1,183 @@
+import path from 'node:path';
+import {
+    describeSequences,
+    loadCalibration,
+    type Calibration,
+    type CalibrationOptions
+} from '../calibration/calibration.js';
+import { chooseHost } from '../export/choose-host.js';
+import type { Host } from '../export/host.js';
+import { MergedFiles } from '../export/merged.js';
+import type { Decision, MethodContext } from '../methods/method.js';
+import type { Device } from '../runtime/addon.js';
+import type { Block } from '../runtime/blocks.js';
+import { countParameters, hashGguf, readGguf, type Gguf } from '../runtime/gguf.js';
+import { Model, resolveModel, shareOf, type BlockInfo } from '../runtime/model.js';
+import type { SearchMode } from '../search/greedy.js';
+import type { JournalInputs } from '../search/journal.js';
+import { DEFAULT_CONFIDENCE } from '../search/race.js';
+import { version } from '../version.js';
+
+/** What is being worked on, for progress bars. `done` and `total` are in the unit of the phase. */
+export type Phase = 'download' | 'load' | 'calibrate' | 'score' | 'search' | 'write' | 'verify' | 'speed';
+
+export type PhaseProgress = (phase: Phase, done: number, total: number) => void;
+
+/** A model that has been found, of which nothing but the header has been read. */
+export interface Source {
+    /** The path or URI that was given. */
+    model: string;
+    gguf: Gguf;
+}
+
+/**
+ * Finds a model, downloads it if need be, and reads its header.
+ * @param model a path, or a URI that node-llama-cpp's resolver takes
+ * @throws BlockprunerError if it can't be had, is no GGUF file, or is incomplete
+ */
+export async function findModel(
+    model: string,
+    { signal, onProgress }: { signal?: AbortSignal | undefined; onProgress?: PhaseProgress | undefined }
+): Promise<Source> {
+    const file = await resolveModel(model, {
+        signal,
+        onProgress: (done, total) => onProgress?.('download', done, total)
+    });
+    return { model, gguf: await readGguf(file, signal) };
+}
+
+export interface SessionOptions {
+    calibration?: CalibrationOptions | undefined;
+    /** Where to compute. Default: `auto`, the first GPU found, else the CPU. */
+    device?: Device | 'auto' | undefined;
+    /** Layers on the GPU. Default: all. */
+    gpuLayers?: number | undefined;
+    /** CPU threads. Default: the number of cores. */
+    threads?: number | undefined;
+    onProgress?: PhaseProgress | undefined;
+    /** Stops the work within about a second; the promise is then rejected with the signal's reason. */
+    signal?: AbortSignal | undefined;
+}
+
+/**
+ * A model that is worked on: loaded, with its calibration, its blocks, and the host that it will be written as. What
+ * was read of it stays known after dispose().
+ */
+export class Session {
+    readonly gguf: Gguf;
+    /** All parameters of the model, embeddings included. */
+    readonly parameters: number;
+    /** The number of tokens that there are. */
+    readonly vocabulary: number;
+
+    private constructor(
+        source: Source,
+        readonly host: Host,
+        /** Copies of the model, one on each device. */
+        readonly models: readonly Model[],
+        /** All blocks of the model, in the order of the residual stream. */
+        readonly blocks: readonly BlockInfo[],
+        readonly calibration: Calibration
+    ) {
+        this.gguf = source.gguf;
+        this.parameters = countParameters(source.gguf);
+        this.vocabulary = this.model.vocabulary;
+    }
+
+    /**
+     * Chooses the host, loads the model, finds its blocks and reads the calibration.
+     * @param copies load a copy of the model on each of several equal GPUs. Default: true
+     * @throws BlockprunerError if the model can't be pruned, or something can't be read
+     */
+    static async open(source: Source, options: SessionOptions, { copies = true } = {}): Promise<Session> {
+        const { device, gpuLayers, threads, signal, onProgress } = options;
+        const [file] = source.gguf.files as [string];
+        const host = await chooseHost(source.gguf, signal);
+        const loading = {
+            device,
+            gpuLayers,
+            threads,
+            signal,
+            onProgress: (done: number, total: number) => onProgress?.('load', done, total)
+        };
+        const models = copies ? await Model.loadOnEach(file, loading) : [await Model.load(file, loading)];
+        try {
+            onProgress?.('calibrate', 0, 1);
+            const blocks = await models[0]!.blocks(signal);
+            const calibration = await loadCalibration(models[0]!, options.calibration, signal);
+            return new Session(source, host, models, blocks, calibration);
+        } catch (error) {
+            models.forEach((model) => model.dispose());
+            throw error;
+        }
+    }
+
+    get model(): Model {
+        return this.models[0]!;
+    }
+
+    /** The share of the parameters that some blocks have, 0 … 1. */
+    share(removed: readonly Block[]): number {
+        return shareOf(this.blocks, removed, this.parameters);
+    }
+
+    /** The calibration's name and size, as results and files tell it. */
+    get calibrationInfo(): { name: string; sequences: number; context: number } {
+        const { name, tokens, length } = this.calibration;
+        return { name, sequences: tokens.length / length, context: length };
+    }
+
+    /**
+     * Runs some work on the model that a decision makes of this one: this one without some blocks, or, where layers are
+     * merged, a model of its own.
+     * @param folder where the file of a model with merged layers is for the time of the work
+     */
+    async useDecided<T>(
+        decision: Decision,
+        folder: string,
+        work: (model: Model, skip: readonly Block[]) => Promise<T>,
+        signal?: AbortSignal
+    ): Promise<T> {
+        return decision.merges
+            ? this.#mergedFiles(folder, signal).use(decision, (merged) => work(merged, []))
+            : work(this.model, decision.removed);
+    }
+
+    /**
+     * What a method works with on this model.
+     * @param folder where the files of models with merged layers are for the time of their use
+     */
+    methodContext(
+        folder: string,
+        options: Omit<MethodContext, 'host' | 'blocks' | 'model' | 'models' | 'calibration' | 'merged'>
+    ): MethodContext {
+        const { host, blocks, model, models, calibration } = this;
+        const merged = this.#mergedFiles(folder, options.signal);
+        return { host, blocks, model, models, calibration, merged, ...options };
+    }
+
+    #mergedFiles(folder: string, signal?: AbortSignal): MergedFiles {
+        return new MergedFiles(this, this.model, path.resolve(folder), signal);
+    }
+
+    /** What the evaluations of any search on this model depend on, beside its method: by their names in messages. */
+    async searchInputs(
+        search: SearchMode = 'race',
+        confidence = DEFAULT_CONFIDENCE,
+        signal?: AbortSignal
+    ): Promise<JournalInputs> {
+        const { device, gpuLayers } = this.model;
+        return {
+            model: `SHA-256 ${await hashGguf(this.gguf, signal)}`,
+            calibration: describeSequences(this.calibration),
+            search: search === 'race' ? `race, confidence ${confidence}` : search,
+            device: `${device}, ${gpuLayers ?? 'all'} layers`,
+            version
+        };
+    }
+
+    /** Frees the models. */
+    dispose(): void {
+        this.models.forEach((model) => model.dispose());
+    }
+}
