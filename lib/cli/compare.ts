@@ -3,7 +3,8 @@ import path from 'node:path';
 import type { Argv } from 'yargs';
 import { compare } from '../pipeline/compare.js';
 import { BlockprunerError } from '../errors.js';
-import { comparedMethods, comparisonTable, type ComparedMethod } from '../report/results.js';
+import { comparisonTable } from '../report/comparison-table.js';
+import { comparedMethods, type ComparedMethod } from '../report/comparison.js';
 import { loadTasks, taskOptions } from './eval.js';
 import {
     calibrationOf,

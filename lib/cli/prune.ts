@@ -4,7 +4,7 @@ import type { Argv } from 'yargs';
 import { formatBlock, formatMove } from '../runtime/blocks.js';
 import { BlockprunerError } from '../errors.js';
 import { journalOf, prune } from '../pipeline/prune.js';
-import type { PruneResult } from '../report/results.js';
+import type { PruneResult } from '../report/prune-result.js';
 import { methods } from '../methods/index.js';
 import { formatScores, loadTasks, taskOptions } from './eval.js';
 import {

@@ -16,17 +16,16 @@ import { formatMerges } from '../export/write.js';
 import { readGguf } from '../runtime/gguf.js';
 import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from '../runtime/model.js';
 import { checkWritable, isPartial, writeText } from '../output.js';
-import { comparisonReport } from '../report/index.js';
+import { comparisonReport } from '../report/comparison-report.js';
+import { comparisonCsv, comparisonTable } from '../report/comparison-table.js';
 import {
     comparedMethods,
-    comparisonCsv,
     comparisonSchema,
-    comparisonTable,
     type ComparedMethod,
     type ComparedModel,
     type Comparison,
     type Quality
-} from '../report/results.js';
+} from '../report/comparison.js';
 import { searchOrder, type SearchMode } from '../search/greedy.js';
 import { describeSequences, differences, Journal, searchInputs } from '../search/journal.js';
 import { isLaco, type LacoMethod } from '../methods/laco.js';
