@@ -4,7 +4,7 @@ import { mean, median, sampleStandardDeviation } from 'simple-statistics';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
-import evalCommand from '../dist/cli/eval.js';
+import taskArguments from '../dist/cli/tasks.js';
 import scores from '../dist/evaluation/scores.js';
 import { describe, options, setting, write } from './shared.mjs';
 
@@ -50,7 +50,7 @@ const ways = {
 
 const results = [];
 for (const text of argv.task) {
-    const task = await loadTask(evalCommand.parseTask(text));
+    const task = await loadTask(taskArguments.parseTask(text));
     const turn = (number) => ({
         ...task,
         questions: task.questions.slice(number * argv.questions, (number + 1) * argv.questions)

@@ -16,13 +16,14 @@ const { perplexity, parameters, bytes, removed } = await prune(model, {
     ratio: 0.2,
     device: 'cpu',
     calibration: { samples: 8 },
-    onStep: (step, number, dense) =>
-        console.log(
-            `${String(number).padStart(3)}. ${formatMove(step.removed).padEnd(9)} perplexity ${step.perplexity.toFixed(3)} (dense: ${dense.toFixed(3)})`
-        )
+    onStep(step, number, dense) {
+        const removal = `${String(number).padStart(3)}. ${formatMove(step.removed).padEnd(9)}`;
+        console.log(`${removal} perplexity ${step.perplexity.toFixed(3)} (dense: ${dense.toFixed(3)})`);
+    }
 });
 
-// alternately, and the best of each: other work on the computer slows single runs down; of so short runs, several threads too
+// The two files take turns, and the best round of each counts, because other work on the computer slows single rounds
+// down. Rounds as short as these are steady only on one thread.
 const stock = { device: 'cpu', threads: 1, flashAttention: true };
 const speeds = { dense: [], pruned: [] };
 for (let round = 0; round < 3; round++) {
@@ -41,9 +42,9 @@ console.log(`\nremoved: ${removed.map(formatBlock).join(' ')}\n`);
 for (const [name, before, after] of rows) {
     console.log(`${name.padEnd(18)} ${String(before).padStart(12)} ${String(after).padStart(12)}`);
 }
-console.log('\nPerplexity is on the calibration text; tokens per second are of a prompt, on one thread, in the stock');
-console.log(
-    'runtime, node-llama-cpp (generation of so small a model is mostly the overhead of single calls). It loaded'
-);
-console.log(`${path.relative(root, output)} and went on from "The whale":\n`);
+console.log(`
+Perplexity is on the calibration text; tokens per second are of a prompt, on one thread, in the stock
+runtime, node-llama-cpp (generation of so small a model is mostly the overhead of single calls). It loaded
+${path.relative(root, output)} and went on from "The whale":
+`);
 console.log(`  The whale${await stockGenerate(output, 'The whale', 30, stock)}`);

@@ -66,19 +66,19 @@ export { apply, type ApplyOptions } from './pipeline/apply.js';
 export { inspect, type Inspection } from './pipeline/inspect.js';
 export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';
 export { type Phase } from './pipeline/session.js';
-export { comparisonReport, pruneReport } from './report/index.js';
+export { comparisonReport } from './report/comparison-report.js';
+export { comparisonCsv, comparisonTable } from './report/comparison-table.js';
 export {
     comparedMethods,
     comparedRows,
-    comparisonCsv,
-    comparisonTable,
     type ComparedMethod,
     type ComparedModel,
     type ComparedRow,
     type Comparison,
-    type PruneResult,
     type Quality
-} from './report/results.js';
+} from './report/comparison.js';
+export { pruneReport } from './report/prune-report.js';
+export { type PruneResult } from './report/prune-result.js';
 export {
     searchOrder,
     type CandidateEvaluator,

@@ -1,19 +1,18 @@
 import type { Argv } from 'yargs';
 import { apply } from '../pipeline/apply.js';
 import { readOrder } from '../search/order.js';
-import { NOTHING_WRITTEN, printResult } from './prune.js';
+import { interruptSignal, NOTHING_WRITTEN } from './interrupt.js';
 import {
     calibrationOf,
     calibrationOptions,
-    checkDevice,
-    checkInteger,
+    deviceOf,
     deviceOptions,
-    interruptSignal,
     jsonOption,
     modelArgument,
-    outputOptions,
-    Progress
-} from './shared.js';
+    outputOptions
+} from './options.js';
+import { print, pruneResultLines } from './print.js';
+import { withProgress } from './progress.js';
 
 export const command = 'apply <model>';
 export const describe = 'Write the model without the first blocks of a known order, without a search';
@@ -38,26 +37,20 @@ export const builder = (yargs: Argv) =>
         );
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
-    checkDevice(argv);
-    checkInteger('remove', argv.remove, 1);
+    const { output, force, verify } = argv;
     const order = await readOrder(argv.order, argv.remove);
-    const progress = new Progress();
-    try {
-        const result = await apply(argv.model, {
+    const signal = interruptSignal(NOTHING_WRITTEN);
+    const result = await withProgress(({ update }) =>
+        apply(argv.model, {
             order,
-            output: argv.output,
-            force: argv.force,
-            verify: argv.verify,
+            output,
+            force,
+            verify,
             calibration: calibrationOf(argv),
-            device: argv.device,
-            gpuLayers: argv['gpu-layers'],
-            threads: argv.threads,
-            signal: interruptSignal(NOTHING_WRITTEN),
-            onProgress: progress.update
-        });
-        progress.stop();
-        printResult(result, argv.json, argv.verify);
-    } finally {
-        progress.stop();
-    }
+            ...deviceOf(argv),
+            signal,
+            onProgress: update
+        })
+    );
+    print(result, argv.json, () => pruneResultLines(result, verify));
 }

@@ -1,24 +1,25 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Argv } from 'yargs';
-import { compare } from '../pipeline/compare.js';
 import { BlockprunerError } from '../errors.js';
-import { comparedMethods, comparisonTable, type ComparedMethod } from '../report/results.js';
-import { loadTasks, taskOptions } from './eval.js';
+import { compare } from '../pipeline/compare.js';
+import { comparisonTable } from '../report/comparison-table.js';
+import { comparedMethods, type ComparedMethod } from '../report/comparison.js';
+import { Interrupted, interruptSignal } from './interrupt.js';
 import {
     calibrationOf,
     calibrationOptions,
-    checkDevice,
-    checkInteger,
+    deviceOf,
     deviceOptions,
-    Interrupted,
-    interruptSignal,
     jsonOption,
     modelArgument,
     repeatableTask,
+    searchOf,
     searchOptions,
-    searchSettings
-} from './shared.js';
+    taskOptions
+} from './options.js';
+import { print } from './print.js';
+import { loadTasks } from './tasks.js';
 
 export const command = 'compare <model>';
 export const describe = 'Compare what methods of pruning cost, at several ratios, in a table and a report';
@@ -59,42 +60,44 @@ export const builder = (yargs: Argv) =>
         );
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
-    checkDevice(argv);
-    checkInteger('limit', argv.limit, 1);
-    checkInteger('seeds', argv.seeds, 1);
-    checkInteger('text-samples', argv['text-samples'], 1);
-    const ratios = argv.ratios.split(',').map(Number);
-    if (ratios.some((ratio) => !(ratio > 0 && ratio < 1))) {
-        throw new BlockprunerError(
-            'ARGUMENT',
-            `--ratios: write shares between 0 and 1, such as 0.1,0.2, not '${argv.ratios}'`
-        );
-    }
+    const { output, resume, remeasure, seeds, limit, text, textSamples } = argv;
+    const ratios = parseRatios(argv.ratios);
+    const methods = argv.methods.split(',').map((name) => name.trim()) as ComparedMethod[];
+    const search = searchOf(argv);
     const signal = interruptSignal();
     try {
         const comparison = await compare(argv.model, {
-            output: argv.output,
-            resume: argv.resume || argv.remeasure,
-            remeasure: argv.remeasure,
+            output,
+            resume: resume || remeasure,
+            remeasure,
             ratios,
-            methods: argv.methods.split(',').map((name) => name.trim()) as ComparedMethod[],
-            seeds: argv.seeds,
+            methods,
+            seeds,
             tasks: await loadTasks(argv.task ?? [], { signal }),
-            limit: argv.limit,
-            text: argv.text,
-            textSamples: argv['text-samples'],
-            ...searchSettings(argv),
+            limit,
+            text,
+            textSamples,
+            ...search,
             calibration: calibrationOf(argv),
-            device: argv.device,
-            gpuLayers: argv['gpu-layers'],
-            threads: argv.threads,
+            ...deviceOf(argv),
             signal,
             onProgress: (what) => process.stderr.write(`${what}\n`)
         });
-        console.log(argv.json ? JSON.stringify(comparison) : comparisonTable(comparison));
+        print(comparison, argv.json, () => [comparisonTable(comparison)]);
     } catch (error) {
-        throw error instanceof Interrupted && fs.existsSync(path.join(argv.output, 'results.json'))
-            ? new Interrupted(`the results so far are in ${argv.output}; the same with --resume goes on`)
+        throw error instanceof Interrupted && fs.existsSync(path.join(output, 'results.json'))
+            ? new Interrupted(`the results so far are in ${output}; the same with --resume goes on`)
             : error;
     }
+}
+
+function parseRatios(text: string): number[] {
+    const ratios = text.split(',').map(Number);
+    if (ratios.some((ratio) => !(ratio > 0 && ratio < 1))) {
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `--ratios: write shares between 0 and 1, such as 0.1,0.2, not '${text}'`
+        );
+    }
+    return ratios;
 }

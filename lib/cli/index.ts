@@ -8,14 +8,15 @@ import * as evaluate from './eval.js';
 import * as inspect from './inspect.js';
 import * as perplexity from './perplexity.js';
 import * as prune from './prune.js';
-import { Interrupted } from './shared.js';
+import { Interrupted } from './interrupt.js';
 import { messageInWords } from './words.js';
 
 async function main(): Promise<void> {
     await yargs(hideBin(process.argv))
         .scriptName('blockpruner')
         .usage(
-            '$0 <command>\n\nMakes a GGUF language model smaller and faster without training it; stock llama.cpp loads the result.'
+            '$0 <command>\n\nMakes a GGUF language model smaller and faster without training it; ' +
+                'stock llama.cpp loads the result.'
         )
         .command(prune)
         .command(apply)

@@ -1,18 +1,12 @@
 import type { Argv } from 'yargs';
+import { checkTextOptions, textPerplexity, type Perplexity } from '../evaluation/perplexity.js';
+import { formatFixed, formatPercent } from '../format.js';
 import { parseBlocks } from '../runtime/blocks.js';
-import { textPerplexity } from '../evaluation/perplexity.js';
-import {
-    calibrationOptions,
-    checkDevice,
-    checkInteger,
-    deviceOptions,
-    interruptSignal,
-    jsonOption,
-    loadModel,
-    modelArgument,
-    Progress,
-    skipOption
-} from './shared.js';
+import { interruptSignal } from './interrupt.js';
+import { loadModel } from './model.js';
+import { calibrationOptions, deviceOptions, jsonOption, modelArgument, skipOption } from './options.js';
+import { print } from './print.js';
+import { withProgress } from './progress.js';
 
 export const command = 'perplexity <model>';
 export const describe = 'Measure the perplexity of a model on a text, with any blocks left out';
@@ -47,46 +41,39 @@ export const builder = (yargs: Argv) =>
         .example('$0 perplexity smaller.gguf --text wiki.txt --dense model.gguf', 'what a pruned file lost');
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
-    checkDevice(argv);
-    checkInteger('context', argv.context, 2);
-    checkInteger('samples', argv.samples, 1);
+    const { text, context, field, definition, samples } = argv;
+    checkTextOptions({ context, definition, samples }); // before a model is downloaded
     const skip = parseBlocks(argv.skip);
-    const progress = new Progress();
     const signal = interruptSignal();
-    try {
-        const model = await loadModel(argv, progress, signal);
-        const dense =
-            argv.dense !== undefined
-                ? await loadModel({ ...argv, model: argv.dense }, progress, signal)
-                : skip.length > 0
-                  ? model
-                  : undefined;
-        const result = await textPerplexity(model, argv.text, {
-            context: argv.context,
-            field: argv.field,
-            definition: argv.definition,
-            samples: argv.samples,
+    const result = await withProgress(async (progress) => {
+        const model = await loadModel(argv.model, argv, progress, signal);
+        const other = argv.dense === undefined ? undefined : await loadModel(argv.dense, argv, progress, signal);
+        const dense = other ?? (skip.length > 0 ? model : undefined);
+        const onProgress = progress.of('evaluate');
+        const found = await textPerplexity(model, text, {
+            context,
+            field,
+            definition,
+            samples,
             skip,
             dense,
             signal,
-            onProgress: (done, total) => progress.update('evaluate', done, total)
+            onProgress
         });
-        dense?.dispose();
+        other?.dispose();
         model.dispose();
-        progress.stop();
-        console.log(
-            argv.json
-                ? JSON.stringify(result)
-                : [
-                      `perplexity ${result.perplexity.toFixed(4)} (NLL ${result.nll.toFixed(5)}, ${result.tokens} tokens, ${result.sequences} sequences)`,
-                      ...(result.dense
-                          ? [
-                                `dense      ${result.dense.perplexity.toFixed(4)}; mean KL divergence from it ${result.dense.divergence.toFixed(5)} nats, ${(100 * result.dense.sameTop).toFixed(2)} % equal top-1 tokens`
-                            ]
-                          : [])
-                  ].join('\n')
-        );
-    } finally {
-        progress.stop();
+        return found;
+    });
+    print(result, argv.json, () => perplexityLines(result));
+}
+
+function perplexityLines({ perplexity, nll, tokens, sequences, dense }: Perplexity): string[] {
+    const measured = `NLL ${formatFixed(nll, 5)}, ${tokens} tokens, ${sequences} sequences`;
+    const lines = [`perplexity ${formatFixed(perplexity, 4)} (${measured})`];
+    if (dense) {
+        const divergence = `mean KL divergence from it ${formatFixed(dense.divergence, 5)} nats`;
+        const sameTop = `${formatPercent(dense.sameTop, 2)} equal top-1 tokens`;
+        lines.push(`dense      ${formatFixed(dense.perplexity, 4)}; ${divergence}, ${sameTop}`);
     }
+    return lines;
 }

@@ -1,31 +1,29 @@
 import fs from 'node:fs';
 import readline from 'node:readline/promises';
 import type { Argv } from 'yargs';
-import { formatBlock, formatMove } from '../runtime/blocks.js';
-import { BlockprunerError } from '../errors.js';
-import { journalOf, prune } from '../pipeline/prune.js';
-import type { PruneResult } from '../report/results.js';
+import { formatFixed, formatMebibytes, formatSeconds } from '../format.js';
 import { methods } from '../methods/index.js';
-import { formatScores, loadTasks, taskOptions } from './eval.js';
+import type { SearchStart } from '../methods/method.js';
+import { journalOf, prune } from '../pipeline/prune.js';
+import { formatMove } from '../runtime/blocks.js';
+import type { Step } from '../search/greedy.js';
+import { Interrupted, interruptSignal, NOTHING_WRITTEN } from './interrupt.js';
 import {
     calibrationOf,
     calibrationOptions,
-    checkDevice,
-    checkInteger,
-    checkNumber,
+    deviceOf,
     deviceOptions,
-    Interrupted,
-    interruptSignal,
     jsonOption,
-    mib,
-    millions,
     modelArgument,
     outputOptions,
-    Progress,
     repeatableTask,
+    searchOf,
     searchOptions,
-    searchSettings
-} from './shared.js';
+    taskOptions
+} from './options.js';
+import { print, pruneResultLines } from './print.js';
+import { withProgress } from './progress.js';
+import { loadTasks } from './tasks.js';
 
 export const command = 'prune <model>';
 export const describe = 'Search the blocks that matter least and write the model without them';
@@ -49,7 +47,8 @@ export const builder = (yargs: Argv) =>
                 choices: methods,
                 default: 'blockpruner' as const,
                 describe:
-                    'How it is decided what goes: greedily by perplexity on blocks (blockpruner) or layers (sleb), by merging layers (laco), or by ranks measured once'
+                    'How it is decided what goes: greedily by perplexity on blocks (blockpruner) or layers (sleb), ' +
+                    'by merging layers (laco), or by ranks measured once'
             },
             'method-seed': {
                 type: 'number',
@@ -83,75 +82,63 @@ export const builder = (yargs: Argv) =>
             'six blocks, by your own text'
         )
         .example(
-            '$0 prune model.gguf --ratio 0.2 -o smaller.gguf --report report.html --task arc-easy=test.jsonl --limit 400',
+            '$0 prune model.gguf --ratio 0.2 -o smaller.gguf ' +
+                '--report report.html --task arc-easy=test.jsonl --limit 400',
             'with a page of charts'
         );
 
-/** What Ctrl-C leaves. */
-export const NOTHING_WRITTEN = 'no model was written';
-
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
-    checkDevice(argv);
-    checkInteger('remove', argv.remove, 1);
-    checkNumber('ratio', argv.ratio);
-    checkNumber('max-increase', argv['max-increase']);
-    const given = [argv.remove, argv.ratio, argv['max-increase']].filter((value) => value !== undefined).length;
-    if (given !== 1) {
-        throw new BlockprunerError(
-            'ARGUMENT',
-            given === 0
-                ? 'say how much to remove: --remove N, --ratio R or --max-increase X'
-                : 'give only one of --remove, --ratio and --max-increase'
-        );
-    }
-    checkInteger('method-seed', argv['method-seed'], 0);
-    checkInteger('limit', argv.limit, 1);
+    const { output, force, verify, remove, ratio, maxIncrease, blocks, method, methodSeed, report, limit } = argv;
+    const search = searchOf(argv);
     const signal = interruptSignal(NOTHING_WRITTEN);
     const tasks = await loadTasks(argv.task ?? [], { signal });
-    const settings = searchSettings(argv);
-    const resume = argv.resume ?? (await askToResume(journalOf(argv.output)));
-    const progress = new Progress();
+    const resume = argv.resume ?? (await askToResume(journalOf(output)));
     try {
-        const result = await prune(argv.model, {
-            output: argv.output,
-            force: argv.force,
-            verify: argv.verify,
-            remove: argv.remove,
-            ratio: argv.ratio,
-            maxIncrease: argv['max-increase'],
-            blocks: argv.blocks,
-            method: argv.method,
-            methodSeed: argv['method-seed'],
-            orderFile: argv.order,
-            report: argv.report,
-            tasks,
-            limit: argv.limit,
-            ...settings,
-            resume,
-            calibration: calibrationOf(argv),
-            device: argv.device,
-            gpuLayers: argv['gpu-layers'],
-            threads: argv.threads,
-            signal,
-            onProgress: progress.update,
-            onStart: ({ dense, candidates, kept, resumed }) =>
-                progress.line(
-                    `dense perplexity ${dense.toFixed(4)}, ${candidates} candidates; the residual stream is kept at up to ${kept.boundaries} boundaries a sequence (${mib(kept.bytes)} now)${resumed > 0 ? `; ${resumed} evaluations resumed` : ''}`
-                ),
-            onStep: ({ removed, perplexity, evaluations, seconds }, number, dense) =>
-                progress.line(
-                    `${String(number).padStart(3)}. ${formatMove(removed).padEnd(9)} perplexity ${perplexity.toFixed(4)} (${(perplexity / dense).toFixed(3)} × dense), ${evaluations} sequences, ${seconds.toFixed(1)} s`
-                )
-        });
-        progress.stop();
-        printResult(result, argv.json, argv.verify);
+        const result = await withProgress((progress) =>
+            prune(argv.model, {
+                output,
+                force,
+                verify,
+                remove,
+                ratio,
+                maxIncrease,
+                blocks,
+                method,
+                methodSeed,
+                orderFile: argv.order,
+                report,
+                tasks,
+                limit,
+                ...search,
+                resume,
+                calibration: calibrationOf(argv),
+                ...deviceOf(argv),
+                signal,
+                onProgress: progress.update,
+                onStart: (start) => progress.line(startLine(start)),
+                onStep: (step, number, dense) => progress.line(stepLine(step, number, dense))
+            })
+        );
+        print(result, argv.json, () => pruneResultLines(result, verify));
     } catch (error) {
-        throw error instanceof Interrupted && fs.existsSync(journalOf(argv.output))
+        throw error instanceof Interrupted && fs.existsSync(journalOf(output))
             ? new Interrupted(`${NOTHING_WRITTEN}; the same with --resume goes on`)
             : error;
-    } finally {
-        progress.stop();
     }
+}
+
+function startLine({ dense, candidates, kept, resumed }: SearchStart): string {
+    const boundaries = `up to ${kept.boundaries} boundaries a sequence (${formatMebibytes(kept.bytes)} now)`;
+    return (
+        `dense perplexity ${formatFixed(dense, 4)}, ${candidates} candidates; ` +
+        `the residual stream is kept at ${boundaries}${resumed > 0 ? `; ${resumed} evaluations resumed` : ''}`
+    );
+}
+
+function stepLine({ removed, perplexity, evaluations, seconds }: Step, number: number, dense: number): string {
+    const found = `perplexity ${formatFixed(perplexity, 4)} (${formatFixed(perplexity / dense, 3)} × dense)`;
+    const effort = `${evaluations} sequences, ${formatSeconds(seconds, 1)}`;
+    return `${String(number).padStart(3)}. ${formatMove(removed).padEnd(9)} ${found}, ${effort}`;
 }
 
 /** Asks what to do with the journal of a stopped search, where there is one and somebody to ask. */
@@ -173,29 +160,4 @@ async function askToResume(journal: string): Promise<boolean | undefined> {
     } finally {
         terminal.close();
     }
-}
-
-/** The outcome of prune and apply: JSON on stdout, or a few lines for a person. */
-export function printResult(result: PruneResult, json: boolean, verified: boolean): void {
-    if (json) {
-        console.log(JSON.stringify(result));
-        return;
-    }
-    const { perplexity, parameters, bytes, tasks } = result;
-    const change = (from: number, to: number) =>
-        `${to >= from ? '+' : '−'}${Math.abs(100 * (to / from - 1)).toFixed(1)} %`;
-    console.log(
-        [
-            `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
-            ...(result.merged ?? []).map((sum) => `merged      ${sum}`),
-            `perplexity  ${perplexity.dense.toFixed(4)} → ${perplexity.pruned.toFixed(4)} (${change(perplexity.dense, perplexity.pruned)}, calibration text)`,
-            `parameters  ${millions(parameters.dense)} → ${millions(parameters.pruned)} (${change(parameters.dense, parameters.pruned)})`,
-            `size        ${mib(bytes.dense)} → ${mib(bytes.pruned)} (${change(bytes.dense, bytes.pruned)})`,
-            ...tasks.dense.flatMap((dense, i) => [
-                `before      ${formatScores(dense)}`,
-                `after       ${formatScores(tasks.pruned[i]!)}`
-            ]),
-            `${result.output} is written as '${result.host}'${verified ? ' and verified in the stock runtime' : ''}; ${result.seconds.toFixed(0)} s`
-        ].join('\n')
-    );
 }

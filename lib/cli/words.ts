@@ -1,30 +1,23 @@
-// The library's errors in the words of the command line, which has names of its own for some options.
+// The library's errors in the words of the command line.
 import { ArgumentError, messageOf } from '../errors.js';
 
-/** Options of the command line that aren't called as in the library, or count in another unit. */
-const options: Record<string, { flag: string; unit?: number }> = {
-    orderFile: { flag: 'order' },
-    keepBytes: { flag: 'memory', unit: 2 ** 20 },
-    gpuLayers: { flag: 'gpu-layers' },
-    maxIncrease: { flag: 'max-increase' },
-    methodSeed: { flag: 'method-seed' },
-    textSamples: { flag: 'text-samples' }
-};
+/** Options whose names aren't those of the library, written with hyphens. */
+const flags: Record<string, string> = { orderFile: 'order', keepBytes: 'memory' };
 
-function flagOf(name: string): string {
-    return options[name]?.flag ?? name;
+/** The option that stands for an argument of the library: `--gpu-layers` for `gpuLayers`. */
+function flagOf(argument: string): string {
+    return `--${flags[argument] ?? argument.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 }
 
-/** The message of an error, with `--resume` for `` `resume: true` ``, and `--no-resume` for `` `resume: false` ``. */
+/** The message of an error, with `--resume` for `` `resume: true` `` and `--no-resume` for `` `resume: false` ``. */
 export function messageInWords(error: unknown): string {
     if (error instanceof ArgumentError) {
         const { argument, expected, value, hint } = error;
-        const given = typeof value === 'number' ? value / (options[argument]?.unit ?? 1) : value;
-        // what isn't a number has been lost by then
-        const found = Number.isNaN(given) ? '' : `, not ${typeof given === 'string' ? `'${given}'` : String(given)}`;
-        return `--${flagOf(argument)} must be ${expected}${found}${hint === undefined ? '' : `: ${hint}`}`;
+        // Of what isn't a number, yargs leaves only NaN, which would tell the user nothing.
+        const found = Number.isNaN(value) ? '' : `, not ${typeof value === 'string' ? `'${value}'` : String(value)}`;
+        return `${flagOf(argument)} must be ${expected}${found}${hint === undefined ? '' : `: ${hint}`}`;
     }
-    return messageOf(error).replace(/`(\w+)(?:: (true|false))?`/g, (_, name: string, value?: string) =>
-        value === 'false' ? `--no-${flagOf(name)}` : `--${flagOf(name)}`
+    return messageOf(error).replace(/`(\w+)(?:: (true|false))?`/g, (_, argument: string, value?: string) =>
+        value === 'false' ? flagOf(argument).replace('--', '--no-') : flagOf(argument)
     );
 }

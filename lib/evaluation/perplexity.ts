@@ -74,6 +74,13 @@ export interface TextOptions {
     signal?: AbortSignal | undefined;
 }
 
+/** @throws ArgumentError if an option is out of its range; nothing is read for that */
+export function checkTextOptions({ context, definition, samples }: TextOptions): void {
+    checkInteger('context', context, { least: 2 });
+    checkInteger('samples', samples, { least: 1 });
+    checkOneOf('definition', definition, definitions);
+}
+
 /**
  * Cuts a text file into sequences; the tokens after the last full one are dropped.
  * @throws ArgumentError if an option is out of its range
@@ -84,9 +91,7 @@ export async function textSequences(
     file: string,
     { context = 512, definition = 'paper', field, samples, signal }: TextOptions = {}
 ): Promise<Sequences> {
-    checkInteger('context', context, { least: 2 });
-    checkInteger('samples', samples, { least: 1 });
-    checkOneOf('definition', definition, definitions);
+    checkTextOptions({ context, definition, samples });
     const all = await model.tokenize(await readSamples(file, field, { signal }), signal);
     const available = Math.floor(all.length / context);
     const needed = definition === 'llama.cpp' ? 2 : 1; // llama.cpp's tool refuses less than two chunks

@@ -34,6 +34,11 @@ export interface TaskOptions {
     onProgress?: ((questions: number, total: number) => void) | undefined;
 }
 
+/** @throws ArgumentError if `limit` is no whole number of at least 1 */
+export function checkTaskOptions({ limit }: TaskOptions): void {
+    checkInteger('limit', limit, { least: 1 });
+}
+
 /**
  * Scores a model on a multiple-choice task, zero-shot.
  * @throws ArgumentError if `limit` is no whole number of at least 1
@@ -82,7 +87,7 @@ export function reportedScore({ acc, acc_norm }: Pick<TaskScores, 'acc' | 'acc_n
  */
 export async function endingsNll(model: Model, task: Task, options: TaskOptions = {}): Promise<number[][]> {
     const { skip, limit, signal, onProgress } = options;
-    checkInteger('limit', limit, { least: 1 });
+    checkTaskOptions({ limit });
     const questions = task.questions.slice(0, limit);
     const contexts = new Map<string, number>();
     const choices = [];

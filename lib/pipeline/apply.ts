@@ -3,7 +3,7 @@ import { checkCalibration } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
 import type { Decision } from '../methods/method.js';
 import { checkOutput } from '../output.js';
-import type { PruneResult } from '../report/results.js';
+import type { PruneResult } from '../report/prune-result.js';
 import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
 import { findModel, Session, type SessionOptions } from './session.js';

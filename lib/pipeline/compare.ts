@@ -11,16 +11,15 @@ import type { Task } from '../evaluation/tasks.js';
 import { methodOf } from '../methods/index.js';
 import type { Decision, Goal, MethodContext, PruningMethod } from '../methods/method.js';
 import { checkWritable, isPartial, writeText } from '../output.js';
-import { comparisonReport } from '../report/index.js';
+import { comparisonReport } from '../report/comparison-report.js';
+import { comparisonCsv, comparisonTable } from '../report/comparison-table.js';
 import {
     comparedMethods,
-    comparisonCsv,
     comparisonSchema,
-    comparisonTable,
     type ComparedMethod,
     type Comparison,
     type Quality
-} from '../report/results.js';
+} from '../report/comparison.js';
 import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/blocks.js';
 import type { Model, Sequences } from '../runtime/model.js';
 import { searchModes, type SearchMode } from '../search/greedy.js';

@@ -6,7 +6,7 @@ import { architectureOf } from '../export/host.js';
 import { writeDraft } from '../export/write.js';
 import type { Method } from '../methods/index.js';
 import type { Decision } from '../methods/method.js';
-import type { PruneResult } from '../report/results.js';
+import type { PruneResult } from '../report/prune-result.js';
 import { formatMerges } from '../runtime/blocks.js';
 import { countParameters, readGguf } from '../runtime/gguf.js';
 import { stockNll, stockSpeed, type StockOptions } from '../stock/stock.js';

@@ -9,8 +9,8 @@ import { formatPercent } from '../format.js';
 import { methodOf, type Method } from '../methods/index.js';
 import type { Decision, Goal, MethodContext, PruningMethod, SearchStart } from '../methods/method.js';
 import { checkOutput, writeText } from '../output.js';
-import { pruneReport } from '../report/index.js';
-import type { PruneResult } from '../report/results.js';
+import { pruneReport } from '../report/prune-report.js';
+import type { PruneResult } from '../report/prune-result.js';
 import type { Block, BlockSelection } from '../runtime/blocks.js';
 import { searchModes, type SearchMode, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
@@ -107,11 +107,14 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
 /** @throws BlockprunerError if arguments are wrong, or contradict each other */
 function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; goal: Goal } {
     const { remove, ratio, maxIncrease, orderFile } = options;
-    if ([remove, ratio, maxIncrease].filter((value) => value !== undefined).length !== 1) {
+    const given = [remove, ratio, maxIncrease].filter((value) => value !== undefined).length;
+    if (given !== 1) {
+        const names = [option('remove'), option('ratio'), option('maxIncrease')] as const;
         throw new BlockprunerError(
             'ARGUMENT',
-            'say how much to remove: one of remove (blocks), ratio (of the parameters) ' +
-                'or maxIncrease (of the perplexity)'
+            given === 0
+                ? `say how much to remove: ${names[0]} N, ${names[1]} R or ${names[2]} X`
+                : `give only one of ${names[0]}, ${names[1]} and ${names[2]}`
         );
     }
     checkInteger('remove', remove, { least: 1 });

@@ -1,15 +1,17 @@
-// The charts of the reports: what they show, as Vega-Lite's specifications, drawn to SVG here, so that a page needs no library and
-// no network.
+// The charts of the reports. Each is a specification for Vega-Lite, which is drawn to SVG here, so that a page needs no
+// library and no network.
 //
-// What stands for a value is a mark with a text, its `label`: a screen reader says it, and the page's script shows it.
-// All else (axes, lines, numbers in cells) is hidden from screen readers. Colours are CSS variables of the page, which has them for
-// light and dark. Of what a user gives, names, nothing is ever in a place that Vega takes for an expression.
+// Every value is a mark with a text, its `label`: a screen reader says it, and the page's script shows it. All else
+// (axes, lines, numbers in cells) is hidden from screen readers. Colours are CSS variables of the page, which defines
+// them for light and for dark. Names that a user gave never stand where Vega reads an expression.
 import type { TopLevelSpec } from 'vega-lite' with { 'resolution-mode': 'import' };
 import type { Block } from '../runtime/blocks.js';
 import type { Score } from '../evaluation/scores.js';
-import { Html, html } from './page.js';
+import { Html, markup } from './markup.js';
 
-/** The width of a telephone's page: there, charts are drawn as large as they are designed. */
+/**
+ * The width of a chart, in pixels: that of a page on a telephone, where charts appear as large as they are designed.
+ */
 const WIDTH = 336;
 
 const config = {
@@ -33,7 +35,10 @@ const config = {
     text: { aria: false, fontSize: 12, fill: 'var(--ink)' }
 };
 
-/** Categories' colours and shapes, told apart in either way; as many as there are methods to compare. The glyphs are the shapes, for legends. */
+/**
+ * The colour and the shape of each series, as many as there are methods to compare. Series can be told apart by either.
+ * Glyphs stand for the shapes in legends.
+ */
 export const series = [
     { colour: 'var(--s0)', shape: 'circle', glyph: '●' },
     { colour: 'var(--s1)', shape: 'square', glyph: '■' },
@@ -51,14 +56,18 @@ export const series = [
     }
 ];
 
-/** Takes a quarter of a second: only where a report is written. */
+/** Loading takes a quarter of a second, which only the writing of a report should cost. */
 async function loadLibrary() {
     return { vega: await import('vega'), vegaLite: await import('vega-lite') };
 }
 let library: ReturnType<typeof loadLibrary> | undefined;
 
-/** @param label says what the chart is */
-async function draw(spec: object, label: string, fluid = false): Promise<Html> {
+/**
+ * Draws a specification as an SVG element.
+ * @param label what the chart is, for screen readers
+ * @param options `fluid`: the chart is as wide as its place, not as wide as it is specified
+ */
+async function draw(spec: object, label: string, { fluid = false } = {}): Promise<Html> {
     const { vega, vegaLite } = await (library ??= loadLibrary());
     const compiled = vegaLite.compile({
         background: null,
@@ -68,19 +77,29 @@ async function draw(spec: object, label: string, fluid = false): Promise<Html> {
     } as unknown as TopLevelSpec).spec;
     const view = new vega.View(vega.parse(compiled), { renderer: 'none', logLevel: vega.Error });
     const svg = await view.toSVG().finally(() => view.finalize());
-    const short = svg.replace(/ (?:d|transform)="[^"]*"/g, (attribute) => attribute.replace(/(\.\d\d)\d+/g, '$1'));
-    return html`<svg role="graphics-document" aria-label="${label}" class="${fluid ? 'fluid' : 'fixed'}"${new Html(short.replace(/^<svg\b(?:(?! width=)[^>])*/, ''))}`;
+    const rounded = svg.replace(/ (?:d|transform)="[^"]*"/g, (attribute) => attribute.replace(/(\.\d\d)\d+/g, '$1'));
+    const rest = new Html(rounded.replace(/^<svg\b(?:(?! width=)[^>])*/, ''));
+    return markup`<svg role="graphics-document" aria-label="${label}" class="${fluid ? 'fluid' : 'fixed'}"${rest}`;
+}
+
+/** An encoding that gives each value of a field a colour or a shape. A chart's legend is HTML beside it, not in it. */
+function coded(field: string, domain: readonly (number | string)[], range: readonly string[]): object {
+    return { field, type: 'nominal', scale: { domain, range }, legend: null };
 }
 
 export interface Point {
+    /** The index of its line in {@link series}. */
     series: number;
+    /** The share of the parameters that is removed. */
     x: number;
     y: number;
     label: string;
 }
 
-/** Lines over shares of the parameters. */
-export async function lines(points: readonly Point[], { y, label }: { y: string; label: string }): Promise<Html> {
+/**
+ * A line for each series, over the share of the parameters that is removed. The scale is logarithmic where it must be.
+ */
+export async function lineChart(points: readonly Point[], { y, label }: { y: string; label: string }): Promise<Html> {
     const values = points.map((point) => point.y);
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const log = high / low > 8;
@@ -111,18 +130,16 @@ export async function lines(points: readonly Point[], { y, label }: { y: string;
                         ...(log ? { values: ticks(low, high), format: '~g' } : { tickCount: 5 })
                     }
                 },
-                color: {
-                    field: 'series',
-                    type: 'nominal',
-                    scale: { domain: series.map((_, i) => i), range: series.map(({ colour }) => colour) },
-                    legend: null
-                },
-                shape: {
-                    field: 'series',
-                    type: 'nominal',
-                    scale: { domain: series.map((_, i) => i), range: series.map(({ shape }) => shape) },
-                    legend: null
-                }
+                color: coded(
+                    'series',
+                    series.map((_, i) => i),
+                    series.map(({ colour }) => colour)
+                ),
+                shape: coded(
+                    'series',
+                    series.map((_, i) => i),
+                    series.map(({ shape }) => shape)
+                )
             },
             layer: [
                 { mark: { type: 'line', strokeWidth: 2 }, encoding: { shape: null } },
@@ -133,36 +150,37 @@ export async function lines(points: readonly Point[], { y, label }: { y: string;
             ]
         },
         label,
-        true
+        { fluid: true }
     );
 }
 
-/** 1, 2, 5, 10 … within a range, or its ends' powers of ten where they are many. */
+/** The ticks 1, 2, 5, 10 … that lie within a range, or only the powers of ten where these would be many. */
 function ticks(low: number, high: number): number[] {
-    const decades = Array.from(
-        { length: Math.ceil(Math.log10(high)) - Math.floor(Math.log10(low)) + 1 },
-        (_, i) => 10 ** (Math.floor(Math.log10(low)) + i)
-    );
-    const fine = decades.flatMap((ten) => [ten, 2 * ten, 5 * ten]).filter((value) => value >= low && value <= high);
-    return fine.length <= 8 ? fine : decades.filter((value) => value >= low && value <= high);
+    const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+    const powers = Array.from({ length: last - first + 1 }, (_, i) => 10 ** (first + i));
+    const isShown = (value: number) => value >= low && value <= high;
+    const fine = powers.flatMap((power) => [power, 2 * power, 5 * power]).filter(isShown);
+    return fine.length <= 8 ? fine : powers.filter(isShown);
 }
 
 export interface Cell {
     column: string;
     row: string;
-    /** of a scale's classes; null: none */
+    /** The index of its colour in the scale; null for a cell without a value. */
     class: number | null;
     label: string;
+    /** Text in the cell. */
     text?: string;
-    /** with a dot in it */
+    /** Is there a dot in the cell? */
     dot?: boolean;
 }
 
 /**
- * Cells in rows and columns.
- * @param scale the name of the classes' CSS variables, `--h0` … of `h`; those of texts in them are `--h0-ink` …
+ * Coloured cells in rows and columns.
+ * @param options `scale` is the letter of the colours' CSS variables, such as `--h0` … for `h`; texts in the cells have
+ *   the colours `--h0-ink` …
  */
-export async function cells(
+export async function cellChart(
     all: readonly Cell[],
     {
         scale,
@@ -186,7 +204,7 @@ export async function cells(
 ): Promise<Html> {
     const domain = Array.from({ length: classes }, (_, i) => i);
     const gap = cellWidth > 12 && cellHeight > 12 ? 2 : 1;
-    // numbers as there is room for
+    // as many columns are numbered as there is room for
     const needed = columnTitle === undefined ? 1 : (String(columns.length).length * 8) / cellWidth;
     const every = [1, 2, 5, 10].find((n) => n >= needed) ?? 20;
     return draw(
@@ -222,15 +240,11 @@ export async function cells(
                     mark: { type: 'rect', cornerRadius: gap, ariaRoleDescription: 'block' },
                     encoding: {
                         description: { field: 'label' },
-                        fill: {
-                            field: 'class',
-                            type: 'ordinal',
-                            scale: {
-                                domain: [-1, ...domain],
-                                range: ['var(--none)', ...domain.map((i) => `var(--${scale}${i})`)]
-                            },
-                            legend: null
-                        }
+                        fill: coded(
+                            'class',
+                            [-1, ...domain],
+                            ['var(--none)', ...domain.map((i) => `var(--${scale}${i})`)]
+                        )
                     }
                 },
                 {
@@ -238,15 +252,11 @@ export async function cells(
                     mark: { type: 'text', baseline: 'middle', dy: 0.5 },
                     encoding: {
                         text: { field: 'text' },
-                        color: {
-                            field: 'class',
-                            type: 'ordinal',
-                            scale: {
-                                domain: [-1, ...domain],
-                                range: ['var(--muted)', ...domain.map((i) => `var(--${scale}${i}-ink)`)]
-                            },
-                            legend: null
-                        }
+                        color: coded(
+                            'class',
+                            [-1, ...domain],
+                            ['var(--muted)', ...domain.map((i) => `var(--${scale}${i}-ink)`)]
+                        )
                     }
                 },
                 {
@@ -268,14 +278,18 @@ export async function cells(
     );
 }
 
-/** How wide a column can be where so many, with their rows' names, are to fit on a telephone; never too narrow to see. */
-export function columnWidth(columns: number, names: readonly string[], most: number): number {
-    const room = WIDTH - 10 - 7.5 * Math.max(...names.map(({ length }) => length));
+/**
+ * The width of a column with which a chart of cells fits on a telephone. It is never too narrow to see.
+ * @param rows the names of the rows, which stand beside the cells
+ * @param most the largest width that is wanted
+ */
+export function columnWidth(columns: number, rows: readonly string[], most: number): number {
+    const room = WIDTH - 10 - 7.5 * Math.max(...rows.map(({ length }) => length));
     return Math.max(7, Math.min(most, Math.floor(room / columns)));
 }
 
-/** A map of layers: attention and feed-forward side by side, in pieces that are not too high. */
-export async function layerMap(
+/** Maps of the layers, with attention and feed-forward blocks side by side, each of at most `rows` layers. */
+export async function layerMaps(
     blocks: readonly Block[],
     cellOf: (block: Block) => Omit<Cell, 'row' | 'column'>,
     {
@@ -293,12 +307,12 @@ export async function layerMap(
     }
 ): Promise<Html[]> {
     const layers = [...new Set(blocks.map(({ layer }) => layer))];
-    const pieces = Math.max(1, Math.ceil(layers.length / rows)),
-        size = Math.ceil(layers.length / pieces);
+    const pieces = Math.max(1, Math.ceil(layers.length / rows));
+    const size = Math.ceil(layers.length / pieces);
     return Promise.all(
         Array.from({ length: pieces }, (_, piece) => {
             const shown = layers.slice(piece * size, (piece + 1) * size);
-            return cells(
+            return cellChart(
                 blocks
                     .filter(({ layer }) => shown.includes(layer))
                     .map((block) => ({ ...cellOf(block), column: block.kind, row: String(block.layer) })),
@@ -320,16 +334,20 @@ export interface ScoreMark {
     name: string;
     value: number;
     stderr: number | null;
+    /** The index of its colour and shape in {@link series}; −1 for the model as it is. */
     series: number;
     label: string;
 }
 
-/** Scores with their standard errors, a row each, in groups under their headings. */
-export async function scores(
+/**
+ * Scores with their standard errors, in a row each, in groups under their headings.
+ * @param options `reference`: a score that a dashed line shows
+ */
+export async function scoreChart(
     groups: readonly { heading: string; marks: readonly ScoreMark[] }[],
     { label, reference }: { label: string; reference?: Score }
 ): Promise<Html> {
-    // a row is named by its place: names may be alike
+    // a row is named by its place too, because names may be alike
     const marks = groups.flatMap(({ marks: ofGroup }, i) =>
         ofGroup.map((mark, j) => ({
             ...mark,
@@ -356,18 +374,8 @@ export async function scores(
         }
     };
     const domain = [-1, ...series.map((_, i) => i)];
-    const colour = {
-        field: 'series',
-        type: 'nominal',
-        scale: { domain, range: ['var(--before)', ...series.map((one) => one.colour)] },
-        legend: null
-    };
-    const shape = {
-        field: 'series',
-        type: 'nominal',
-        scale: { domain, range: ['circle', ...series.map((one) => one.shape)] },
-        legend: null
-    };
+    const colour = coded('series', domain, ['var(--before)', ...series.map((one) => one.colour)]);
+    const shape = coded('series', domain, ['circle', ...series.map((one) => one.shape)]);
     return draw(
         {
             width: WIDTH,
@@ -409,19 +417,19 @@ export async function scores(
                         description: { field: 'label' }
                     }
                 },
-                heading(
+                headings(
                     groups.map(({ heading: text }, i) => ({ text, row: `${i}//` })),
                     y
                 )
             ]
         },
         label,
-        true
+        { fluid: true }
     );
 }
 
-/** Headings of groups, in rows of their own, over the whole plot. */
-function heading(values: readonly { text: string; row: string }[], y: object): object {
+/** A layer with the headings of groups, each in a row of its own. */
+function headings(values: readonly { text: string; row: string }[], y: object): object {
     return {
         data: { values },
         mark: { type: 'text', align: 'left', baseline: 'middle', dy: 2, fontWeight: 'bold', limit: WIDTH },
@@ -430,18 +438,18 @@ function heading(values: readonly { text: string; row: string }[], y: object): o
 }
 
 export interface Bar {
-    /** what is measured: its heading */
+    /** What is measured, which is the heading of the pair. */
     name: string;
     when: 'before' | 'after';
-    /** share of what it was before */
+    /** The value as a share of the value before. */
     value: number;
-    /** single measurements, as shares too */
+    /** Single measurements, as shares of the value before too. */
     rounds: number[];
     label: string;
 }
 
-/** Before and after, as shares of before, each pair under its heading. */
-export async function bars(all: readonly Bar[], label: string): Promise<Html> {
+/** Values before and after, as shares of the value before, each pair under its heading. */
+export async function barChart(all: readonly Bar[], label: string): Promise<Html> {
     const names = [...new Set(all.map(({ name }) => name))];
     const rows = names.flatMap((name) => [`${name}|`, `${name}|before`, `${name}|after`]);
     const y = { field: 'row', type: 'nominal', title: null, axis: null, scale: { domain: rows, paddingInner: 0.15 } };
@@ -464,12 +472,7 @@ export async function bars(all: readonly Bar[], label: string): Promise<Html> {
                             axis: { format: '.0%', tickCount: 5 }
                         },
                         description: { field: 'label' },
-                        color: {
-                            field: 'when',
-                            type: 'nominal',
-                            scale: { domain: ['before', 'after'], range: ['var(--before)', 'var(--accent)'] },
-                            legend: null
-                        }
+                        color: coded('when', ['before', 'after'], ['var(--before)', 'var(--accent)'])
                     }
                 },
                 {
@@ -477,13 +480,13 @@ export async function bars(all: readonly Bar[], label: string): Promise<Html> {
                     mark: { type: 'tick', aria: false, thickness: 2, bandSize: 8, color: 'var(--ink)' },
                     encoding: { y, x: { field: 'value', type: 'quantitative' } }
                 },
-                heading(
+                headings(
                     names.map((text) => ({ text, row: `${text}|` })),
                     y
                 )
             ]
         },
         label,
-        true
+        { fluid: true }
     );
 }

@@ -1,321 +1,148 @@
-// The page of a report: one HTML file that needs nothing else, and no script to be read.
+// The page of a report: one HTML file that loads nothing from elsewhere, and needs no script to be read.
 import crypto from 'node:crypto';
+import { Html, markup } from './markup.js';
+import { script } from './page-script.js';
+import { style } from './page-style.js';
 
-/** Text that is HTML already. */
-export class Html {
-    constructor(readonly text: string) {}
+export interface Page {
+    title: string;
+    /** A line under the title. */
+    lead: string;
+    /** The most important figures, shown large. */
+    facts: readonly Fact[];
+    figures: readonly Figure[];
+    /** A table that is shown as it is, not folded away. */
+    table?: Table;
+    /** How the report was made: names and values. */
+    details: readonly Detail[];
 }
 
-type Value = Html | string | number | Value[] | null | undefined;
-
-/** HTML with values in it, all of which are escaped but HTML itself. */
-export function html(strings: TemplateStringsArray, ...values: Value[]): Html {
-    const format = (value: Value): string =>
-        value instanceof Html
-            ? value.text
-            : Array.isArray(value)
-              ? value.map(format).join('')
-              : String(value ?? '').replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
-    return new Html(strings.reduce((text, string, i) => text + format(values[i - 1]) + string));
+export interface Fact {
+    name: string;
+    value: string;
+    detail: string;
 }
 
-export interface Table {
-    caption: string;
-    head: readonly string[];
-    /** The first of each row is its name. */
-    rows: readonly (readonly (string | { text: string; best: boolean })[])[];
-}
+export type Detail = readonly [name: string, value: string];
 
 export interface Figure {
     title: string;
-    /** What it shows, in words and numbers. */
+    /** What the figure shows, in words and numbers. */
     caption: string;
     charts: readonly Html[];
     legend?: readonly LegendItem[];
+    /** The figure's values, folded away. */
     table?: Table;
-    /** as wide as the page */
+    /** Is the figure as wide as the page? Default: false. */
     wide?: boolean;
 }
 
 export interface LegendItem {
     name: string;
-    /** a CSS colour */
+    /** A CSS colour. */
     colour: string;
+    /** A character in that colour. Default: a square. */
     glyph?: string;
 }
 
-/** @param titled there is a heading over it that says what its caption would */
-function table({ caption, head, rows }: Table, titled = false): Html {
-    const cell = (value: Table['rows'][number][number]) =>
-        typeof value === 'string'
-            ? html`${value}`
-            : value.best
-              ? html`<strong>${value.text}</strong>`
-              : html`${value.text}`;
-    return html`<div class="scroll" role="region" aria-label="Table: ${caption}" tabindex="0">
-        <table>
-            ${
-                titled
-                    ? ''
-                    : html`<caption>
-                          ${caption}
-                      </caption>`
-            }
-            <thead>
-                <tr>
-                    ${head.map((name) => html`<th scope="col">${name}</th>`)}
-                </tr>
-            </thead>
-            <tbody>
-                ${rows.map(
-                    ([name, ...rest]) =>
-                        html`<tr>
-                            <th scope="row">${name && cell(name)}</th>
-                            ${rest.map((value) => html`<td>${cell(value)}</td>`)}
-                        </tr> `
-                )}
-            </tbody>
-        </table>
-    </div>`;
+export interface Table {
+    caption: string;
+    head: readonly string[];
+    /** The cells of each row; the first one is the row's name. */
+    rows: readonly (readonly TableCell[])[];
 }
 
-function figure({ title, caption, charts, legend = [], table: data, wide = false }: Figure, index: number): Html {
-    return html`<section aria-labelledby="figure-${index}" ${wide ? new Html(' class="wide"') : ''}>
-        <h2 id="figure-${index}">${title}</h2>
-        <figure>
-            <figcaption>${caption}</figcaption>
-            ${
-                charts.length === 0
-                    ? ''
-                    : html`${
-                              legend.length === 0
-                                  ? ''
-                                  : html`<ul class="legend">
-                                        ${legend.map(({ name, colour, glyph }) => html`<li><span aria-hidden="true" style="${glyph ? 'color' : 'background'}:${colour}" ${glyph ? '' : new Html(' class="swatch"')}>${glyph}</span> ${name}</li>`)}
-                                    </ul>`
-                          }
-                          <div class="charts">${charts.map((chart) => html`<div class="chart">${chart}</div>`)}</div>`
-            }
-        </figure>
-        ${
-            data &&
-            html`<details>
-                <summary>The same as a table</summary>
-                ${table(data)}
-            </details>`
-        }
-    </section>`;
-}
+export type TableCell = string | { text: string; best: boolean };
 
-export interface Page {
-    title: string;
-    /** a line under the title */
-    lead: string;
-    facts: readonly { name: string; value: string; detail: string }[];
-    figures: readonly Figure[];
-    /** shown as it is, not folded away */
-    table?: Table;
-    /** how it was made: names and values */
-    details: readonly (readonly [string, string])[];
-}
-
-export function page({ title, lead, facts, figures, table: shown, details }: Page): string {
+export function page({ title, lead, facts, figures, table, details }: Page): string {
     const scriptHash = crypto.createHash('sha256').update(script).digest('base64');
-    return html`<!DOCTYPE html>
-        <html lang="en">
-            <head>
-                <meta charset="utf-8" />
-                <meta
-                    http-equiv="Content-Security-Policy"
-                    content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-${new Html(scriptHash)}'; img-src data:"
-                />
-                <meta name="viewport" content="width=device-width, initial-scale=1" />
-                <meta name="color-scheme" content="light dark" />
-                <link rel="icon" href="data:," />
-                <title>${title}: ${lead}</title>
-                <style>
-                    ${new Html(style)}
-                </style>
-            </head>
-            <body>
-                <header>
-                    <p class="brand">blockpruner</p>
-                    <h1>${title}</h1>
-                    <p class="lead">${lead}</p>
-                </header>
-                <main>
-                    <section aria-label="The most important figures">
-                        <dl class="facts">
-                            ${facts.map(
-                                ({ name, value, detail }) =>
-                                    html`<div>
-                                        <dt>${name}</dt>
-                                        <dd class="value">${value}</dd>
-                                        <dd>${detail}</dd>
-                                    </div>`
-                            )}
-                        </dl>
-                    </section>
-                    <div class="figures">
-                        ${figures.map(figure)}
-                        ${
-                            shown &&
-                            html`<section class="wide" aria-labelledby="table">
-                                <h2 id="table">${shown.caption}</h2>
-                                ${table(shown, true)}
-                            </section>`
-                        }
-                        <section class="wide" aria-labelledby="details">
-                            <h2 id="details">How this was made</h2>
-                            <dl class="details">
-                                ${details.map(
-                                    ([name, value]) =>
-                                        html`<div>
-                                            <dt>${name}</dt>
-                                            <dd>${value}</dd>
-                                        </div>`
-                                )}
-                            </dl>
-                        </section>
-                    </div>
-                </main>
-                <script>
-                    ${new Html(script)};
-                </script>
-            </body>
-        </html> `.text;
+    const policy = [
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        `script-src 'sha256-${scriptHash}'`,
+        'img-src data:'
+    ].join('; ');
+    return markup`<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="${new Html(policy)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>${title}: ${lead}</title>
+<style>${new Html(style)}</style>
+</head>
+<body>
+<header><p class="brand">blockpruner</p><h1>${title}</h1><p class="lead">${lead}</p></header>
+<main>
+<section aria-label="The most important figures"><dl class="facts">${facts.map(factItem)}</dl></section>
+<div class="figures">
+${figures.map(figureSection)}
+${table && tableSection(table)}
+${detailSection(details)}
+</div>
+</main>
+<script>${new Html(script)}</script>
+</body>
+</html>
+`.text;
 }
 
-// Scales of the heat map (h) are YlGnBu of ColorBrewer, which colour-blind people can read; light on dark it goes the other way, so
-// that what stands out is the same. Series (s) have a contrast of 4.5 to the page.
-const light = `--paper:#fbfbf9;--card:#fff;--ink:#1b1f24;--muted:#57606a;--line:#dcdfe3;--none:#eceef0;--accent:#0a5fb4;--before:#6e7781;--focus:#c2185b;--dot:#c2185b;--dot-edge:#fff;
---s0:#0a5fb4;--s1:#b3400a;--s2:#06735a;--s3:#8034b5;--s4:#7a5b00;--s5:#57606a;--s6:#b51e6b;--s7:#0b6f88;--s8:#3b2a1d;--s9:#3f6f00;
---h0:#e3f2c0;--h1:#c0e4b5;--h2:#86cfbb;--h3:#46b2c4;--h4:#2290be;--h5:#2362a9;--h6:#26399a;--h7:#0b1f5e;
---w0:#0b3f80;--w1:#1f6fc0;--w2:#7db4ea;--w3:#c3def7;--w0-ink:#fff;--w1-ink:#fff;--w2-ink:#10243a;--w3-ink:#10243a;`;
-const dark = `--paper:#0f1318;--card:#171c23;--ink:#e8ebef;--muted:#a4adb8;--line:#333b46;--none:#262d36;--accent:#63b0ff;--before:#98a2ae;--focus:#ff7bac;--dot:#ff4f93;--dot-edge:#0f1318;
---s0:#63b0ff;--s1:#ff9a66;--s2:#45cfa4;--s3:#d0a3ff;--s4:#e0b640;--s5:#a4adb8;--s6:#ff8fc0;--s7:#5fd0e6;--s8:#f3dcc6;--s9:#a8d84f;
---h0:#2a3a78;--h1:#2553a0;--h2:#2477b5;--h3:#2f9bc2;--h4:#5bbcbc;--h5:#93d4b6;--h6:#c9e8b3;--h7:#f6fbbd;
---w0:#a9d4ff;--w1:#5aa5f0;--w2:#2b6cb5;--w3:#1d4272;--w0-ink:#0f1d2e;--w1-ink:#0f1d2e;--w2-ink:#fff;--w3-ink:#fff;`;
-
-const style = `
-:root{color-scheme:light dark;${light}}
-@media (prefers-color-scheme:dark){:root{${dark}}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:70rem;padding:1.5rem .75rem 3rem;background:var(--paper);color:var(--ink);font:1rem/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
-h1,h2,p,dl,dd,figure,ul{margin:0;padding:0}
-h1{font-size:1.7rem;line-height:1.2;letter-spacing:-.01em}
-h3{font-size:.85rem;margin:0 0 .2rem;font-weight:600}
-h2{font-size:1.1rem;line-height:1.3;margin-bottom:.35rem}
-.brand{color:var(--accent);font-weight:600;font-size:.9rem}
-.lead{color:var(--muted);margin-top:.25rem}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.5rem),1fr));gap:.75rem;margin:1.25rem 0}
-.facts>div{border-top:3px solid var(--accent);padding-top:.5rem}
-.facts dt,.facts dd{font-size:.85rem;color:var(--muted)}
-.facts .value{font-size:1.4rem;line-height:1.3;font-weight:650;color:var(--ink);font-variant-numeric:tabular-nums}
-.figures{display:grid;grid-template-columns:minmax(0,1fr);gap:2.25rem 1rem;align-items:start}
-.figures>section{padding-top:1rem;border-top:1px solid var(--line)}
-figcaption{color:var(--muted);font-size:.9rem;max-width:46rem}
-.charts{display:flex;flex-wrap:wrap;gap:1rem 1.5rem;margin-top:.9rem;align-items:flex-start}
-.chart{max-width:100%;max-height:80vh;overflow:auto}
-.chart:has(.fluid){width:100%;max-width:32rem;max-height:none}
-svg{display:block;overflow:visible}
-svg.fluid{width:100%;height:auto}
-svg text{font-family:inherit}
-.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem .9rem;margin-top:.7rem;font-size:.8rem;color:var(--muted)}
-.swatch{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;vertical-align:-.08em}
-.hint{font-size:.85rem;color:var(--muted);margin-bottom:1.25rem}
-.tip{position:fixed;z-index:1;width:max-content;max-width:min(20rem,calc(100vw - 1rem));padding:.35rem .6rem;border-radius:6px;background:var(--ink);color:var(--paper);font-size:.8rem;line-height:1.35;pointer-events:none;font-variant-numeric:tabular-nums}
-[role=graphics-symbol]:focus,[role=graphics-symbol]:hover{stroke:var(--focus);stroke-width:3px;paint-order:normal}
-:focus-visible{outline:3px solid var(--focus);outline-offset:2px}
-[role=graphics-symbol]:focus-visible{outline:none}
-details{margin-top:.75rem;font-size:.9rem}
-summary{cursor:pointer;color:var(--accent);padding:.25rem 0;width:fit-content}
-.scroll{overflow:auto;max-height:80vh;margin-top:.5rem}
-table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
-caption{text-align:left;color:var(--muted);padding-bottom:.4rem}
-th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
-thead th{color:var(--muted);font-weight:600;vertical-align:bottom}
-tbody th{font-weight:500}
-.details{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,16rem),1fr));gap:.6rem 1.5rem;font-size:.9rem}
-.details dt{color:var(--muted);font-size:.8rem}
-@media (min-width:48rem){
-body{padding:2.5rem 2rem 4rem}
-h1{font-size:2.2rem}
-.facts .value{font-size:1.6rem}
-svg.fixed{zoom:1.25}
-.figures{grid-template-columns:repeat(2,minmax(0,1fr));gap:1.25rem}
-.figures>section{padding:1.25rem 1.4rem;border:1px solid var(--line);border-radius:10px;background:var(--card);height:100%}
-.wide{grid-column:1/-1}
-.facts{gap:1.25rem;margin:1.75rem 0}
-th:first-child{background:var(--card)}
+function factItem({ name, value, detail }: Fact): Html {
+    return markup`<div><dt>${name}</dt><dd class="value">${value}</dd><dd>${detail}</dd></div>`;
 }
-@media print{.hint,.tip,details:not([open]){display:none}}
-`;
 
-// Of each chart, one mark is in the order of Tab. Arrow keys move the focus itself to other marks, so that a screen reader says their
-// texts without a live region; a tip shows the text of the mark that has the focus or the pointer, until Escape.
-const script = `
-const tip = document.body.appendChild(document.createElement('div'));
-tip.className = 'tip';
-tip.hidden = true;
-tip.setAttribute('aria-hidden', 'true');
-const hide = () => { tip.hidden = true; };
-const show = (mark) => {
-    tip.textContent = mark.getAttribute('aria-label');
-    tip.hidden = false;
-    tip.style.left = '0';
-    const at = mark.getBoundingClientRect();
-    const left = Math.max(8, Math.min(at.x + at.width / 2 - tip.offsetWidth / 2, document.documentElement.clientWidth - tip.offsetWidth - 8));
-    const above = at.y - tip.offsetHeight - 8;
-    tip.style.left = left + 'px';
-    tip.style.top = (above >= 8 ? above : at.bottom + 8) + 'px';
-};
-addEventListener('keydown', (event) => { if (event.key === 'Escape') hide(); });
-addEventListener('scroll', () => {
-    if (!tip.hidden && document.activeElement.matches('path')) show(document.activeElement); else hide();
-}, true);
-for (const svg of document.querySelectorAll('svg')) {
-    const marks = [...svg.querySelectorAll('path[role=graphics-symbol]')];
-    let current = marks[0];
-    const enter = (mark) => {
-        current.setAttribute('tabindex', '-1');
-        current = mark;
-        current.setAttribute('tabindex', '0');
-    };
-    const middle = (mark) => { const box = mark.getBoundingClientRect(); return { x: box.x + box.width / 2, y: box.y + box.height / 2 }; };
-    // the nearest one above or below, first of all in the same column
-    const vertical = (down) => {
-        const from = middle(current);
-        let best, least = Infinity;
-        for (const mark of marks) {
-            const { x, y } = middle(mark);
-            const ahead = (y - from.y) * down;
-            const distance = ahead + 8 * Math.abs(x - from.x);
-            if (ahead > 1 && distance < least) [best, least] = [mark, distance];
-        }
-        return best;
-    };
-    const targets = {
-        ArrowRight: () => marks[marks.indexOf(current) + 1], ArrowLeft: () => marks[marks.indexOf(current) - 1],
-        ArrowDown: () => vertical(1), ArrowUp: () => vertical(-1), Home: () => marks[0], End: () => marks.at(-1)
-    };
-    for (const mark of marks) {
-        mark.setAttribute('tabindex', mark === current ? '0' : '-1');
-        mark.addEventListener('focus', () => { enter(mark); show(mark); });
-        mark.addEventListener('blur', hide);
-        mark.addEventListener('pointerenter', () => show(mark));
-        mark.addEventListener('pointerleave', hide);
-        mark.addEventListener('click', () => mark.focus());
+function figureSection({ title, caption, charts, legend = [], table, wide = false }: Figure, index: number): Html {
+    const folded = table && markup`<details><summary>The same as a table</summary>${tableOf(table)}</details>`;
+    return markup`<section aria-labelledby="figure-${index}"${new Html(wide ? ' class="wide"' : '')}>
+<h2 id="figure-${index}">${title}</h2>
+<figure><figcaption>${caption}</figcaption>
+${charts.length === 0 ? '' : chartArea(charts, legend)}</figure>
+${folded}
+</section>`;
+}
+
+function chartArea(charts: readonly Html[], legend: readonly LegendItem[]): Html {
+    return markup`${legend.length === 0 ? '' : markup`<ul class="legend">${legend.map(legendItem)}</ul>`}
+<div class="charts">${charts.map((chart) => markup`<div class="chart">${chart}</div>`)}</div>`;
+}
+
+function legendItem({ name, colour, glyph }: LegendItem): Html {
+    const sign = glyph
+        ? markup`<span aria-hidden="true" style="color:${colour}">${glyph}</span>`
+        : markup`<span aria-hidden="true" style="background:${colour}" class="swatch"></span>`;
+    return markup`<li>${sign} ${name}</li>`;
+}
+
+function tableSection(table: Table): Html {
+    const content = markup`<h2 id="table">${table.caption}</h2>${tableOf(table, { headed: true })}`;
+    return markup`<section class="wide" aria-labelledby="table">${content}</section>`;
+}
+
+/** @param options `headed`: the caption stands as a heading above the table already */
+function tableOf({ caption, head, rows }: Table, { headed = false } = {}): Html {
+    const columns = head.map((name) => markup`<th scope="col">${name}</th>`);
+    const content = markup`<table>${headed ? '' : markup`<caption>${caption}</caption>`}
+<thead><tr>${columns}</tr></thead>
+<tbody>${rows.map(tableRow)}</tbody></table>`;
+    return markup`<div class="scroll" role="region" aria-label="Table: ${caption}" tabindex="0">${content}</div>`;
+}
+
+function tableRow([name, ...values]: readonly TableCell[]): Html {
+    const cells = values.map((value) => markup`<td>${tableCell(value)}</td>`);
+    return markup`<tr><th scope="row">${name && tableCell(name)}</th>${cells}</tr>\n`;
+}
+
+function tableCell(cell: TableCell): Html | string {
+    if (typeof cell === 'string') {
+        return cell;
     }
-    svg.addEventListener('keydown', (event) => {
-        if (!(event.key in targets) || event.altKey || event.ctrlKey || event.metaKey) return;
-        event.preventDefault();
-        targets[event.key]()?.focus();
-    });
+    return cell.best ? markup`<strong>${cell.text}</strong>` : cell.text;
 }
-const hint = document.createElement('p');
-hint.className = 'hint';
-hint.textContent = 'Single values in the charts: point at them, or press Tab and then the arrow keys.';
-document.querySelector('.figures').before(hint);
-`;
+
+function detailSection(details: readonly Detail[]): Html {
+    const items = details.map(([name, value]) => markup`<div><dt>${name}</dt><dd>${value}</dd></div>`);
+    const list = markup`<h2 id="details">How this was made</h2><dl class="details">${items}</dl>`;
+    return markup`<section class="wide" aria-labelledby="details">${list}</section>`;
+}

@@ -1,6 +1,7 @@
 import { Matrix, solve } from 'ml-matrix';
 import { probit, sampleVariance } from 'simple-statistics';
 import { formatMove, type Move } from '../runtime/blocks.js';
+import { checkNumber } from '../check.js';
 import { ArgumentError } from '../errors.js';
 import { candidateOf, meanOf, type Contest, type Outcome } from './contest.js';
 
@@ -23,6 +24,7 @@ export const DEFAULT_CONFIDENCE = 0.999;
 
 /** @throws ArgumentError unless a race can have this confidence */
 export function checkConfidence(confidence: number | undefined): void {
+    checkNumber('confidence', confidence);
     if (confidence !== undefined && !(confidence >= 0.5 && confidence < 1)) {
         const hint = confidence === 1 ? "what is certain is the search 'exact'" : undefined;
         throw new ArgumentError('confidence', 'from 0.5 to below 1', confidence, hint);

@@ -4,7 +4,7 @@ import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { defaultCalibration, loadCalibration, loadTask, Model } from '../../lib/index.js';
-import { parseTask } from '../../lib/cli/eval.js';
+import { parseTask } from '../../lib/cli/tasks.js';
 import { readText } from '../../lib/calibration/text.js';
 import { onCpu, run, runJson } from '../cli/run';
 import { temporaryFolder, tiny } from '../models';

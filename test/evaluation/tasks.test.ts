@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { loadTask, Model, scoreTask, type Choice, type Question, type TaskSource } from '../../lib/index.js';
-import { parseTask } from '../../lib/cli/eval.js';
+import { parseTask } from '../../lib/cli/tasks.js';
 import { endingsNll } from '../../lib/evaluation/scores.js';
 import { fixture, quantize, randomNumbers, temporaryFolder, tiny, withMetadata } from '../models';
 

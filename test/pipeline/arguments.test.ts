@@ -47,8 +47,8 @@ test.each<[string, unknown, Partial<PruneOptions>]>([
 });
 
 test.each<[string, Partial<PruneOptions>]>([
-    ['say how much to remove', {}],
-    ['say how much to remove', { remove: 1, ratio: 0.1 }],
+    ['say how much to remove: `remove` N, `ratio` R or `maxIncrease` X', {}],
+    ['give only one of `remove`, `ratio` and `maxIncrease`', { remove: 1, ratio: 0.1 }],
     ["there is no method 'best'", { remove: 1, method: 'best' as 'sleb' }],
     [
         "laco merges layers, which an order file can't tell: leave out `orderFile`",

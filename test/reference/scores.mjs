@@ -14,7 +14,7 @@ import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../../dist/index.js';
 import addon from '../../dist/runtime/addon.js';
-import evalCommand from '../../dist/cli/eval.js';
+import taskArguments from '../../dist/cli/tasks.js';
 import scores from '../../dist/evaluation/scores.js';
 
 const { loadTask, Model, scoreTask } = blockpruner;
@@ -49,7 +49,7 @@ try {
     const model = await Model.load(file, { device: 'cpu', threads, cacheType: 'f32' });
     const rows = [];
     for (const text of tasks) {
-        const { name, file: questions, labels } = evalCommand.parseTask(text);
+        const { name, file: questions, labels } = taskArguments.parseTask(text);
         const python = await promisify(execFile)(
             'python3',
             [

@@ -1,0 +1,14 @@
+import { Model, resolveModel } from '../runtime/model.js';
+import { deviceOf, type DeviceArguments } from './options.js';
+import type { Progress } from './progress.js';
+
+/** Loads a model on the device of the command line; a model behind a URI is downloaded first. */
+export async function loadModel(
+    model: string,
+    argv: DeviceArguments,
+    progress: Progress,
+    signal: AbortSignal
+): Promise<Model> {
+    const file = await resolveModel(model, { signal, onProgress: progress.of('download') });
+    return Model.load(file, { ...deviceOf(argv), signal, onProgress: progress.of('load') });
+}

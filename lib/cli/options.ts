@@ -1,0 +1,140 @@
+// Options that several commands have, each described once, and what the library takes in their place. The library
+// checks their values; here are checked only those that it never sees as they were given.
+import type { Argv } from 'yargs';
+import type { CalibrationOptions } from '../calibration/calibration.js';
+import { checkInteger } from '../check.js';
+import { taskNames } from '../evaluation/tasks.js';
+import { devices, type Device } from '../runtime/addon.js';
+import { DEFAULT_CONFIDENCE } from '../search/race.js';
+
+/** The positional MODEL, which every command has. */
+export function modelArgument<T>(yargs: Argv<T>) {
+    return yargs.positional('model', {
+        type: 'string',
+        demandOption: true,
+        describe: 'A GGUF file, or a URI such as hf:user/repo:Q4_K_M or https://…'
+    });
+}
+
+export const jsonOption = { type: 'boolean', default: false, describe: 'Print one JSON object on stdout' } as const;
+
+export const skipOption = {
+    type: 'string',
+    default: '',
+    describe: 'Blocks to leave out, such as attn.3,ffn.7',
+    defaultDescription: 'none'
+} as const;
+
+export const outputOptions = {
+    output: { type: 'string', alias: 'o', demandOption: true, describe: 'The GGUF file to write' },
+    force: { type: 'boolean', default: false, describe: 'Replace the output if it exists' },
+    verify: {
+        type: 'boolean',
+        default: true,
+        describe: "Check the result's perplexity in the stock runtime; --no-verify skips it"
+    }
+} as const;
+
+export const deviceOptions = {
+    device: {
+        choices: ['auto', ...devices] as const,
+        default: 'auto',
+        describe: 'Where to compute; auto takes the first GPU there is'
+    },
+    'gpu-layers': { type: 'number', describe: 'Layers on the GPU', defaultDescription: 'all' },
+    threads: { type: 'number', describe: 'CPU threads', defaultDescription: 'all cores' }
+} as const;
+
+export interface DeviceArguments {
+    device: Device | 'auto';
+    gpuLayers?: number | undefined;
+    threads?: number | undefined;
+}
+
+export function deviceOf({ device, gpuLayers, threads }: DeviceArguments): DeviceArguments {
+    return { device, gpuLayers, threads };
+}
+
+export const calibrationOptions = {
+    calibration: {
+        type: 'string',
+        describe: 'Calibration text: a text file, or JSON Lines (.jsonl)',
+        defaultDescription: 'embedded text'
+    },
+    field: {
+        type: 'string',
+        describe: 'Fields of a JSON Lines sample, comma-separated; a.0.b goes into objects and lists',
+        defaultDescription: "text, or Alpaca's fields"
+    },
+    samples: { type: 'number', describe: 'Calibration sequences', defaultDescription: '16' },
+    context: { type: 'number', describe: 'Tokens in a sequence', defaultDescription: '512' },
+    seed: {
+        type: 'number',
+        describe: 'Choose the sequences at random by this number',
+        defaultDescription: 'the first ones'
+    }
+} as const;
+
+export function calibrationOf({
+    calibration,
+    field,
+    samples,
+    context,
+    seed
+}: Omit<CalibrationOptions, 'file'> & { calibration?: string | undefined }): CalibrationOptions {
+    return { file: calibration, field, samples, context, seed };
+}
+
+export const searchOptions = {
+    search: {
+        choices: ['race', 'exact'] as const,
+        default: 'race' as const,
+        describe:
+            "exact: the paper's choice for certain; race: the same with a stated probability, several times faster"
+    },
+    confidence: {
+        type: 'number',
+        default: DEFAULT_CONFIDENCE,
+        describe: 'race: the probability that a removal is the one that exact makes'
+    },
+    memory: {
+        type: 'number',
+        describe: 'MiB on each device for what evaluations start from',
+        defaultDescription: '2048'
+    }
+} as const;
+
+interface SearchArguments {
+    search: 'race' | 'exact';
+    confidence: number;
+    memory?: number | undefined;
+}
+
+/** @throws ArgumentError unless `memory` is a whole number of MiB: the library takes bytes */
+export function searchOf({ search, confidence, memory }: SearchArguments) {
+    checkInteger('memory', memory, { least: 0 });
+    return { search, confidence, keepBytes: memory === undefined ? undefined : memory * 2 ** 20 };
+}
+
+export const taskOptions = {
+    task: {
+        type: 'string',
+        array: true,
+        nargs: 1,
+        describe: `BENCHMARK=FILE, or a URI, as often as wanted: ${taskNames.join(', ')}`
+    },
+    limit: { type: 'number', describe: 'Score the first so many questions of each', defaultDescription: 'all' }
+} as const;
+
+/** Lets --task be repeated. Of every other option the last value counts, as in the commands without --task. */
+export function repeatableTask<T>(yargs: Argv<T>): Argv<T> {
+    return yargs
+        .parserConfiguration({ 'duplicate-arguments-array': true })
+        .middleware((argv: Record<string, unknown>) => {
+            for (const [key, value] of Object.entries(argv)) {
+                if (key !== '_' && key !== 'task' && Array.isArray(value)) {
+                    argv[key] = value.at(-1);
+                }
+            }
+        }, true);
+}

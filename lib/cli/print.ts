@@ -1,0 +1,51 @@
+// What commands print on stdout: one JSON object for programs, or lines for a person.
+import type { TaskScores } from '../evaluation/scores.js';
+import { formatFixed, formatMebibytes, formatMillions, formatPercent, formatScore, formatSeconds } from '../format.js';
+import type { PruneResult } from '../report/prune-result.js';
+import { formatBlock } from '../runtime/blocks.js';
+
+/** Prints a result as JSON, or as the lines that a person is to read. */
+export function print(result: object, json: boolean, lines: () => readonly string[]): void {
+    console.log(json ? JSON.stringify(result) : lines().join('\n'));
+}
+
+/**
+ * The lines of what prune and apply give.
+ * @param verified whether the file was checked in the stock runtime
+ */
+export function pruneResultLines(result: PruneResult, verified: boolean): string[] {
+    const { perplexity, parameters, bytes, tasks } = result;
+    const perplexities = formatPair(perplexity, (value) => formatFixed(value, 4));
+    return [
+        `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
+        ...(result.merged ?? []).map((sum) => `merged      ${sum}`),
+        `perplexity  ${perplexities} (${formatChange(perplexity)}, calibration text)`,
+        `parameters  ${formatPair(parameters, formatMillions)} (${formatChange(parameters)})`,
+        `size        ${formatPair(bytes, formatMebibytes)} (${formatChange(bytes)})`,
+        ...tasks.dense.flatMap((dense, i) => [
+            `before      ${formatScores(dense)}`,
+            `after       ${formatScores(tasks.pruned[i]!)}`
+        ]),
+        `${result.output} is written as '${result.host}'${verified ? ' and verified in the stock runtime' : ''}; ` +
+            formatSeconds(result.seconds)
+    ];
+}
+
+interface Pair {
+    dense: number;
+    pruned: number;
+}
+
+function formatPair({ dense, pruned }: Pair, format: (value: number) => string): string {
+    return `${format(dense)} → ${format(pruned)}`;
+}
+
+function formatChange({ dense, pruned }: Pair): string {
+    return formatPercent(pruned / dense - 1, 1, { signed: true });
+}
+
+/** The scores of a task, as a line of a table. */
+export function formatScores({ task, questions, acc, acc_norm }: TaskScores): string {
+    const scores = `acc ${formatScore(acc, 2)}${acc_norm ? `  acc_norm ${formatScore(acc_norm, 2)}` : ''}`;
+    return `${task.padEnd(14)} ${String(questions).padStart(6)} questions  ${scores}`;
+}

@@ -1,0 +1,193 @@
+// A comparison of methods: what results.json holds, and the rows and columns of the table that is made of it.
+import { z } from 'zod';
+import { reportedScore, type Score } from '../evaluation/scores.js';
+import { methods } from '../methods/index.js';
+
+/** The methods, and BlockPruner limited to blocks of one kind, as in the paper's ablation (section 5.2). */
+export const comparedMethods = [...methods, 'blockpruner-attn', 'blockpruner-ffn'] as const;
+export type ComparedMethod = (typeof comparedMethods)[number];
+
+/** A perplexity or a divergence. JSON has null for what is no finite number. */
+const measured = z
+    .number()
+    .nullable()
+    .transform((value) => value ?? Infinity);
+const blockSchema = z.object({ kind: z.enum(['attn', 'ffn']), layer: z.number().int().nonnegative() });
+const scoreSchema = z.object({ value: z.number(), stderr: z.number().nullable() });
+const qualitySchema = z.object({
+    /** The perplexity on the calibration text. */
+    calibration: measured,
+    /**
+     * On the other text, if one is given: perplexity, mean KL divergence from the dense model in nats, and the share of
+     * tokens at which both models find the same one likeliest.
+     */
+    text: z.object({ perplexity: measured, divergence: measured, sameTop: z.number() }).nullable(),
+    tasks: z.array(
+        z.object({ task: z.string(), questions: z.number(), acc: scoreSchema, acc_norm: scoreSchema.nullable() })
+    )
+});
+const method = z.enum(comparedMethods);
+/** The seed of `random`; null of all other methods. */
+const seed = z.number().int().nullable();
+
+/** What results.json holds. */
+export const comparisonSchema = z.object({
+    /** The path or the URI of the model, as it was given. */
+    model: z.string(),
+    calibration: z.object({ name: z.string(), sequences: z.number(), context: z.number() }),
+    /** The name of the other text; null where none was given. */
+    text: z.string().nullable(),
+    /** All blocks of the model, in the order of the residual stream. */
+    blocks: z.array(blockSchema),
+    /** What the searches depend on, by the names that messages use. */
+    searchedWith: z.record(z.string(), z.string()),
+    /** What the evaluations of their results depend on, likewise. */
+    evaluatedWith: z.record(z.string(), z.string()),
+    dense: qualitySchema,
+    /**
+     * Each method's order of removal, up to the highest ratio that it was asked for or can reach. LaCo has no order and
+     * is not here.
+     */
+    searches: z.array(
+        z.object({
+            method,
+            seed,
+            ratio: z.number(),
+            steps: z.array(
+                z.object({
+                    removed: z.array(blockSchema),
+                    perplexity: z.number(),
+                    evaluations: z.number(),
+                    seconds: z.number()
+                })
+            )
+        })
+    ),
+    /** The pruned models, by ascending ratio. */
+    pruned: z.array(
+        qualitySchema.extend({
+            method,
+            seed,
+            /** The share of the parameters that was to be removed. */
+            ratio: z.number(),
+            /** The share that is gone: that of the fewest blocks that reach the ratio. */
+            removedShare: z.number(),
+            removed: z.array(blockSchema),
+            /** Of LaCo: what the weights of layers became. */
+            merged: z.array(z.string()).optional()
+        })
+    ),
+    /** How long all runs took that made it. */
+    seconds: z.number()
+});
+export type Comparison = z.infer<typeof comparisonSchema>;
+/** How good a model is, as it is or without some blocks. */
+export type Quality = z.infer<typeof qualitySchema>;
+/** What one method made of the model at one ratio. */
+export type ComparedModel = Comparison['pruned'][number];
+
+/** A row of the table: a method at a ratio, or the model as it is. */
+export interface ComparedRow {
+    method: ComparedMethod | 'dense';
+    /** The number of seeds that the row is the mean of. */
+    seeds: number;
+    /** The share of the parameters that was to be removed, 0 … 1. */
+    ratio: number;
+    /** The share that is gone. */
+    removed: number;
+    /** The perplexity on the calibration text. */
+    calibration: number;
+    text: Quality['text'];
+    /** The {@link reportedScore} of each task; over several seeds, the means of values and of standard errors. */
+    tasks: Score[];
+}
+
+/** The rows of the table: first the model as it is, then one for each ratio and method. */
+export function comparedRows({ dense, pruned }: Comparison): ComparedRow[] {
+    const groups = new Map<string, ComparedModel[]>();
+    for (const one of pruned) {
+        const key = `${one.ratio}/${one.method}`;
+        groups.set(key, [...(groups.get(key) ?? []), one]);
+    }
+    return [
+        { method: 'dense', seeds: 1, ratio: 0, removed: 0, ...meanQuality([dense], dense) },
+        ...[...groups.values()].map((group) => ({
+            method: group[0]!.method,
+            seeds: group.length,
+            ratio: group[0]!.ratio,
+            removed: mean(group, ({ removedShare }) => removedShare),
+            ...meanQuality(group, dense)
+        }))
+    ];
+}
+
+/** @param dense the model as it is: it tells which texts and tasks there are */
+function meanQuality(models: readonly Quality[], dense: Quality): Pick<ComparedRow, 'calibration' | 'text' | 'tasks'> {
+    return {
+        calibration: mean(models, ({ calibration }) => calibration),
+        text: dense.text && {
+            perplexity: mean(models, ({ text }) => text!.perplexity),
+            divergence: mean(models, ({ text }) => text!.divergence),
+            sameTop: mean(models, ({ text }) => text!.sameTop)
+        },
+        tasks: dense.tasks.map(({ acc }, i) => ({
+            value: mean(models, ({ tasks }) => reportedScore(tasks[i]!).value),
+            stderr: acc.stderr === null ? null : mean(models, ({ tasks }) => reportedScore(tasks[i]!).stderr!)
+        }))
+    };
+}
+
+function mean<T>(all: readonly T[], value: (one: T) => number): number {
+    return all.reduce((sum, one) => sum + value(one), 0) / all.length;
+}
+
+/** A column of the table. */
+export interface ComparedColumn {
+    title: string;
+    unit: 'perplexity' | 'nats' | 'share';
+    better: 'lower' | 'higher';
+    /** The column's value in a row. */
+    of: (row: ComparedRow) => Score;
+}
+
+/** The columns of the table, behind those that tell which model a row is about. */
+export function comparedColumns({ text, dense }: Comparison): ComparedColumn[] {
+    const perplexity = (title: string, value: (row: ComparedRow) => number): ComparedColumn => ({
+        title,
+        unit: 'perplexity',
+        better: 'lower',
+        of: (row) => exact(value(row))
+    });
+    const columns = [perplexity('Perplexity, calibration', ({ calibration }) => calibration)];
+    if (text !== null) {
+        columns.push(
+            perplexity(`Perplexity, ${text}`, (row) => row.text!.perplexity),
+            { title: 'KL divergence', unit: 'nats', better: 'lower', of: (row) => exact(row.text!.divergence) },
+            { title: 'Equal top-1', unit: 'share', better: 'higher', of: (row) => exact(row.text!.sameTop) }
+        );
+    }
+    for (const [i, { task }] of dense.tasks.entries()) {
+        columns.push({ title: task, unit: 'share', better: 'higher', of: ({ tasks }) => tasks[i]! });
+    }
+    if (dense.tasks.length > 1) {
+        const average = ({ tasks }: ComparedRow) => exact(mean(tasks, ({ value }) => value));
+        columns.push({ title: 'Average', unit: 'share', better: 'higher', of: average });
+    }
+    return columns;
+}
+
+/** A value without an error. */
+function exact(value: number): Score {
+    return { value, stderr: null };
+}
+
+/** Whether a row is the best of its ratio in a column. A row without rivals is not. */
+export function isBest({ of, better }: ComparedColumn, row: ComparedRow, rows: readonly ComparedRow[]): boolean {
+    const rivals = rows.filter(({ ratio }) => ratio === row.ratio).map((rival) => of(rival).value);
+    return rivals.length > 1 && of(row).value === (better === 'lower' ? Math.min(...rivals) : Math.max(...rivals));
+}
+
+/** The method of a row: `random (mean of 3)`. */
+export function formatRowName({ method, seeds }: ComparedRow): string {
+    return seeds > 1 ? `${method} (mean of ${seeds})` : method;
+}

@@ -1,0 +1,45 @@
+// What prune and apply give: what was removed, and what that cost and gained.
+import type { TaskScores } from '../evaluation/scores.js';
+import type { Method } from '../methods/index.js';
+import type { Device } from '../runtime/addon.js';
+import type { Block } from '../runtime/blocks.js';
+import type { BlockInfo } from '../runtime/model.js';
+import type { Step } from '../search/greedy.js';
+import type { Speed } from '../stock/stock.js';
+
+export interface PruneResult {
+    /** The path or the URI of the model, as it was given. */
+    model: string;
+    /** The path of the written file. */
+    output: string;
+    architecture: string;
+    /** The architecture that the output is written as. */
+    host: string;
+    /** The method that decided what goes; null where that was given. */
+    method: Method | null;
+    /** All blocks of the model, in the order of the residual stream. */
+    blocks: BlockInfo[];
+    /** The blocks that are gone, in the order of their removal. */
+    removed: Block[];
+    /** Of `laco`: what the weights of layers became, such as `blk.5 = -1 blk.5 + 1 blk.6 + 1 blk.7`. */
+    merged?: string[];
+    /** The removals one by one; empty where all blocks went at once. */
+    steps: Step[];
+    /** The calibration text's name, and the number and length (in tokens) of the sequences that were used of it. */
+    calibration: { name: string; sequences: number; context: number };
+    /** Perplexities on the calibration text. */
+    perplexity: { dense: number; pruned: number };
+    /** Parameters of the whole model, counted in the files. */
+    parameters: { dense: number; pruned: number };
+    /** Sizes of the files. */
+    bytes: { dense: number; pruned: number };
+    /** Scores of the tasks that were asked for, in their order. */
+    tasks: { dense: TaskScores[]; pruned: TaskScores[] };
+    /**
+     * Speeds in the stock runtime, in rounds that the two files took in turns, each of a prompt of `tokens` tokens and
+     * as many generated ones; null where no report was asked for.
+     */
+    speed: { device: Device; threads: number; tokens: number; dense: Speed[]; pruned: Speed[] } | null;
+    /** How long all of it took. */
+    seconds: number;
+}
