@@ -34,7 +34,7 @@ export const builder = (yargs: Argv) =>
         );
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
-    checkTaskOptions(argv); // before any file is read
+    checkTaskOptions({ limit: argv.limit }); // before any file is read
     const { limit } = argv;
     const skip = parseBlocks(argv.skip);
     const signal = interruptSignal();
