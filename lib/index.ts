@@ -1,5 +1,32 @@
 /**
- * blockpruner: make a GGUF language model smaller and faster without training it. See docs/api.md.
+ * The package works from ES modules and CommonJS, and the first call builds the native addon if the installation did not.
+ *
+ * ```js
+ * import { prune, Model, textPerplexity } from 'blockpruner'; // or require('blockpruner')
+ *
+ * const result = await prune('model.gguf', { output: 'smaller.gguf', ratio: 0.2 });
+ * const model = await Model.load('model.gguf');
+ * console.log(await textPerplexity(model, 'wiki.txt', { skip: result.removed }));
+ * model.dispose();
+ * ```
+ *
+ * Errors that the caller can put right are {@link BlockprunerError}s, with a `code` and a message of one line. Each
+ * function that takes long takes an `AbortSignal`. The functions that most programs need:
+ *
+ * - {@link prune} searches, writes the pruned file and checks it in the stock runtime. It resolves to what
+ *   `blockpruner prune --json` prints. {@link apply} does the same for blocks that are known already, and
+ *   {@link readOrder} reads them from an order file.
+ * - {@link inspect} tells a model's blocks, sizes and host architecture.
+ * - {@link compare} runs several methods of pruning against each other, and {@link comparisonTable},
+ *   {@link comparisonCsv} and {@link comparisonReport} show what it found.
+ * - {@link Model.load} loads a model, of which any block can be left out. {@link resolveModel} downloads one.
+ * - {@link loadCalibration} makes sequences of tokens of a text.
+ * - {@link perplexityOf} and {@link textPerplexity} measure perplexity, and divergence from a dense model.
+ * - {@link loadTask} and {@link scoreTasks} read multiple-choice benchmarks and score a model on them.
+ *
+ * Programs with a search of their own put it together from {@link movesOf}, {@link PrefixEvaluator},
+ * {@link searchOrder}, {@link chooseHost} and {@link writePruned}.
+ *
  * @packageDocumentation
  */
 export { devices, type Device } from './runtime/addon.js';
