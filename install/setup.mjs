@@ -1,8 +1,9 @@
-// All that a command of this repository needs first: the packages, the addon, the compiled TypeScript. Of Node only, since it
-// runs before anything is installed.
+// Makes all that a command of this repository needs: the packages, the addon, the compiled TypeScript. It runs before
+// anything is installed, so it uses nothing but Node.
 //
-//   node install/setup.mjs              all of it
-//   node install/setup.mjs --types-only the TypeScript, if its sources and compiler are there (npm's `prepare`)
+//   node install/setup.mjs              makes all of it
+//   node install/setup.mjs --types-only compiles the TypeScript, if its sources and the compiler are there; npm runs
+//                                       this as `prepare`
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, rmSync, statSync } from 'node:fs';
@@ -19,14 +20,17 @@ function run(command, ...args) {
     }
 }
 
-/** npm writes node_modules/.package-lock.json last, a moment before or after package-lock.json if it changes that too. */
+/**
+ * Whether node_modules is as package-lock.json says. npm writes node_modules/.package-lock.json at the end of an
+ * installation, and package-lock.json, if that changes, within two seconds of it.
+ */
 function packagesAreInstalled() {
     const installed = at('node_modules', '.package-lock.json');
     return existsSync(installed) && statSync(installed).mtimeMs > statSync(at('package-lock.json')).mtimeMs - 2000;
 }
 
 function installPackages() {
-    // without the scripts: the addon and the TypeScript come next, and would be built twice
+    // The scripts of packages don't run, since ours would build the addon and the TypeScript, which come next anyway.
     const args = ['ci', '--ignore-scripts', '--no-audit', '--no-fund'];
     if (process.env.npm_execpath) {
         run(process.execPath, process.env.npm_execpath, ...args);

@@ -2,9 +2,11 @@ import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { addonPath, buildOnce, ensureBuilt } from '../../install/build.js';
+import { addonPath, ensureBuilt } from '../../install/build.js';
+import { buildOnce } from '../../install/once.js';
 
-const buildScript = path.resolve(__dirname, '../../install/build.js');
+const installFolder = path.resolve(__dirname, '../../install');
+const buildScript = path.join(installFolder, 'build.js');
 let folder: string;
 
 beforeEach(() => {
@@ -23,7 +25,7 @@ function buildElsewhere(milliseconds: number): ChildProcess & { printed: () => s
             `
         const fs = require('node:fs');
         const { setTimeout: sleep } = require('node:timers/promises');
-        require(${JSON.stringify(buildScript)}).buildOnce({
+        require(${JSON.stringify(path.join(installFolder, 'once.js'))}).buildOnce({
             folder: 'build',
             stamp: 'the sources',
             log: line => console.log(line),

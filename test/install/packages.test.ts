@@ -1,0 +1,55 @@
+// node-llama-cpp's packages of prebuilt backends are optional: users leave some or all of them out.
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { temporaryFolder } from '../models';
+
+const folder = temporaryFolder();
+const names: Partial<Record<string, string>> = { linux: 'linux', darwin: 'mac', win32: 'win' };
+const platform = `${names[process.platform] ?? process.platform}-${process.arch}`;
+
+/** Writes files into the node_modules of a project that has blockpruner's install/packages.js, and asks that. */
+function packagesWith(...installed: string[]) {
+    fs.rmSync(path.join(folder, 'node_modules'), { recursive: true, force: true });
+    for (const file of ['node-llama-cpp/package.json', 'node-llama-cpp/dist/index.js', ...installed]) {
+        const name = path.join(folder, 'node_modules', file);
+        fs.mkdirSync(path.dirname(name), { recursive: true });
+        fs.writeFileSync(name, file.endsWith('.json') ? '{ "main": "dist/index.js" }' : '');
+    }
+    fs.copyFileSync(path.resolve(__dirname, '../../install/packages.js'), path.join(folder, 'packages.cjs'));
+    const print = `console.log(JSON.stringify(require('./packages.cjs')))`;
+    return JSON.parse(execFileSync(process.execPath, ['-e', print], { cwd: folder, encoding: 'utf8' })) as {
+        bundle: string;
+        backendFolders: Record<string, string>;
+        prebuiltFolder: string;
+        prebuiltPackage: string;
+    };
+}
+
+/** The files of a package of backends. */
+function backends(name: string): string[] {
+    return ['package.json', 'dist/index.js', `bins/${name}/backend`].map((file) => `@node-llama-cpp/${name}/${file}`);
+}
+
+const inside = (file: string) => path.relative(fs.realpathSync(path.join(folder, 'node_modules')), file);
+
+test('without any backends, the source is still found', () => {
+    const { bundle, backendFolders, prebuiltFolder, prebuiltPackage } = packagesWith();
+    expect(inside(bundle)).toBe(path.join('node-llama-cpp', 'llama', 'gitRelease.bundle'));
+    expect(backendFolders).toEqual({ cpu: '', cuda: '', vulkan: '', metal: '' });
+    expect(prebuiltFolder).toBe('');
+    expect(prebuiltPackage).toMatch(`@node-llama-cpp/${platform}`);
+});
+
+test('backends that are installed are found, each without the others', () => {
+    const { prebuiltPackage } = packagesWith();
+    const cpu = prebuiltPackage.replace('@node-llama-cpp/', '');
+    const onlyCpu = packagesWith(...backends(cpu));
+    expect(inside(onlyCpu.prebuiltFolder)).toBe(path.join('@node-llama-cpp', cpu, 'bins', cpu));
+    expect(onlyCpu.backendFolders).toMatchObject({ cpu: onlyCpu.prebuiltFolder, cuda: '', vulkan: '' });
+
+    const cuda = `${platform}-cuda`;
+    const onlyCuda = packagesWith(...backends(cuda));
+    expect(inside(onlyCuda.backendFolders.cuda!)).toBe(path.join('@node-llama-cpp', cuda, 'bins', cuda));
+    expect(onlyCuda.prebuiltFolder).toBe('');
+});
