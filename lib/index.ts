@@ -25,7 +25,7 @@
  * - {@link loadTask} and {@link scoreTasks} read multiple-choice benchmarks and score a model on them.
  *
  * Programs with a search of their own put it together from {@link movesOf}, {@link PrefixEvaluator},
- * {@link searchOrder}, {@link chooseHost} and {@link writePruned}.
+ * {@link searchOrder}, {@link chooseHost} and {@link writeDraft}.
  *
  * @packageDocumentation
  */

@@ -53,3 +53,12 @@ test('backends that are installed are found, each without the others', () => {
     expect(inside(onlyCuda.backendFolders.cuda!)).toBe(path.join('@node-llama-cpp', cuda, 'bins', cuda));
     expect(onlyCuda.prebuiltFolder).toBe('');
 });
+
+test('README.md names the version of the backends that blockpruner needs', () => {
+    const read = (file: string) => fs.readFileSync(path.resolve(__dirname, '../..', file), 'utf8');
+    const manifest = JSON.parse(read('package.json')) as { dependencies: Record<string, string> };
+    const version = manifest.dependencies['node-llama-cpp']!;
+    const named = Array.from(read('README.md').matchAll(/@node-llama-cpp\/[\w-]+@(\S+)/g), ([, at]) => at);
+    expect(new Set(named)).toEqual(new Set([version]));
+    expect(read('README.md')).toContain(`blockpruner has, ${version}.`);
+});
