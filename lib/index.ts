@@ -2,7 +2,7 @@
  * blockpruner: make a GGUF language model smaller and faster without training it. See docs/api.md.
  * @packageDocumentation
  */
-export { devices, type Device } from './runtime/addon.js';
+export { devices, type Device } from './runtime/device.js';
 export {
     formatBlock,
     formatMove,
@@ -50,15 +50,18 @@ export { writePruned, type Provenance, type WriteOptions } from './export/write.
 export { readGguf, type Gguf, type GgufTensorInfo } from './runtime/gguf.js';
 export {
     Model,
-    resolveModel,
     type BlockInfo,
     type Choice,
     type Divergence,
     type EvaluateOptions,
+    type Influence,
     type LoadOptions,
     type ModelGraph,
-    type Sequences
+    type RunOptions
 } from './runtime/model.js';
+export { KeptStreams, type KeepOptions } from './runtime/kept-streams.js';
+export { resolveModel } from './runtime/resolve.js';
+export { type Sequences } from './runtime/sequences.js';
 export {
     apply,
     inspect,

@@ -1,7 +1,8 @@
 import path from 'node:path';
 import type { DownloadOptions } from './download.js';
 import { BlockprunerError, option } from '../errors.js';
-import type { Model, Sequences } from '../runtime/model.js';
+import type { Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import { randomNumbers } from '../random.js';
 import { jsonLines, nameOf, readText, valueAt } from './text.js';
 

@@ -1,9 +1,10 @@
 import { Presets, SingleBar } from 'cli-progress';
 import type { Argv } from 'yargs';
-import { devices, type Device } from '../runtime/addon.js';
+import { devices, type Device } from '../runtime/device.js';
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
-import { Model, resolveModel } from '../runtime/model.js';
+import { Model } from '../runtime/model.js';
+import { resolveModel } from '../runtime/resolve.js';
 import type { Phase as PrunePhase } from '../pipeline/prune.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
 

@@ -1,6 +1,7 @@
 import { readSamples } from '../calibration/calibration.js';
 import { BlockprunerError, option } from '../errors.js';
-import type { EvaluateOptions, Model, Sequences } from '../runtime/model.js';
+import type { EvaluateOptions, Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 
 /**
  * Two definitions of perplexity.
@@ -85,7 +86,7 @@ export async function textSequences(
     return { tokens, length: context };
 }
 
-export interface PerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
+export interface PerplexityOptions extends EvaluateOptions {
     /** Default: `paper`. */
     definition?: PerplexityDefinition | undefined;
     /** Compare with this model, which has the same vocabulary; it may be the same model, with all its blocks. */

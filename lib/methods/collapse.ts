@@ -4,7 +4,8 @@ import { bare, layersOf, type Block } from '../runtime/blocks.js';
 import { BlockprunerError, MethodError } from '../errors.js';
 import type { Host } from '../export/host.js';
 import { planFile, type Merges } from '../export/write.js';
-import { Model, type LoadOptions, type Sequences } from '../runtime/model.js';
+import { Model, type LoadOptions } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import { partialIn } from '../output.js';
 import { collapseLayers, type LacoMethod, type MergedLayer } from './laco.js';
 

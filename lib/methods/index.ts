@@ -1,7 +1,8 @@
 import { formatMove, layersOf, without, type Block, type BlockSelection, type Move } from '../runtime/blocks.js';
 import { BlockprunerError } from '../errors.js';
 import type { Host } from '../export/host.js';
-import type { Model, Sequences } from '../runtime/model.js';
+import type { Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import { randomNumbers } from '../random.js';
 import { isLaco, type LacoMethod } from './laco.js';
 
@@ -135,7 +136,7 @@ export async function movesOf(
     const scores =
         method === 'random'
             ? units.map(randomNumbers(seed))
-            : (await model.compare(calibration, units, { signal })).map(({ cosine, change }) =>
+            : (await model.influence(calibration, units, { signal })).map(({ cosine, change }) =>
                   method === 'relative-magnitude' ? change : 1 - cosine
               );
     const scoreOf = new Map(units.map((unit, i) => [formatMove(unit), scores[i]!]));

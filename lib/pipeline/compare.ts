@@ -14,7 +14,8 @@ import type { Host } from '../export/host.js';
 import { chooseHost } from '../export/choose-host.js';
 import { formatMerges } from '../export/write.js';
 import { readGguf } from '../runtime/gguf.js';
-import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from '../runtime/model.js';
+import { Model, shareOf, type BlockInfo, type LoadOptions } from '../runtime/model.js';
+import { resolveModel } from '../runtime/resolve.js';
 import { checkWritable, isPartial, writeText } from '../output.js';
 import { comparisonReport } from '../report/index.js';
 import {
@@ -380,8 +381,7 @@ async function findSteps(
         seed: seed ?? undefined,
         signal
     });
-    const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
-    evaluator.remove([]); // forgets what the last method left
+    const evaluator = await PrefixEvaluator.create(models, calibration, { keepBytes, signal });
     const journal = Journal.open(
         evaluator,
         path.join(output, `${name}.journal`),
@@ -402,7 +402,10 @@ async function findSteps(
             }
             onProgress?.(`${name}: ${error.message}`); // lower ratios may be reached
         })
-        .finally(() => journal.close());
+        .finally(() => {
+            journal.close();
+            evaluator.dispose();
+        });
     return steps;
 }
 

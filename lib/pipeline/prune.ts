@@ -1,6 +1,6 @@
 import fs from 'node:fs';
 import path from 'node:path';
-import type { Device } from '../runtime/addon.js';
+import type { Device } from '../runtime/device.js';
 import {
     bare,
     formatBlock,
@@ -24,7 +24,8 @@ import { chooseHost } from '../export/choose-host.js';
 import { stockNll, stockSpeed } from '../stock/stock.js';
 import { formatMerges, writePruned, type Merges } from '../export/write.js';
 import { countParameters, readGguf } from '../runtime/gguf.js';
-import { Model, resolveModel, shareOf, type BlockInfo, type LoadOptions } from '../runtime/model.js';
+import { Model, shareOf, type BlockInfo, type LoadOptions } from '../runtime/model.js';
+import { resolveModel } from '../runtime/resolve.js';
 import { checkOutput, writeText } from '../output.js';
 import { pruneReport } from '../report/index.js';
 import type { PruneResult } from '../report/results.js';
@@ -283,7 +284,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             const scoring = scoringOf(options);
             const denseScores = await scoreTasks(loaded, tasks, scoring); // first: a task that can't be scored is found before the long work
 
-            const prefix = new PrefixEvaluator(models, calibration, { keepBytes: options.keepBytes, signal });
+            const prefix = await PrefixEvaluator.create(models, calibration, { keepBytes: options.keepBytes, signal });
             const journal = Journal.open(
                 prefix,
                 journalFile,
@@ -314,7 +315,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                         resumed,
                         kept: {
                             boundaries: Math.min(prefix.room, blocks.length - 1),
-                            bytes: models.reduce((total, { work }) => total + work.keptBytes, 0)
+                            bytes: prefix.work.reduce((total, { keptBytes }) => total + keptBytes, 0)
                         }
                     });
                     onProgress?.('search', 0, total);
@@ -327,7 +328,10 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                     }
                     options.onStep?.(step, number, dense);
                 }
-            }).finally(() => journal.close());
+            }).finally(() => {
+                journal.close();
+                prefix.dispose();
+            });
             if (steps.length === 0 && maxIncrease !== undefined) {
                 throw new BlockprunerError(
                     'ARGUMENT',

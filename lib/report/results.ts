@@ -1,7 +1,7 @@
 // What prune and compare find, and the tables of it.
 import { stringify } from 'csv-stringify/sync';
 import { z } from 'zod';
-import type { Device } from '../runtime/addon.js';
+import type { Device } from '../runtime/device.js';
 import type { Block } from '../runtime/blocks.js';
 import { reportedScore, type Score, type TaskScores } from '../evaluation/scores.js';
 import type { Speed } from '../stock/stock.js';

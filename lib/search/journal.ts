@@ -4,7 +4,8 @@ import { z } from 'zod';
 import { formatBlock, type Block } from '../runtime/blocks.js';
 import { BlockprunerError, messageOf, option } from '../errors.js';
 import { hashGguf } from '../runtime/gguf.js';
-import type { Model, Sequences } from '../runtime/model.js';
+import type { Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import { version } from '../version.js';
 import type { Evaluator, SearchMode } from './greedy.js';
 
