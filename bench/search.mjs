@@ -59,7 +59,8 @@ async function searchOneWay(name) {
     });
     const blocks = await model.blocks();
     const host = await chooseHost(model.gguf);
-    const passes = () => model.work.blocks / blocks.length / argv.samples;
+    const evaluator = await PrefixEvaluator.create([model], calibration, { keepBytes });
+    const passes = () => evaluator.work[0].blocks / blocks.length / argv.samples;
     const timed = async (work) => {
         const [started, computed] = [performance.now(), passes()];
         await work();
@@ -72,7 +73,6 @@ async function searchOneWay(name) {
         pass = { seconds: (await without([])).seconds, head: (await without(blocks)).seconds };
     }
 
-    const evaluator = new PrefixEvaluator([model], calibration, { keepBytes });
     const all = [...Array(argv.samples).keys()];
     let before = passes();
     const tell = (message) => process.send({ ...message, memory: process.resourceUsage().maxRSS * 1024 });

@@ -29,7 +29,7 @@
  *
  * @packageDocumentation
  */
-export { devices, type Device } from './runtime/addon.js';
+export { devices, type Device } from './runtime/device.js';
 export {
     formatBlock,
     formatMove,
@@ -80,15 +80,18 @@ export { writeDraft, type DenseModel, type Draft, type Provenance, type WriteOpt
 export { readGguf, type Gguf, type GgufTensorInfo } from './runtime/gguf.js';
 export {
     Model,
-    resolveModel,
     type BlockInfo,
     type Choice,
     type Divergence,
     type EvaluateOptions,
+    type Influence,
     type LoadOptions,
     type ModelGraph,
-    type Sequences
+    type RunOptions
 } from './runtime/model.js';
+export { KeptStreams, type KeepOptions } from './runtime/kept-streams.js';
+export { resolveModel } from './runtime/resolve.js';
+export { type Sequences } from './runtime/sequences.js';
 export { apply, type ApplyOptions } from './pipeline/apply.js';
 export { inspect, type Inspection } from './pipeline/inspect.js';
 export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';

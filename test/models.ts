@@ -1,8 +1,9 @@
 // Models for the tests: the embedded one in other types, tiny random ones of other architectures, changed copies.
-import { execFileSync } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { promisify } from 'node:util';
 import { backendFolders, loadAddon, type GgufPlan, type GgufTensor } from '../lib/runtime/addon.js';
 import { loadCalibration, Model, readGguf, type Calibration } from '../lib/index.js';
 
@@ -18,8 +19,14 @@ export function temporaryFolder(): string {
 /** llama.cpp's numbers of file types, enum llama_ftype. */
 export const fileTypes = { F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K_M: 15, BF16: 32, IQ4_NL: 25 };
 
+/** The programs that build_fixtures.cjs compiles. */
+const tools = path.resolve(__dirname, '..', 'build', 'cmake');
+
+/** Writes a model with its weights in another type; see native/quantize.cpp. */
 export async function quantize(model: string, output: string, type: keyof typeof fileTypes): Promise<string> {
-    await (await loadAddon()).quantize(model, output, fileTypes[type]);
+    await promisify(execFile)(path.join(tools, 'quantize'), [model, output, String(fileTypes[type])], {
+        maxBuffer: Infinity
+    });
     return output;
 }
 
@@ -130,7 +137,7 @@ export async function randomModel(name: keyof typeof architectures, output: stri
     return output;
 }
 
-const fixtures = path.resolve(__dirname, '..', 'build', 'cmake', 'fixtures');
+const fixtures = path.join(tools, 'fixtures');
 
 /** The names of llama.cpp's tiny random models; see native/fixtures.cpp. */
 export function fixtureNames(): string[] {

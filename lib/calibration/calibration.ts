@@ -3,7 +3,8 @@ import path from 'node:path';
 import { checkInteger } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
 import { randomNumbers } from '../random.js';
-import type { Model, Sequences } from '../runtime/model.js';
+import type { Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import type { DownloadOptions } from './download.js';
 import { jsonLines, nameOf, readText, valueAt } from './text.js';
 

@@ -1,4 +1,5 @@
-import { Model, resolveModel } from '../runtime/model.js';
+import { Model } from '../runtime/model.js';
+import { resolveModel } from '../runtime/resolve.js';
 import { deviceOf, type DeviceArguments } from './options.js';
 import type { Progress } from './progress.js';
 

@@ -4,7 +4,7 @@ import type { Argv } from 'yargs';
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { checkInteger } from '../check.js';
 import { taskNames } from '../evaluation/tasks.js';
-import { devices, type Device } from '../runtime/addon.js';
+import { devices, type Device } from '../runtime/device.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
 
 /** The positional MODEL, which every command has. */

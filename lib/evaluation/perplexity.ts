@@ -1,7 +1,8 @@
 import { readSamples } from '../calibration/calibration.js';
 import { checkInteger, checkOneOf } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
-import type { EvaluateOptions, Model, Sequences } from '../runtime/model.js';
+import type { EvaluateOptions, Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 
 const definitions = ['paper', 'llama.cpp'] as const;
 
@@ -111,7 +112,7 @@ export async function textSequences(
     return { tokens, length: context };
 }
 
-export interface PerplexityOptions extends Omit<EvaluateOptions, 'keep'> {
+export interface PerplexityOptions extends EvaluateOptions {
     /** Default: `paper`. */
     definition?: PerplexityDefinition | undefined;
     /**

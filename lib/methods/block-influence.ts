@@ -8,7 +8,7 @@ import { stepwise } from './stepwise.js';
  */
 export async function blockInfluence(unit: PruningMethod['unit'], options: MethodOptions): Promise<number[]> {
     const { model, calibration, signal } = options;
-    const changes = await model.compare(calibration, unitsOf(unit, options), { signal });
+    const changes = await model.influence(calibration, unitsOf(unit, options), { signal });
     return changes.map(({ cosine }) => 1 - cosine);
 }
 

@@ -1,6 +1,6 @@
 import { BlockprunerError, MethodError } from '../errors.js';
 import { bare, layersOf, type Block, type Merges, type Removal } from '../runtime/blocks.js';
-import type { Sequences } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import {
     removedShare,
     type Decision,

@@ -1,7 +1,8 @@
 // What a method of pruning is: it is given a model and a goal, and yields a decision. Each method has a file of its own
 // here.
 import type { Block, BlockSelection, Merges, Move, Removal } from '../runtime/blocks.js';
-import { shareOf, type BlockInfo, type Model, type Sequences } from '../runtime/model.js';
+import { shareOf, type BlockInfo, type Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import type { SearchMode, Step } from '../search/greedy.js';
 import type { JournalInputs } from '../search/journal.js';
 

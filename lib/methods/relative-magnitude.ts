@@ -7,7 +7,7 @@ import { stepwise } from './stepwise.js';
  */
 export const relativeMagnitude = stepwise('relative-magnitude', 'layer', async (options) => {
     const { model, calibration, signal } = options;
-    const changes = await model.compare(calibration, unitsOf('layer', options), { signal });
+    const changes = await model.influence(calibration, unitsOf('layer', options), { signal });
     return lowestMove(
         'layer',
         options,

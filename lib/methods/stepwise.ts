@@ -3,7 +3,7 @@
 import { BlockprunerError } from '../errors.js';
 import { formatPercent } from '../format.js';
 import type { Block } from '../runtime/blocks.js';
-import { searchOrder, type SearchResult } from '../search/greedy.js';
+import { searchOrder } from '../search/greedy.js';
 import { Journal } from '../search/journal.js';
 import { PrefixEvaluator } from '../search/prefix.js';
 import {
@@ -39,45 +39,51 @@ export function stepwise<Name extends string>(
 }
 
 async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal): Promise<Decision> {
-    const { models, blocks, calibration, signal, onProgress } = context;
-    const { keepBytes, mode, confidence } = context.search;
-    const { remove = Infinity, ratio, maxIncrease } = goal;
+    const { models, calibration, signal, onProgress } = context;
+    const { keepBytes } = context.search;
     const candidates = await method.candidates(context);
     const total = onProgress ? expectedSteps(method, context, goal) : 0;
-
-    const evaluator = new PrefixEvaluator(models, calibration, { keepBytes, signal });
-    const journal = Journal.open(evaluator, context.journal.file, context.journal.inputs, context.journal.resume);
-    let dense = NaN;
-    let result: SearchResult;
+    const evaluator = await PrefixEvaluator.create(models, calibration, { keepBytes, signal });
     try {
-        result = await searchOrder(journal, {
-            mode,
-            confidence,
-            moves: (removed) =>
-                ratio !== undefined && removedShare(context, removed) >= ratio
-                    ? []
-                    : candidates(removed, remove - removed.length),
-            maxPerplexity: maxIncrease === undefined ? undefined : (value) => value * (1 + maxIncrease),
-            onStart(value) {
-                dense = value;
-                context.onStart?.({
-                    dense,
-                    candidates: candidates([]).length,
-                    resumed: journal.found,
-                    kept: {
-                        boundaries: Math.min(evaluator.room, blocks.length - 1),
-                        bytes: models.reduce((bytes, { work }) => bytes + work.keptBytes, 0)
-                    }
-                });
-                onProgress?.(0, total);
-            },
-            onEvaluation: (step, decided, of) => onProgress?.(step - 1 + decided / of, total),
-            onStep: (step, number) => context.onStep?.(step, number, dense)
-        });
+        return await search(evaluator, candidates, total, context, goal);
     } finally {
-        journal.close();
+        evaluator.dispose();
     }
-    const { steps, nll } = result;
+}
+
+async function search(
+    evaluator: PrefixEvaluator,
+    candidates: Candidates,
+    total: number,
+    context: MethodContext,
+    { remove = Infinity, ratio, maxIncrease }: Goal
+): Promise<Decision> {
+    const { blocks, onProgress } = context;
+    const { file, inputs, resume } = context.journal;
+    const journal = Journal.open(evaluator, file, inputs, resume);
+    const isEnough = (removed: readonly Block[]) => ratio !== undefined && removedShare(context, removed) >= ratio;
+    let dense = NaN;
+    const { steps, nll } = await searchOrder(journal, {
+        mode: context.search.mode,
+        confidence: context.search.confidence,
+        moves: (removed) => (isEnough(removed) ? [] : candidates(removed, remove - removed.length)),
+        maxPerplexity: maxIncrease === undefined ? undefined : (value) => value * (1 + maxIncrease),
+        onStart(value) {
+            dense = value;
+            context.onStart?.({
+                dense,
+                candidates: candidates([]).length,
+                resumed: journal.found,
+                kept: {
+                    boundaries: Math.min(evaluator.room, blocks.length - 1),
+                    bytes: sum(evaluator.work.map(({ keptBytes }) => keptBytes))
+                }
+            });
+            onProgress?.(0, total);
+        },
+        onEvaluation: (step, decided, of) => onProgress?.(step - 1 + decided / of, total),
+        onStep: (step, number) => context.onStep?.(step, number, dense)
+    }).finally(() => journal.close());
     return { removed: steps.flatMap(({ removed }) => removed), steps, dense, nll: concatenate(nll) };
 }
 

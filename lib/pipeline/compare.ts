@@ -21,7 +21,8 @@ import {
     type Quality
 } from '../report/comparison.js';
 import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/blocks.js';
-import type { Model, Sequences } from '../runtime/model.js';
+import type { Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import { searchModes, type SearchMode } from '../search/greedy.js';
 import { differences, type JournalInputs } from '../search/journal.js';
 import { checkConfidence } from '../search/race.js';

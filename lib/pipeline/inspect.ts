@@ -3,7 +3,8 @@ import { chooseHost } from '../export/choose-host.js';
 import type { Host } from '../export/host.js';
 import { bare, type Move } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
-import { Model, resolveModel, type BlockInfo } from '../runtime/model.js';
+import { Model, type BlockInfo } from '../runtime/model.js';
+import { resolveModel } from '../runtime/resolve.js';
 import type { SessionOptions } from './session.js';
 
 export interface Inspection {

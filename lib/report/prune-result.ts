@@ -1,7 +1,7 @@
 // What prune and apply give: what was removed, and what that cost and gained.
 import type { TaskScores } from '../evaluation/scores.js';
 import type { Method } from '../methods/index.js';
-import type { Device } from '../runtime/addon.js';
+import type { Device } from '../runtime/device.js';
 import type { Block } from '../runtime/blocks.js';
 import type { BlockInfo } from '../runtime/model.js';
 import type { Step } from '../search/greedy.js';

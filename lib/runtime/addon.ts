@@ -1,36 +1,34 @@
-import fs from 'node:fs';
+// The native addon: loading it, and the types of what it exports. What a call that model.ts or kept-streams.ts passes on
+// means is said there.
 import path from 'node:path';
-import { BlockprunerError, messageOf } from '../errors.js';
+import { BlockprunerError } from '../errors.js';
 
-/** Where a model is computed. */
-export type Device = 'cpu' | 'cuda' | 'metal' | 'vulkan';
-export const devices: readonly Device[] = ['cpu', 'cuda', 'metal', 'vulkan'];
+/** Stops the calls of the addon that it is given to. */
+export interface Cancellation {
+    cancel(): void;
+}
 
-/** Options of every call that works on the addon's own thread. `cancel[0] = 1` stops it. */
-interface NativeTask {
-    onProgress?: (done: number, total: number) => void;
-    cancel?: Int32Array;
+/** Options of every call that works on a thread of the addon. */
+export interface NativeTask {
+    onProgress?: ((done: number, total: number) => void) | undefined;
+    cancel?: Cancellation;
 }
 
 export interface NativeModel {
-    tokenize(text: string, task?: NativeTask): Promise<Int32Array>;
+    tokenize(text: string, task: NativeTask): Promise<Int32Array>;
     describe(): {
         architecture: string;
         layers: number;
-        /** values of the residual stream for a token */
         embedding: number;
         vocabulary: number;
         /** context length that the model was trained with */
         context: number;
-        /** the BOS token, where the model wants one at the start of a text */
         bos: number | null;
         hasEncoder: boolean;
         hasDecoder: boolean;
         bytes: number;
         parameters: number;
-        /** by layer: its attention sees a sliding window of tokens */
         slidingWindow: boolean[];
-        /** by layer: it is recurrent, as far as the architecture has such layers beside attention */
         recurrent: boolean[];
         /** it has recurrent layers: a state, which sequences can't share */
         hasState: boolean;
@@ -50,48 +48,31 @@ export interface NativeBlock {
     direct: boolean;
     /** indexes of the blocks of which it reads inner values, or the stream before them, beside its own boundary */
     reads: number[];
-    /** what it computes, but for its weights' values and types, its layer and its rope */
+    /** what it computes, apart from its weights' values and types, its layer and its rope */
     signature: string;
     /** which values it rotates together: neighbours, or halves of a head */
     rope: 'norm' | 'neox' | 'other' | 'none';
 }
 
+/** Evaluates a model, one call at a time. `skip`: indexes into `blocks()` of those to leave out. */
 export interface NativeEvaluator {
     /** In the order of the residual stream. */
     blocks(): NativeBlock[];
+    /** `nodes`, `cacheWrites`: how many operations the last evaluation had, and writes to the cache of keys and values. */
+    graph(): { nodes: number; cacheWrites: number; outerSignature: string };
+    evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<Float32Array>;
     /**
-     * Of the last evaluation: how many operations it had, and writes to the KV cache. `kept`: bytes of the residual stream
-     * that are kept. `computed`: blocks that were computed since create(), over all sequences. `outerSignature`: what the
-     * model computes outside of its blocks.
-     */
-    graph(): { nodes: number; cacheWrites: number; kept: number; computed: number; outerSignature: string };
-    /**
-     * The NLL of the tokens 1 … length−1 of each sequence. `skip`: indexes into blocks(). `keep`: keep the residual stream,
-     * for later evaluations to start from, at so many boundaries of each sequence in all.
-     */
-    evaluate(
-        tokens: Int32Array,
-        length: number,
-        skip: number[],
-        task: NativeTask & { keep?: number }
-    ): Promise<Float32Array>;
-    /**
-     * The NLL of endings after contexts, the sum over an ending's tokens. `tokens`: of each choice the context's, then the ending's.
-     * `lengths`: of each choice the context's and the ending's. What a choice begins with like the one before it is computed once.
+     * `tokens`: of each choice the context's, then the ending's. `lengths`: of each choice the context's and the ending's.
+     * What a choice begins with like the one before it is computed once.
      */
     score(tokens: Int32Array, lengths: Uint32Array, skip: number[], task: NativeTask): Promise<Float64Array>;
     /**
-     * The means over all positions of cos(a, b) and of |b − a|/|b|, of pairs of boundaries: two numbers of blocks, the
-     * boundaries before them; the number of blocks is the stream's end.
+     * `pairs`: two boundaries each, named by the index of the block behind it; the number of blocks is the stream's end.
+     * Gives a cosine and a change of each pair.
      */
-    compare(tokens: Int32Array, length: number, pairs: Uint32Array, task: NativeTask): Promise<Float64Array>;
-    /** What the logits are computed from, of the tokens 0 … length−2 of each sequence: [sequences × (length − 1) × embedding]. */
+    influence(tokens: Int32Array, length: number, pairs: Uint32Array, task: NativeTask): Promise<Float64Array>;
     hidden(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<Float32Array>;
-    /**
-     * Of each of the tokens 1 … length−1 of each sequence: its NLL in the other model and in this, the Kullback–Leibler
-     * divergence of this one's distribution from the other's (nats), and 1 where both find the same token likeliest. The
-     * other, which may be this one, leaves out nothing.
-     */
+    /** Gives four values a token: the NLL in the dense model and in this one, the divergence, and whether the top is one. */
     diverge(
         tokens: Int32Array,
         length: number,
@@ -99,8 +80,14 @@ export interface NativeEvaluator {
         dense: NativeEvaluator,
         task: NativeTask
     ): Promise<Float32Array>;
-    /** Gives back, for others to use, what no evaluation that leaves out these blocks, and more behind them, can start from. */
-    forget(skip: number[]): void;
+    dispose(): void;
+}
+
+export interface NativeKeptStreams {
+    readonly room: number;
+    readonly work: { blocks: number; keptBytes: number };
+    evaluate(skip: number[], sequences: Uint32Array, mayWin: boolean, task: NativeTask): Promise<Float32Array>;
+    remove(removed: number[]): void;
     dispose(): void;
 }
 
@@ -108,7 +95,7 @@ export interface NativeGguf {
     /** Arrays of strings and arrays of more than 4096 values are undefined. */
     metadata: Record<string, string | number | boolean | (number | boolean)[] | undefined>;
     tensors: { name: string; type: string; shape: number[]; bytes: number }[];
-    /** Bytes that the file must have at least. */
+    /** bytes that the file must have at least */
     end: number;
 }
 
@@ -127,17 +114,22 @@ export interface GgufSource {
 }
 
 /**
- * A copy of a tensor of a source file (`ropeHead`: with the rows of each head of this size in NORM rope order), of several
- * with their rows one after the other, or a new one.
+ * A tensor to write. `from`: a copy of a tensor of a source file, or of several with their rows one after the other;
+ * `ropeHead`: with the rows of each head of this size reordered from NEOX to NORM rope order. `data`: its values, F32; zeros
+ * without. `shape`: ggml's order, the length of a row first.
  */
 export type GgufTensor =
     | { name: string; from: GgufSource[]; ropeHead?: number }
     | { name: string; type: string; shape: number[]; data?: Float32Array };
 
+/** A GGUF file that is made of parts of others. */
 export interface GgufPlan {
     output: string;
     sources: string[];
-    /** Keys of the first source that are dropped; then key prefixes that are renamed; then arrays that keep some values; then keys that are set. */
+    /**
+     * The metadata is the first source's: less these keys, then with key prefixes renamed, then with some values of arrays
+     * alone, then with other values.
+     */
     remove: string[];
     rename: [from: string, to: string][];
     select: [key: string, indexes: number[]][];
@@ -148,10 +140,11 @@ export interface GgufPlan {
 }
 
 interface Addon {
-    /** The best CPU backend for this computer and the folder's GPU backends. */
+    /** Loads the best CPU backend for this computer and the folder's GPU backends. */
     loadBackends(folder: string): void;
-    /** One backend; without effect where it can't be loaded, for instance without its driver. */
+    /** Loads one backend; without effect where it can't be loaded, for instance without its driver. */
     loadBackend(file: string): void;
+    /** The devices of the backends that are loaded; memory in bytes. */
     devices(): {
         name: string;
         description: string;
@@ -161,15 +154,23 @@ interface Addon {
         memoryTotal: number;
     }[];
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
+    /** Progress is told in bytes. */
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
-    quantize(input: string, output: string, ftype: number): Promise<void>;
+    Cancellation: new () => Cancellation;
     Model: {
+        /** `gpus`: names of devices; without any, the CPU computes. */
         load(
             path: string,
-            options: NativeTask & { gpus: string[]; gpuLayers?: number; headerOnly?: boolean }
+            options: NativeTask & { gpus: string[]; gpuLayers?: number | undefined; headerOnly?: boolean | undefined }
         ): Promise<NativeModel>;
     };
     Evaluator: {
+        /**
+         * Finds the blocks; rejects where the graph isn't understood.
+         * @param options.context tokens computed at once, at most
+         * @param options.sequences how many endings `score` computes at once, at most; default 1
+         * @param options.logitsBytes memory for logits; those of longer sequences are computed in parts. Default 256 MiB.
+         */
         create(
             model: NativeModel,
             options: NativeTask & {
@@ -182,19 +183,30 @@ interface Addon {
             }
         ): Promise<NativeEvaluator>;
     };
+    KeptStreams: new (
+        evaluator: NativeEvaluator,
+        tokens: Int32Array,
+        length: number,
+        keepBytes: number
+    ) => NativeKeptStreams;
 }
 
 const root = path.resolve(__dirname, '..', '..');
 
 /* eslint-disable @typescript-eslint/no-require-imports -- plain JavaScript, shared with the build */
 const build = require(path.join(root, 'install', 'build.js')) as typeof import('../../install/build.js');
+/** The folders of the prebuilt backends, by device; '' where there is none. */
 export const { backendFolders } = require(path.join(root, 'install', 'packages.js')) as {
-    backendFolders: Record<Device, string>;
+    backendFolders: Record<'cpu' | 'cuda' | 'metal' | 'vulkan', string>;
 };
 
+let loaded: Addon | undefined;
 let loading: Promise<Addon> | undefined;
 
-/** The addon, built at its first use if the installation did not. CPU backends are loaded. */
+/**
+ * Loads the addon with its CPU backends. The first use builds it, where the installation did not.
+ * @throws BlockprunerError if it can't be built
+ */
 export function loadAddon(): Promise<Addon> {
     loading ??= (async () => {
         await build.ensureBuilt().catch((error: unknown) => {
@@ -206,7 +218,7 @@ export function loadAddon(): Promise<Addon> {
         if (backendFolders.cpu !== '') {
             addon.loadBackends(backendFolders.cpu);
         }
-        return addon;
+        return (loaded = addon);
     })();
     loading.catch(() => {
         loading = undefined; // the next call may find the toolchain installed
@@ -215,68 +227,30 @@ export function loadAddon(): Promise<Addon> {
 }
 /* eslint-enable @typescript-eslint/no-require-imports */
 
-/** ggml's names of the backends */
-const backendNames: Record<Device, RegExp> = {
-    cpu: /^cpu/i,
-    cuda: /^cuda/i,
-    metal: /^(metal|mtl)/i,
-    vulkan: /^vulkan/i
-};
-
-/**
- * Finds the device to compute on: `auto` takes the first GPU there is, else the CPU.
- * @returns the device, and its GPUs by ggml's names
- * @throws BlockprunerError if there is no such device
- */
-export async function chooseDevice(
-    wanted: Device | 'auto'
-): Promise<{ device: Device; gpus: { name: string; description: string; memoryFree: number }[] }> {
-    const addon = await loadAddon();
-    const tried: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
-    for (const device of tried) {
-        if (device === 'cpu') {
-            return { device, gpus: [] };
-        }
-        // alone: the folder has another CPU backend too
-        const file =
-            backendFolders[device] &&
-            fs
-                .readdirSync(backendFolders[device])
-                .find((name) => /^(lib)?ggml-(cuda|vulkan|metal)\.(so|dll|dylib)$/.test(name));
-        if (file) {
-            addon.loadBackend(path.join(backendFolders[device], file));
-        }
-        const gpus = addon.devices().filter((found) => found.gpu && backendNames[device].test(found.backend));
-        if (gpus.length > 0) {
-            return { device, gpus };
-        }
-    }
-    const found = [...new Set(addon.devices().map((device) => `${device.backend} (${device.description})`))];
-    throw new BlockprunerError(
-        'DEVICE',
-        `no ${wanted} device was found on this computer; there is ${found.join(', ')}`
-    );
-}
-
 /**
  * Runs work of the addon that an AbortSignal stops.
- * @throws the signal's reason once it is aborted
+ * @throws the signal's reason once it is aborted; BlockprunerError if the work fails
  */
 export async function runNative<T>(
     signal: AbortSignal | undefined,
-    work: (cancel: Int32Array) => Promise<T>
+    work: (cancel: Cancellation) => Promise<T>
 ): Promise<T> {
+    // work must have begun when this returns: who disposes what it uses then waits for its end
+    const { Cancellation } = loaded ?? (await loadAddon());
     signal?.throwIfAborted();
-    const cancel = new Int32Array(1);
-    const stop = () => {
-        cancel[0] = 1;
-    };
+    const cancellation = new Cancellation();
+    const stop = () => cancellation.cancel();
     signal?.addEventListener('abort', stop, { once: true });
     try {
-        return await work(cancel);
+        return await work(cancellation);
     } catch (error) {
         signal?.throwIfAborted();
-        throw new BlockprunerError('RUNTIME', messageOf(error), { cause: error });
+        if (error instanceof BlockprunerError) {
+            throw error;
+        }
+        const { name, message } = error as Error;
+        // the addon's RangeErrors are about what it was given
+        throw new BlockprunerError(name === 'RangeError' ? 'ARGUMENT' : 'RUNTIME', message, { cause: error });
     } finally {
         signal?.removeEventListener('abort', stop);
     }

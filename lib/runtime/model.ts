@@ -1,29 +1,32 @@
-import fs from 'node:fs';
 import os from 'node:os';
+import { checkInteger, checkNumber, checkOneOf } from '../check.js';
+import { ArgumentError, BlockprunerError, messageOf } from '../errors.js';
 import {
-    chooseDevice,
     loadAddon,
     runNative,
-    type Device,
     type NativeBlock,
     type NativeEvaluator,
-    type NativeModel
+    type NativeModel,
+    type NativeTask
 } from './addon.js';
 import { bare, formatBlock, sameBlock, without, type Block } from './blocks.js';
-import { BlockprunerError, messageOf } from '../errors.js';
+import { chooseDevice, type Device, type Gpu } from './device.js';
 import { countParameters, fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
+import { KeptStreams, type KeepOptions } from './kept-streams.js';
+import { checkSequences, type Sequences } from './sequences.js';
 
 export interface LoadOptions {
     /** Where to compute. Default: `auto`, the first GPU found, else the CPU. */
     device?: Device | 'auto' | undefined;
     /** Layers on the GPU. Default: all. */
     gpuLayers?: number | undefined;
-    /** Default: the number of cores. */
+    /** Threads on the CPU. Default: the number of cores. */
     threads?: number | undefined;
-    /** The type of the KV cache. Default: `f16`, as in llama.cpp. */
+    /** The type of the cache of keys and values. Default: `f16`, as in llama.cpp. */
     cacheType?: 'f16' | 'f32' | undefined;
     /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
     headerOnly?: boolean | undefined;
+    /** Hears what share of the weights is read: `done` of 1. */
     onProgress?: ((done: number, total: number) => void) | undefined;
     signal?: AbortSignal | undefined;
 }
@@ -47,19 +50,12 @@ export function shareOf(blocks: readonly BlockInfo[], removed: readonly Block[],
 export interface ModelGraph {
     /** In the order of the residual stream. */
     blocks: (BlockInfo & Omit<NativeBlock, 'reads'> & { reads: Block[] })[];
-    /** What is computed outside of the blocks: equal for models that do the same there, but for their weights' values and types. */
+    /** What is computed outside of the blocks: equal for models that do the same there, whatever their weights' values and types. */
     outerSignature: string;
     /** by layer: its attention sees a sliding window of tokens */
     slidingWindow: boolean[];
     /** by layer: it is recurrent, as far as the architecture has such layers beside attention */
     recurrent: boolean[];
-}
-
-/** Token sequences of equal length, one after the other. */
-export interface Sequences {
-    tokens: Int32Array;
-    /** tokens in a sequence */
-    length: number;
 }
 
 /** An ending, and what it is to follow. */
@@ -70,48 +66,27 @@ export interface Choice {
     ending: Int32Array;
 }
 
-export interface EvaluateOptions {
-    /** Blocks to leave out. Default: none. */
-    skip?: readonly Block[] | undefined;
-    /**
-     * Keep the residual stream at so many boundaries of each sequence, counting those kept before; each takes
-     * 4 × length × {@link Model.embedding} bytes. Evaluations of a sequence start at the last kept boundary before which
-     * their skip set is the same, and give the same values as from the start. Default: 0.
-     */
-    keep?: number | undefined;
-    onProgress?: ((sequences: number, total: number) => void) | undefined;
+/** Options of work on several sequences, or choices. */
+export interface RunOptions {
+    /** Hears how many of them are done. */
+    onProgress?: ((done: number, total: number) => void) | undefined;
     signal?: AbortSignal | undefined;
 }
 
-/**
- * Gives the local file of a model: a path as it is; a URI (`hf:user/repo:Q4_K_M`, `https://…`) is resolved and, once,
- * downloaded by node-llama-cpp into its models folder.
- */
-export async function resolveModel(
-    model: string,
-    options: {
-        signal?: AbortSignal | undefined;
-        onProgress?: ((bytes: number, total: number) => void) | undefined;
-    } = {}
-): Promise<string> {
-    if (fs.existsSync(model) || !/^[a-z]+:/i.test(model) || /^[a-z]:[\\/]/i.test(model)) {
-        return model;
-    }
-    const { resolveModelFile } = await import('node-llama-cpp');
-    try {
-        const { signal, onProgress } = options;
-        return await resolveModelFile(model, {
-            cli: false, // it would draw on stdout
-            ...(signal && { signal }),
-            ...(onProgress && { onProgress: ({ downloadedSize, totalSize }) => onProgress(downloadedSize, totalSize) })
-        });
-    } catch (error) {
-        options.signal?.throwIfAborted();
-        throw new BlockprunerError('DOWNLOAD', `can't get the model ${model}: ${messageOf(error)}`, { cause: error });
-    }
+export interface EvaluateOptions extends RunOptions {
+    /** Blocks to leave out. Default: none. */
+    skip?: readonly Block[] | undefined;
 }
 
-/** Of each predicted token: [sequences × (length − 1)] each. */
+/** What blocks do to the residual stream: means over all tokens. */
+export interface Influence {
+    /** the cosine between the stream before the blocks and behind them */
+    cosine: number;
+    /** |after − before| / |after| */
+    change: number;
+}
+
+/** How predictions differ; of each predicted token, [sequences × (length − 1)] each. */
 export interface Divergence {
     /** its NLL in the dense model */
     denseNll: Float32Array;
@@ -125,15 +100,17 @@ export interface Divergence {
 /** What a copy of a model needs on a GPU beside its weights: the residual stream that is kept, and its computation. */
 const COPY_HEADROOM = 4 * 2 ** 30;
 
-/** One for sequences of up to so many tokens; it finds the blocks. */
-interface Evaluator {
-    context: number;
-    native: NativeEvaluator;
-    blocks: ModelGraph['blocks'];
-}
+const DEFAULT_KEEP_BYTES = 2 * 2 ** 30;
 
 /** How many endings are computed at once, at most. */
-const SEQUENCES = 64;
+const ENDINGS_AT_ONCE = 64;
+
+/** A context of llama.cpp for so many tokens, and the blocks that were found in its graph. */
+interface Context {
+    size: number;
+    evaluator: NativeEvaluator;
+    blocks: ModelGraph['blocks'];
+}
 
 /** A loaded model whose blocks can be left out of any evaluation. Frees its memory when disposed or collected. */
 export class Model {
@@ -143,14 +120,13 @@ export class Model {
     readonly gpuLayers: number | undefined;
     readonly threads: number;
     /** Never llama.cpp's `auto`: that depends on the graph, and so on what is left out of it. */
-    readonly flashAttention: boolean;
+    readonly flashAttention = true;
 
     readonly #native: NativeModel;
     readonly #cacheType: 'f16' | 'f32';
-    /** for sequences one after the other */
-    #evaluator: Evaluator | undefined;
-    /** for many endings at once */
-    #scorer: Evaluator | undefined;
+    /** The longest that was needed so far, for sequences one after the other and for many endings at once. */
+    readonly #contexts: { sequences?: Context; endings?: Context } = {};
+    readonly #streams = new Set<KeptStreams>();
 
     private constructor(native: NativeModel, path: string, gguf: Gguf, device: Device, options: LoadOptions) {
         this.#native = native;
@@ -160,29 +136,26 @@ export class Model {
         this.device = device;
         this.gpuLayers = options.gpuLayers;
         this.threads = options.threads ?? os.availableParallelism();
-        this.flashAttention = true;
     }
 
     /**
      * Loads a GGUF causal language model.
      * @param file a path; for a URI see {@link resolveModel}
-     * @throws BlockprunerError if the file is damaged or holds no causal language model, or the device isn't there
+     * @throws ArgumentError for options that can't be; BlockprunerError if the file is damaged or holds no causal language
+     *     model, or the device isn't there
      */
     static async load(file: string, options: LoadOptions = {}): Promise<Model> {
+        checkLoadOptions(options);
         const { device, gpus } = await chooseDevice(options.device ?? 'auto');
-        return Model.#loadOn(
-            file,
-            device,
-            gpus.map(({ name }) => name),
-            options
-        );
+        return Model.#loadOn(file, device, gpus, options);
     }
 
     /**
      * Loads a copy of the model on each GPU, if there are several of a kind and each has room for it; else one, over all.
-     * @throws BlockprunerError as {@link Model.load}
+     * @throws as {@link Model.load}
      */
     static async loadOnEach(file: string, options: LoadOptions = {}): Promise<Model[]> {
+        checkLoadOptions(options);
         const { device, gpus } = await chooseDevice(options.device ?? 'auto');
         const needed = gpus.length > 1 ? (await readGguf(file, options.signal)).bytes + COPY_HEADROOM : Infinity;
         const each =
@@ -192,14 +165,7 @@ export class Model {
         const models: Model[] = [];
         try {
             for (const on of copies) {
-                models.push(
-                    await Model.#loadOn(
-                        file,
-                        device,
-                        on.map(({ name }) => name),
-                        options
-                    )
-                );
+                models.push(await Model.#loadOn(file, device, on, options));
             }
         } catch (error) {
             models.forEach((model) => model.dispose());
@@ -208,43 +174,27 @@ export class Model {
         return models;
     }
 
-    static async #loadOn(file: string, device: Device, gpus: string[], options: LoadOptions): Promise<Model> {
-        const gguf = await readGguf(file, options.signal);
-        const kind = gguf.metadata['general.type'];
-        if (kind !== undefined && kind !== 'model') {
-            throw new BlockprunerError(
-                'UNSUPPORTED',
-                `${file} is no language model: its general.type is '${String(kind)}'`
-            );
-        }
-        if (gguf.tensors.length === 0) {
-            throw new BlockprunerError(
-                'UNSUPPORTED',
-                `${file} holds only a vocabulary, no weights: nothing can be pruned`
-            );
-        }
+    static async #loadOn(file: string, device: Device, gpus: readonly Gpu[], options: LoadOptions): Promise<Model> {
+        const { gpuLayers, headerOnly, onProgress, signal } = options;
+        const gguf = await readGguf(file, signal);
+        checkKind(file, gguf);
         const addon = await loadAddon();
-        const native = await runNative(options.signal, (cancel) =>
-            addon.Model.load(file, {
-                gpus,
-                cancel,
-                ...(options.gpuLayers !== undefined && { gpuLayers: options.gpuLayers }),
-                ...(options.headerOnly && { headerOnly: true }),
-                ...(options.onProgress && { onProgress: options.onProgress })
-            })
+        const names = gpus.map(({ name }) => name);
+        const native = await runNative(signal, (cancel) =>
+            addon.Model.load(file, { gpus: names, gpuLayers, headerOnly, onProgress, cancel })
         ).catch((error: unknown) => {
-            options.signal?.throwIfAborted();
-            throw new BlockprunerError('MODEL', `llama.cpp can't load ${file}: ${lastLine(messageOf(error))}`, {
+            signal?.throwIfAborted();
+            throw new BlockprunerError('MODEL', `llama.cpp can't load ${file}: ${reasonIn(messageOf(error))}`, {
                 cause: error
             });
         });
-        const info = native.describe();
-        const causal = gguf.metadata[`${info.architecture}.attention.causal`];
-        if (info.hasEncoder || !info.hasDecoder || causal === false) {
+        const { architecture, hasEncoder, hasDecoder } = native.describe();
+        if (hasEncoder || !hasDecoder || gguf.metadata[`${architecture}.attention.causal`] === false) {
             native.dispose();
             throw new BlockprunerError(
                 'UNSUPPORTED',
-                `${file} is an encoder (architecture ${info.architecture}), not a causal language model: it has no perplexity to prune by`
+                `${file} is an encoder (architecture ${architecture}), not a causal language model: it has no ` +
+                    'perplexity to prune by'
             );
         }
         return new Model(native, file, gguf, device, options);
@@ -280,6 +230,9 @@ export class Model {
 
     /** Token ids of a text, with BOS where the model wants it, never EOS; control tokens in the text stay text. */
     async tokenize(text: string, signal?: AbortSignal): Promise<Int32Array> {
+        if (typeof text !== 'string') {
+            throw new ArgumentError('text', 'a string', text);
+        }
         return runNative(signal, (cancel) => this.#native.tokenize(text, { cancel }));
     }
 
@@ -297,54 +250,57 @@ export class Model {
     async graph(signal?: AbortSignal): Promise<ModelGraph> {
         const { slidingWindow, recurrent, context } = this.#native.describe();
         // no longer than the model was trained for: beyond, some models rotate by other factors
-        const { blocks, native } = await this.#evaluatorFor(this.#evaluator?.context ?? Math.min(512, context), signal);
+        const { blocks, evaluator } =
+            this.#contexts.sequences ?? (await this.#contextFor(Math.min(512, context), signal));
         return {
             blocks: without(blocks, fillerOf(this.gguf)),
-            outerSignature: native.graph().outerSignature,
+            outerSignature: evaluator.graph().outerSignature,
             slidingWindow,
             recurrent
         };
     }
 
     /**
-     * The negative log-likelihood (natural logarithm) of each token but the first of each sequence:
+     * The negative log-likelihood (natural logarithm) of each token but the first of each sequence, given those before it:
      * [sequences × (length − 1)], sequence after sequence.
+     * @throws ArgumentError unless the tokens are whole sequences; BlockprunerError for a block that the model doesn't have
      */
     async evaluate(sequences: Sequences, options: EvaluateOptions = {}): Promise<Float32Array> {
-        const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
-        const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
-        return runNative(options.signal, (cancel) =>
-            evaluator.native.evaluate(sequences.tokens, sequences.length, skip, {
-                cancel,
-                ...(options.keep !== undefined && { keep: options.keep }),
-                ...(options.onProgress && { onProgress: options.onProgress })
-            })
+        return this.#run(sequences, options, (evaluator, skip, task) =>
+            evaluator.evaluate(sequences.tokens, sequences.length, skip, task)
         );
+    }
+
+    /**
+     * Evaluates the candidates of a search on calibration sequences, and keeps the residual stream for them to start from.
+     * Dispose it to free that memory; {@link dispose} does so too.
+     * @throws as {@link evaluate}
+     */
+    async keepStreams(calibration: Sequences, options: KeepOptions = {}): Promise<KeptStreams> {
+        const { keepBytes = DEFAULT_KEEP_BYTES, signal } = options;
+        checkSequences(calibration);
+        checkNumber('keepBytes', keepBytes, { least: 0 });
+        const { KeptStreams: NativeStreams } = await loadAddon();
+        const context = await this.#contextFor(calibration.length, signal);
+        const native = await runNative(signal, () =>
+            Promise.resolve(new NativeStreams(context.evaluator, calibration.tokens, calibration.length, keepBytes))
+        );
+        const streams = new KeptStreams(native, calibration, (blocks) => this.#indexesOf(context, blocks), signal);
+        this.#streams.add(streams);
+        return streams;
     }
 
     /**
      * The negative log-likelihood (natural logarithm) of endings, each the sum over its tokens given its context. What choices
      * begin with alike is computed once, and as many as fit are computed at once.
+     * @throws ArgumentError for a context or ending without tokens
      */
-    async score(choices: readonly Choice[], options: Omit<EvaluateOptions, 'keep'> = {}): Promise<Float64Array> {
-        const sequences = choices.map(({ context, ending }) => Int32Array.from([...context, ...ending]));
-        // neighbours are to have much in common
-        const order = [...sequences.keys()].sort((a, b) => compareTokens(sequences[a]!, sequences[b]!));
-        const needed = sequences.reduce(
-            (most, { length }) => Math.max(most, length - 1),
-            this.device === 'cpu' ? 512 : 2048
-        );
-        const scorer = await this.#scorerFor(needed, this.#native.describe().hasState ? 1 : SEQUENCES, options.signal);
-        const tokens = Int32Array.from(order.flatMap((index) => [...sequences[index]!]));
-        const lengths = Uint32Array.from(
-            order.flatMap((index) => [choices[index]!.context.length, choices[index]!.ending.length])
-        );
-        const skip = this.#indexes(scorer.blocks, options.skip ?? []);
-        const sorted = await runNative(options.signal, (cancel) =>
-            scorer.native.score(tokens, lengths, skip, {
-                cancel,
-                ...(options.onProgress && { onProgress: options.onProgress })
-            })
+    async score(choices: readonly Choice[], options: EvaluateOptions = {}): Promise<Float64Array> {
+        const { order, tokens, lengths, longest } = packChoices(choices);
+        const size = Math.max(longest - 1, this.device === 'cpu' ? 512 : 2048);
+        const context = await this.#contextFor(size, options.signal, 'endings');
+        const sorted = await this.#runOn(context, options, (evaluator, skip, task) =>
+            evaluator.score(tokens, lengths, skip, task)
         );
         const nll = new Float64Array(choices.length);
         order.forEach((index, i) => (nll[index] = sorted[i]!));
@@ -352,43 +308,30 @@ export class Model {
     }
 
     /**
-     * What neighbouring blocks do to the residual stream, of each of several runs of them: `cosine`, the mean over all tokens
-     * of the cosine between the stream before and after, and `change`, that of |after − before| / |after|.
+     * What neighbouring blocks do to the residual stream, of each of several runs of them.
+     * @param runs none of them empty
      */
-    async compare(
+    async influence(
         sequences: Sequences,
         runs: readonly (readonly Block[])[],
-        options: Omit<EvaluateOptions, 'keep' | 'skip'> = {}
-    ): Promise<{ cosine: number; change: number }[]> {
-        const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
-        const { blocks } = evaluator;
-        const pairs = runs.flatMap((run) => {
-            const indexes = this.#indexes(blocks, run);
-            // the sum of parallel blocks is where both have been added
-            let end = Math.max(...indexes) + 1;
-            while (blocks[end]?.parallel) {
-                end++;
-            }
-            return [Math.min(...indexes), end];
-        });
-        const means = await runNative(options.signal, (cancel) =>
-            evaluator.native.compare(sequences.tokens, sequences.length, Uint32Array.from(pairs), {
-                cancel,
-                ...(options.onProgress && { onProgress: options.onProgress })
-            })
+        options: RunOptions = {}
+    ): Promise<Influence[]> {
+        if (runs.some((run) => run.length === 0)) {
+            throw new ArgumentError('runs', 'of at least one block each', '[]');
+        }
+        checkSequences(sequences);
+        const context = await this.#contextFor(sequences.length, options.signal);
+        const pairs = Uint32Array.from(runs.flatMap((run) => this.#boundariesAround(context, run)));
+        const means = await this.#runOn(context, options, (evaluator, _, task) =>
+            evaluator.influence(sequences.tokens, sequences.length, pairs, task)
         );
         return runs.map((_, i) => ({ cosine: means[2 * i]!, change: means[2 * i + 1]! }));
     }
 
     /** What the logits are computed from, of each token but the last of each sequence: [sequences × (length − 1) × embedding]. */
-    async hidden(sequences: Sequences, options: Omit<EvaluateOptions, 'keep'> = {}): Promise<Float32Array> {
-        const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
-        const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
-        return runNative(options.signal, (cancel) =>
-            evaluator.native.hidden(sequences.tokens, sequences.length, skip, {
-                cancel,
-                ...(options.onProgress && { onProgress: options.onProgress })
-            })
+    async hidden(sequences: Sequences, options: EvaluateOptions = {}): Promise<Float32Array> {
+        return this.#run(sequences, options, (evaluator, skip, task) =>
+            evaluator.hidden(sequences.tokens, sequences.length, skip, task)
         );
     }
 
@@ -397,41 +340,47 @@ export class Model {
      * model may be this one: then `skip` is what makes the difference. Memory: vocabulary × length floats three times.
      * @throws BlockprunerError if their vocabularies differ in size
      */
-    async diverge(
-        sequences: Sequences,
-        dense: Model,
-        options: Omit<EvaluateOptions, 'keep'> = {}
-    ): Promise<Divergence> {
-        const evaluator = await this.#evaluatorFor(sequences.length, options.signal);
-        const other = await dense.#evaluatorFor(sequences.length, options.signal);
-        const skip = this.#indexes(evaluator.blocks, options.skip ?? []);
-        const values = await runNative(options.signal, (cancel) =>
-            evaluator.native.diverge(sequences.tokens, sequences.length, skip, other.native, {
-                cancel,
-                ...(options.onProgress && { onProgress: options.onProgress })
-            })
+    async diverge(sequences: Sequences, dense: Model, options: EvaluateOptions = {}): Promise<Divergence> {
+        checkSequences(sequences);
+        const { evaluator: other } = await dense.#contextFor(sequences.length, options.signal);
+        const values = await this.#run(sequences, options, (evaluator, skip, task) =>
+            evaluator.diverge(sequences.tokens, sequences.length, skip, other, task)
         );
-        const [denseNll, nll, divergence, sameTop] = [0, 1, 2, 3].map((first) =>
-            values.filter((_, i) => i % 4 === first)
-        ) as [Float32Array, Float32Array, Float32Array, Float32Array];
-        return { denseNll, nll, divergence, sameTop };
+        const column = (first: number) => values.filter((_, i) => i % 4 === first);
+        return { denseNll: column(0), nll: column(1), divergence: column(2), sameTop: column(3) };
     }
 
-    /**
-     * Gives back, for others to use, the memory of the kept boundaries at which no evaluation can start that leaves out these
-     * blocks, and more behind them.
-     */
-    forget(skip: readonly Block[]): void {
-        this.#evaluator?.native.forget(this.#indexes(this.#evaluator.blocks, skip));
+    /** Frees the weights and all memory of evaluations, kept streams included. */
+    dispose(): void {
+        this.#streams.forEach((streams) => streams.dispose());
+        this.#streams.clear();
+        this.#contexts.sequences?.evaluator.dispose();
+        this.#contexts.endings?.evaluator.dispose();
+        delete this.#contexts.sequences;
+        delete this.#contexts.endings;
+        this.#native.dispose();
     }
 
-    /** Blocks computed so far, over all sequences, and the bytes of the residual stream that are kept now. */
-    get work(): { blocks: number; keptBytes: number } {
-        const { computed, kept } = this.#evaluator?.native.graph() ?? { computed: 0, kept: 0 };
-        return { blocks: computed, keptBytes: kept };
+    /** Runs work on sequences, without the blocks that the options leave out. */
+    async #run<T>(
+        sequences: Sequences,
+        options: EvaluateOptions,
+        work: (evaluator: NativeEvaluator, skip: number[], task: NativeTask) => Promise<T>
+    ): Promise<T> {
+        checkSequences(sequences);
+        return this.#runOn(await this.#contextFor(sequences.length, options.signal), options, work);
     }
 
-    #indexes(blocks: readonly BlockInfo[], skip: readonly Block[]): number[] {
+    async #runOn<T>(
+        context: Context,
+        { skip = [], onProgress, signal }: EvaluateOptions,
+        work: (evaluator: NativeEvaluator, skip: number[], task: NativeTask) => Promise<T>
+    ): Promise<T> {
+        const indexes = this.#indexesOf(context, skip);
+        return runNative(signal, (cancel) => work(context.evaluator, indexes, { onProgress, cancel }));
+    }
+
+    #indexesOf({ blocks }: Context, skip: readonly Block[]): number[] {
         return skip.map((block) => {
             const index = blocks.findIndex((other) => sameBlock(block, other));
             if (index < 0) {
@@ -444,77 +393,118 @@ export class Model {
         });
     }
 
-    /** Frees the weights and all memory of evaluations. */
-    dispose(): void {
-        this.#evaluator?.native.dispose();
-        this.#evaluator = undefined;
-        this.#scorer?.native.dispose();
-        this.#scorer = undefined;
-        this.#native.dispose();
-    }
-
-    /** One is kept, for the longest sequences seen. */
-    async #evaluatorFor(context: number, signal?: AbortSignal): Promise<Evaluator> {
-        if (!this.#evaluator || this.#evaluator.context < context) {
-            this.#evaluator?.native.dispose();
-            this.#evaluator = undefined;
-            this.#evaluator = await this.#createEvaluator(context, 1, signal);
+    /** The boundaries before and behind neighbouring blocks. */
+    #boundariesAround(context: Context, run: readonly Block[]): [before: number, behind: number] {
+        const indexes = this.#indexesOf(context, run);
+        // the sum of parallel blocks is where both have been added
+        let behind = Math.max(...indexes) + 1;
+        while (context.blocks[behind]?.parallel) {
+            behind++;
         }
-        return this.#evaluator;
+        return [Math.min(...indexes), behind];
     }
 
-    /** One is kept, for the longest questions seen. */
-    async #scorerFor(context: number, sequences: number, signal?: AbortSignal): Promise<Evaluator> {
-        if (!this.#scorer || this.#scorer.context < context) {
-            this.#scorer?.native.dispose();
-            this.#scorer = undefined;
-            this.#scorer = await this.#createEvaluator(context, sequences, signal);
+    /** The context that there is or, for more tokens than it has room for, a new one in its place. */
+    async #contextFor(
+        size: number,
+        signal: AbortSignal | undefined,
+        use: 'sequences' | 'endings' = 'sequences'
+    ): Promise<Context> {
+        const found = this.#contexts[use];
+        if (found && found.size >= size) {
+            return found;
         }
-        return this.#scorer;
+        found?.evaluator.dispose();
+        delete this.#contexts[use];
+        const atOnce = use === 'sequences' || this.#native.describe().hasState ? 1 : ENDINGS_AT_ONCE;
+        return (this.#contexts[use] = await this.#createContext(size, atOnce, signal));
     }
 
-    async #createEvaluator(context: number, sequences: number, signal?: AbortSignal): Promise<Evaluator> {
+    async #createContext(size: number, sequences: number, signal: AbortSignal | undefined): Promise<Context> {
         const addon = await loadAddon();
-        const native = await runNative(signal, (cancel) =>
+        const evaluator = await runNative(signal, (cancel) =>
             addon.Evaluator.create(this.#native, {
-                context,
+                context: size,
                 sequences,
-                cancel,
                 threads: this.threads,
                 flashAttention: this.flashAttention,
-                cacheType: this.#cacheType
+                cacheType: this.#cacheType,
+                cancel
             })
         ).catch((error: unknown) => {
             signal?.throwIfAborted();
             throw new BlockprunerError(
                 'UNSUPPORTED',
-                `can't evaluate ${this.path} (architecture ${this.architecture}): ${lastLine(messageOf(error))}`,
+                `can't evaluate ${this.path} (architecture ${this.architecture}): ${reasonIn(messageOf(error))}`,
                 { cause: error }
             );
         });
-        const tensors = new Map(this.gguf.tensors.map((tensor) => [tensor.name, tensor]));
-        const found = native.blocks();
-        const blocks = found.map((block) => {
-            const own = block.tensors.flatMap((name) => tensors.get(name) ?? []);
-            return {
-                ...block,
-                reads: bare(block.reads.map((index) => found[index]!)),
-                parameters: own.reduce((sum, tensor) => sum + parametersOf(tensor), 0),
-                bytes: own.reduce((sum, tensor) => sum + tensor.bytes, 0)
-            };
-        });
-        return { context, native, blocks };
+        return { size, evaluator, blocks: withSizes(evaluator.blocks(), this.gguf) };
     }
 }
 
-/** As words in a dictionary. */
+function checkLoadOptions({ gpuLayers, threads, cacheType }: LoadOptions): void {
+    checkInteger('gpuLayers', gpuLayers, { least: 0 });
+    checkInteger('threads', threads, { least: 1 });
+    checkOneOf('cacheType', cacheType, ['f16', 'f32']);
+}
+
+/** @throws BlockprunerError if the file is no model, or only the vocabulary of one */
+function checkKind(file: string, gguf: Gguf): void {
+    const kind = gguf.metadata['general.type'];
+    if (kind !== undefined && kind !== 'model') {
+        throw new BlockprunerError(
+            'UNSUPPORTED',
+            `${file} is no language model: its general.type is '${String(kind)}'`
+        );
+    }
+    if (gguf.tensors.length === 0) {
+        throw new BlockprunerError('UNSUPPORTED', `${file} holds only a vocabulary, no weights: nothing can be pruned`);
+    }
+}
+
+/** Blocks with what their weights take. */
+function withSizes(blocks: readonly NativeBlock[], gguf: Gguf): ModelGraph['blocks'] {
+    const tensors = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor]));
+    return blocks.map((block) => {
+        const own = block.tensors.flatMap((name) => tensors.get(name) ?? []);
+        return {
+            ...block,
+            reads: bare(block.reads.map((index) => blocks[index]!)),
+            parameters: own.reduce((sum, tensor) => sum + parametersOf(tensor), 0),
+            bytes: own.reduce((sum, tensor) => sum + tensor.bytes, 0)
+        };
+    });
+}
+
+/** Choices as the addon takes them, in an order in which neighbours have much in common. */
+function packChoices(choices: readonly Choice[]) {
+    if (choices.some(({ context, ending }) => context.length === 0 || ending.length === 0)) {
+        throw new ArgumentError('choices', 'of at least one token in each context and ending', '[]');
+    }
+    const sequences = choices.map(({ context, ending }) => Int32Array.from([...context, ...ending]));
+    const order = [...sequences.keys()].sort((a, b) => compareTokens(sequences[a]!, sequences[b]!));
+    return {
+        order,
+        tokens: Int32Array.from(order.flatMap((index) => [...sequences[index]!])),
+        lengths: Uint32Array.from(
+            order.flatMap((index) => [choices[index]!.context.length, choices[index]!.ending.length])
+        ),
+        longest: sequences.reduce((most, { length }) => Math.max(most, length), 0)
+    };
+}
+
+/** Compares token sequences as words in a dictionary. */
 function compareTokens(a: Int32Array, b: Int32Array): number {
     const differing = a.findIndex((token, i) => token !== b[i]);
     return differing < 0 ? a.length - b.length : differing >= b.length ? 1 : a[differing]! - b[differing]!;
 }
 
-/** llama.cpp's logs end in what it gave up for, or begin with it; one line, without the places in its source, is enough. */
-function lastLine(text: string): string {
+/**
+ * The line that tells the reason, of what llama.cpp logged before it gave up, without the places in its source: the first
+ * that speaks of an error, or the first.
+ */
+function reasonIn(text: string): string {
     const line = text.split('\n').find((candidate) => candidate.includes('error')) ?? text.split('\n')[0]!;
     return line.replace(/^(llama_\w+: )?(error loading model: )?/, '').replace(/\S*\/(\w+\.(cpp|c|h):\d+)/, '$1');
 }

@@ -1,8 +1,8 @@
 import { fork } from 'node:child_process';
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
-import type { Device } from '../runtime/addon.js';
-import type { Sequences } from '../runtime/model.js';
+import type { Device } from '../runtime/device.js';
+import type { Sequences } from '../runtime/sequences.js';
 
 export interface StockOptions {
     device: Device;

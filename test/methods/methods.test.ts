@@ -60,7 +60,7 @@ const ascending = (values: number[]) =>
 
 test('what blocks and layers do to the residual stream is what PyTorch finds', async () => {
     const layers = reference.layers.map((_, layer) => blocks.filter((block) => block.layer === layer));
-    const found = await model.compare(calibration, [...blocks.map((block) => [block]), ...layers]);
+    const found = await model.influence(calibration, [...blocks.map((block) => [block]), ...layers]);
     [...blocks.map((block) => reference.blocks[formatBlock(block)]!), ...reference.layers].forEach((expected, i) => {
         expect(found[i]!.cosine).toBeCloseTo(expected.cosine, 4);
         expect(found[i]!.change / expected.change).toBeCloseTo(1, 3);

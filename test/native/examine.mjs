@@ -70,13 +70,14 @@ try {
     for (const block of examined) {
         fromStart.push(await perplexity(model, [block]));
     }
-    await model.evaluate({ tokens, length }, { keep: blocks.length });
+    const streams = await model.keepStreams({ tokens, length });
     const fromBoundary = [];
     for (const block of examined) {
-        fromBoundary.push(await perplexity(model, [block]));
+        const nll = await streams.evaluate([block], [0, 1]);
+        fromBoundary.push(Math.exp(meanNll(Float32Array.from(nll.flatMap((one) => [...one])), length)));
     }
     result.prefix = Math.max(...fromStart.map((value, i) => differs(value, fromBoundary[i])));
-    model.forget(blocks);
+    streams.dispose();
 
     const host = await chooseHost(model.gguf);
     Object.assign(result, {

@@ -109,67 +109,97 @@ test('leaving out a block leaves out its operations and its KV cache writes', as
 });
 
 describe('starting from a kept residual stream', () => {
+    /** Memory for some boundaries of both sequences, of 64 tokens. */
+    const bytesFor = (boundaries: number) => boundaries * 2 * 64 * 256 * 4;
+
     test.each([
         ['every boundary', 1000],
         ['a few boundaries', 3],
         ['none', 0]
-    ])('gives the same values with %s kept', async (_, keep) => {
+    ])('gives the same values with %s kept', async (_, boundaries) => {
         await withModel(tiny, async (model, calibration) => {
             await withModel(tiny, async (fresh) => {
                 const blocks = await model.blocks();
                 const base = [blocks[4]!, blocks[9]!];
+                const streams = await model.keepStreams(calibration, { keepBytes: bytesFor(boundaries) });
+                const sequence = (nll: Float32Array, i: number) => nll.slice(i * 63, (i + 1) * 63);
+                const expectSame = async (skip: Block[], mayWin = false) => {
+                    const expected = await fresh.evaluate(calibration, { skip });
+                    expect(await streams.evaluate(skip, [0, 1], mayWin)).toEqual([
+                        sequence(expected, 0),
+                        sequence(expected, 1)
+                    ]);
+                };
                 // the first run of a context, and a graph like the one before it, must be planned anew
                 for (const current of [[], base]) {
-                    expect(await model.evaluate(calibration, { skip: current, keep })).toEqual(
-                        await fresh.evaluate(calibration, { skip: current })
-                    );
+                    await expectSame(current);
                     for (const block of blocks.filter((candidate, i) => i % 3 !== 1 && !current.includes(candidate))) {
-                        const skip = [...current, block];
-                        expect(await model.evaluate(calibration, { skip })).toEqual(
-                            await fresh.evaluate(calibration, { skip })
-                        );
+                        await expectSame([...current, block], block === blocks[12]);
                     }
                     // single sequences find what was kept of several
-                    const second = { tokens: calibration.tokens.slice(64), length: 64 };
-                    expect(await model.evaluate(second, { skip: [...current, blocks[12]!] })).toEqual(
-                        await fresh.evaluate(second, { skip: [...current, blocks[12]!] })
-                    );
-                    model.forget(base);
+                    const skip = [...current, blocks[12]!];
+                    expect(await streams.evaluate(skip, [1])).toEqual([
+                        sequence(await fresh.evaluate(calibration, { skip }), 1)
+                    ]);
+                    streams.remove(base);
                 }
                 // other tokens and a skip set that differs from the first block on must not be mixed up with what is kept
-                const other = { tokens: calibration.tokens.slice().reverse(), length: 64 };
-                expect(await model.evaluate(other, { skip: base })).toEqual(
-                    await fresh.evaluate(other, { skip: base })
-                );
-                expect(await model.evaluate({ tokens: calibration.tokens, length: 32 }, { skip: base, keep })).toEqual(
-                    await fresh.evaluate({ tokens: calibration.tokens, length: 32 }, { skip: base })
-                );
+                const { tokens } = calibration;
+                for (const other of [
+                    { tokens: tokens.slice().reverse(), length: 64 },
+                    { tokens, length: 32 }
+                ]) {
+                    const expected = await fresh.evaluate(other, { skip: base });
+                    expect(await model.evaluate(other, { skip: base })).toEqual(expected);
+                    const others = await model.keepStreams(other, { keepBytes: bytesFor(boundaries) });
+                    const all = Array.from({ length: tokens.length / other.length }, (_, i) => i);
+                    expect((await others.evaluate(base, all)).flatMap((nll) => [...nll])).toEqual([...expected]);
+                    others.dispose();
+                }
+                streams.dispose();
                 expect(await model.evaluate(calibration)).toEqual(await fresh.evaluate(calibration));
             });
         });
     });
 
-    test('computes only what comes after it, and keeps what was asked for until it is of no use', async () => {
+    test('computes only what comes after it, and keeps what there is room for until it is of no use', async () => {
         await withModel(tiny, async (model, calibration) => {
             const blocks = await model.blocks();
             const token = 4 * model.embedding * 2; // bytes, of both sequences
-            const kept = (boundaries: number) => (boundaries * 64 - 1) * token; // the last FFN's has no last token: it predicts nothing
-            const computed = async (skip: Block[], keep = 0) => {
-                const before = model.work.blocks;
-                await model.evaluate(calibration, { skip, keep });
-                return (model.work.blocks - before) / 2;
+            // the last FFN's has no last token: it predicts nothing
+            const kept = (boundaries: number) => (boundaries * 64 - 1) * token;
+            const streams = await model.keepStreams(calibration, { keepBytes: bytesFor(34) });
+            expect(streams.room).toBe(34); // two thirds of them are for the current model: 23, all that it has
+            const computed = async (skip: Block[], mayWin = false) => {
+                const before = streams.work.blocks;
+                await streams.evaluate(skip, [0, 1], mayWin);
+                return (streams.work.blocks - before) / 2;
             };
-            expect(await computed([], 23)).toBe(24);
-            expect(model.work.keptBytes).toBe(kept(23));
+            expect(await computed([])).toBe(24);
+            expect(streams.work.keptBytes).toBe(kept(23));
             expect(await computed([blocks[10]!])).toBe(13);
             expect(await computed([blocks[23]!])).toBe(0);
-            expect(await computed([blocks[10]!], 30)).toBe(13); // 7 more boundaries, behind block 10
-            expect(model.work.keptBytes).toBe(kept(30) - token); // two of them are the last FFN's
-            model.forget([blocks[10]!]);
-            expect(model.work.keptBytes).toBe(kept(10 + 7));
+            expect(await computed([blocks[10]!], true)).toBe(13); // 11 more boundaries, behind block 10
+            expect(streams.work.keptBytes).toBe(kept(34) - token); // two of them are the last FFN's
+            streams.remove([blocks[10]!]);
+            expect(streams.work.keptBytes).toBe(kept(10 + 11));
             expect(await computed([blocks[10]!, blocks[23]!])).toBeLessThan(4);
-            model.forget([blocks[0]!]);
-            expect(model.work.keptBytes).toBe(0);
+            streams.remove([blocks[0]!]);
+            expect(streams.work.keptBytes).toBe(0);
+        });
+    });
+
+    test('ends when the streams are disposed, and with the model', async () => {
+        await withModel(tiny, async (model, calibration) => {
+            const streams = await model.keepStreams(calibration);
+            const running = streams.evaluate([], [0, 1]);
+            streams.dispose();
+            streams.dispose();
+            expect(await running).toHaveLength(2); // what is running ends first
+            await expect(streams.evaluate([], [0])).rejects.toThrow('the kept streams are disposed');
+            const others = await model.keepStreams(calibration);
+            model.dispose();
+            await expect(others.evaluate([], [0])).rejects.toThrow('the kept streams are disposed');
         });
     });
 });

@@ -5,7 +5,7 @@
 //
 // The model may be of any type that llama.cpp requantizes, of architecture llama with GPT-2's or SmolLM2's tokenizer. It ends with 1
 // if a choice differs that rounding doesn't explain.
-import { execFile } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -13,7 +13,6 @@ import { promisify } from 'node:util';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../../dist/index.js';
-import addon from '../../dist/runtime/addon.js';
 import taskArguments from '../../dist/cli/tasks.js';
 import scores from '../../dist/evaluation/scores.js';
 
@@ -45,7 +44,10 @@ const lowest = (values) => values.indexOf(Math.min(...values));
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-scores-'));
 try {
     const file = path.join(folder, 'f32.gguf');
-    await (await addon.loadAddon()).quantize(source, file, 0);
+    // compiled with the other programs of the tests: cmake --build build/cmake --target test-tools
+    execFileSync(path.resolve(import.meta.dirname, '../../build/cmake/quantize'), [source, file, '0'], {
+        stdio: 'ignore'
+    });
     const model = await Model.load(file, { device: 'cpu', threads, cacheType: 'f32' });
     const rows = [];
     for (const text of tasks) {

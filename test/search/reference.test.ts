@@ -32,7 +32,7 @@ test.each(['all', 'attn', 'ffn'] as const)(
     async (selection) => {
         const reference = references[selection];
         const found: Record<string, number>[] = [];
-        const evaluator = new PrefixEvaluator([model], calibration);
+        const evaluator = await PrefixEvaluator.create([model], calibration);
         const candidates = (await model.blocks()).filter(({ kind }) => selection === 'all' || kind === selection);
         const { dense, steps } = await searchOrder(
             {
@@ -53,6 +53,8 @@ test.each(['all', 'attn', 'ffn'] as const)(
                     removed.length < reference.steps.length ? without(candidates, removed).map((block) => [block]) : []
             }
         );
+
+        evaluator.dispose();
 
         expect(steps.flatMap(({ removed }) => removed)).toEqual(reference.steps.map(({ removed }) => removed));
         expect(found.map((candidates) => Object.keys(candidates))).toEqual(

@@ -1,10 +1,10 @@
-// The addon's exports; lib/addon.ts types them.
-
-#include "async.h"
-#include "evaluator.h"
-#include "gguf_file.h"
-#include "model.h"
-
+// What the addon exports. lib/runtime/addon.ts types and describes it.
+#include "binding/async.h"
+#include "binding/evaluator.h"
+#include "binding/gguf.h"
+#include "binding/kept_streams.h"
+#include "binding/model.h"
+#include "engine/llama_errors.h"
 #include "ggml-backend.h"
 #include "llama.h"
 
@@ -12,7 +12,6 @@
 
 namespace {
 
-// loadBackends(folder): the best CPU backend for this computer and the folder's GPU backends.
 // A ggml that was built from source has its backends compiled in, and must not meet the prebuilt ones.
 void load_backends([[maybe_unused]] const Napi::CallbackInfo & info) {
 #ifdef GGML_BACKEND_DL
@@ -20,20 +19,18 @@ void load_backends([[maybe_unused]] const Napi::CallbackInfo & info) {
 #endif
 }
 
-// loadBackend(file): this backend alone; without effect where it can't be loaded, for instance without its driver
 void load_backend([[maybe_unused]] const Napi::CallbackInfo & info) {
 #ifdef GGML_BACKEND_DL
     ggml_backend_load(info[0].As<Napi::String>().Utf8Value().c_str());
 #endif
 }
 
-// devices(): { name, description, backend, gpu, memoryFree, memoryTotal }[], memory in bytes
 Napi::Value devices(const Napi::CallbackInfo & info) {
     auto array = Napi::Array::New(info.Env());
     for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
-        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
-        const auto type = ggml_backend_dev_type(dev);
-        size_t free = 0, total = 0;
+        ggml_backend_dev_t dev  = ggml_backend_dev_get(i);
+        const auto         type = ggml_backend_dev_type(dev);
+        size_t             free = 0, total = 0;
         ggml_backend_dev_memory(dev, &free, &total);
         auto object = Napi::Object::New(info.Env());
         object.Set("name", ggml_backend_dev_name(dev));
@@ -54,11 +51,12 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     exports.Set("loadBackends", Napi::Function::New(env, load_backends));
     exports.Set("loadBackend", Napi::Function::New(env, load_backend));
     exports.Set("devices", Napi::Function::New(env, devices));
-    exports.Set("readGguf", Napi::Function::New(env, read_gguf));
-    exports.Set("writeGguf", Napi::Function::New(env, write_gguf));
-    exports.Set("quantize", Napi::Function::New(env, quantize));
+    exports.Set("readGguf", Napi::Function::New(env, binding::read_gguf));
+    exports.Set("writeGguf", Napi::Function::New(env, binding::write_gguf));
+    Cancellation::init(env, exports);
     Model::init(env, exports);
     Evaluator::init(env, exports);
+    KeptStreams::init(env, exports);
     return exports;
 }
 

@@ -1,4 +1,4 @@
-// A model that llama.cpp has loaded: weights and tokenizer.
+// A model that llama.cpp has loaded: weights and tokenizer. NativeModel in lib/runtime/addon.ts.
 #pragma once
 
 #include <napi.h>
@@ -14,15 +14,16 @@ public:
     explicit Model(const Napi::CallbackInfo & info);
     ~Model() override;
 
-    // null once disposed; evaluators hold their own reference
-    std::shared_ptr<llama_model> model;
+    // Throws once the model is disposed. Evaluators hold their own reference.
+    const std::shared_ptr<llama_model> & llama(Napi::Env env) const;
 
 private:
+    std::shared_ptr<llama_model> model;
+    int64_t                      external_bytes = 0; // what the garbage collector was told
+
     static Napi::Value load(const Napi::CallbackInfo & info);
 
     Napi::Value tokenize(const Napi::CallbackInfo & info);
     Napi::Value describe(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
-
-    int64_t external_bytes = 0; // what the garbage collector was told
 };

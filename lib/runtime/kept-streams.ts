@@ -1,0 +1,81 @@
+import { checkInteger } from '../check.js';
+import { runNative, type NativeKeptStreams } from './addon.js';
+import type { Block } from './blocks.js';
+import { countSequences, type Sequences } from './sequences.js';
+
+export interface KeepOptions {
+    /** Memory for the residual stream, in bytes. 0 computes every evaluation from the tokens on. Default: 2 GiB. */
+    keepBytes?: number | undefined;
+    /** Stops every evaluation once it is aborted. */
+    signal?: AbortSignal | undefined;
+}
+
+/**
+ * Evaluates the candidates of a search without computing anything twice: a candidate shares everything before its block with
+ * the current model, whose residual stream is kept, where the model is computed, at the boundaries of its blocks. A candidate
+ * starts from its own boundary or, where memory doesn't allow all of them, from the last one before. The values are those of
+ * {@link Model.evaluate}. Comes from {@link Model.keepStreams}.
+ */
+export class KeptStreams {
+    readonly #native: NativeKeptStreams;
+    readonly #indexesOf: (blocks: readonly Block[]) => number[];
+    readonly #sequences: number;
+    /** predicted tokens of a sequence */
+    readonly #predicted: number;
+    readonly #signal: AbortSignal | undefined;
+
+    /** @internal */
+    constructor(
+        native: NativeKeptStreams,
+        calibration: Sequences,
+        indexesOf: (blocks: readonly Block[]) => number[],
+        signal: AbortSignal | undefined
+    ) {
+        this.#native = native;
+        this.#indexesOf = indexesOf;
+        this.#sequences = countSequences(calibration);
+        this.#predicted = calibration.length - 1;
+        this.#signal = signal;
+    }
+
+    /** At how many boundaries of each sequence there is room to keep the residual stream. */
+    get room(): number {
+        return this.#native.room;
+    }
+
+    /** `blocks`: those computed so far, over all sequences. `keptBytes`: of the residual streams that are kept now. */
+    get work(): { blocks: number; keptBytes: number } {
+        return this.#native.work;
+    }
+
+    /**
+     * The negative log-likelihood of each token but the first, of each of some sequences. One evaluation at a time.
+     * @param skip the blocks to leave out: those removed so far and, of a candidate, more
+     * @param sequences their numbers, in any order
+     * @param mayWin this candidate is likely to be the next current model: its residual stream is kept too, so that the
+     *     model need not be run again once it is
+     */
+    async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin = false): Promise<Float32Array[]> {
+        for (const sequence of sequences) {
+            checkInteger('sequences', sequence, { least: 0, most: this.#sequences - 1 });
+        }
+        const indexes = this.#indexesOf(skip);
+        const nll = await runNative(this.#signal, (cancel) =>
+            this.#native.evaluate(indexes, Uint32Array.from(sequences), mayWin, { cancel })
+        );
+        return sequences.map((_, i) => nll.slice(i * this.#predicted, (i + 1) * this.#predicted));
+    }
+
+    /**
+     * Makes the model without these blocks the current one. Every later evaluation leaves them out too; the memory of
+     * boundaries at which none of these can start is used for others.
+     */
+    remove(removed: readonly Block[]): void {
+        this.#native.remove(this.#indexesOf(removed));
+    }
+
+    /** Frees the memory. Running evaluations end first. */
+    dispose(): void {
+        this.#native.dispose();
+    }
+}

@@ -1,0 +1,196 @@
+#include "binding/model.h"
+
+#include "binding/async.h"
+#include "engine/llama_errors.h"
+#include "ggml-backend.h"
+#include "llama-model.h"
+#include "llama.h"
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+// The devices of these names, ended by null.
+std::vector<ggml_backend_dev_t> devices_of(const std::vector<std::string> & names) {
+    std::vector<ggml_backend_dev_t> devices;
+    for (const auto & name : names) {
+        devices.push_back(ggml_backend_dev_by_name(name.c_str()));
+        if (!devices.back()) {
+            throw std::runtime_error("there is no device " + name);
+        }
+    }
+    devices.push_back(nullptr);
+    return devices;
+}
+
+struct load_options {
+    std::string              path;
+    std::vector<std::string> gpus;       // empty: the CPU computes
+    int                      gpu_layers; // -1: all
+    bool                     header_only;
+};
+
+llama_model * load_model(const load_options & options, const task_control & control) {
+    auto               devices = devices_of(options.gpus);
+    llama_model_params params  = llama_model_default_params();
+    params.devices             = devices.data();
+    params.n_gpu_layers        = options.gpus.empty() ? 0 : options.gpu_layers;
+    params.no_alloc            = options.header_only;
+    if (options.header_only) {
+        params.load_mode = LLAMA_LOAD_MODE_NONE;
+    }
+    params.progress_callback_user_data = const_cast<task_control *>(&control);
+    params.progress_callback           = [](float done, void * data) {
+        const auto & c = *static_cast<const task_control *>(data);
+        c.progress(done, 1);
+        return !c.cancelled();
+    };
+    llama_model * model = llama_model_load_from_file(options.path.c_str(), params);
+    if (!model) {
+        control.check();
+        const std::string reason = take_logged_errors();
+        throw std::runtime_error(reason.empty() ? "llama.cpp could not load it" : reason);
+    }
+    return model;
+}
+
+std::vector<llama_token> tokens_of(const llama_vocab * vocab, const std::string & text) {
+    if (text.size() > INT32_MAX - 16) {
+        throw std::runtime_error("the text is larger than 2 GiB");
+    }
+    std::vector<llama_token> tokens(text.size() + 16);
+    const auto               tokenize = [&] {
+        return llama_tokenize(vocab, text.data(), (int) text.size(), tokens.data(), (int) tokens.size(),
+                              /*add_special=*/true, /*parse_special=*/false);
+    };
+    int n = tokenize();
+    if (n < 0) {
+        tokens.resize(-n);
+        n = tokenize();
+    }
+    if (n < 0) {
+        throw std::runtime_error("the text could not be tokenised");
+    }
+    tokens.resize(n);
+    if (llama_vocab_get_add_eos(vocab) && n > 0 && tokens.back() == llama_vocab_eos(vocab)) {
+        // a text is never the whole of what is evaluated: endings follow contexts, and sequences are cut
+        tokens.pop_back();
+    }
+    return tokens;
+}
+
+std::string metadata(const llama_model * model, const char * key) {
+    char buffer[256];
+    return llama_model_meta_val_str(model, key, buffer, sizeof(buffer)) < 0 ? "" : buffer;
+}
+
+} // namespace
+
+void Model::init(Napi::Env env, Napi::Object exports) {
+    Napi::Function cls = DefineClass(env, "Model",
+                                     {
+                                         StaticMethod<&Model::load>("load"),
+                                         InstanceMethod<&Model::tokenize>("tokenize"),
+                                         InstanceMethod<&Model::describe>("describe"),
+                                         InstanceMethod<&Model::dispose>("dispose"),
+                                     });
+    env.GetInstanceData<addon_data>()->model = Napi::Persistent(cls);
+    exports.Set("Model", cls);
+}
+
+// Only load() makes models.
+Model::Model(const Napi::CallbackInfo & info) : Napi::ObjectWrap<Model>(info) {
+    if (info.Length() != 1 || !info[0].IsExternal()) {
+        throw Napi::TypeError::New(info.Env(), "use Model.load()");
+    }
+    model          = *info[0].As<Napi::External<std::shared_ptr<llama_model>>>().Data();
+    external_bytes = (int64_t) llama_model_size(model.get());
+    Napi::MemoryManagement::AdjustExternalMemory(info.Env(), external_bytes);
+}
+
+Model::~Model() {
+    if (model) {
+        Napi::MemoryManagement::AdjustExternalMemory(Env(), -external_bytes);
+    }
+}
+
+void Model::dispose(const Napi::CallbackInfo & info) {
+    if (model) {
+        model.reset();
+        Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -external_bytes);
+    }
+}
+
+const std::shared_ptr<llama_model> & Model::llama(Napi::Env env) const {
+    if (!model) {
+        throw Napi::Error::New(env, "the model is disposed");
+    }
+    return model;
+}
+
+Napi::Value Model::load(const Napi::CallbackInfo & info) {
+    const auto   options = info[1].As<Napi::Object>();
+    const auto   gpus    = options.Get("gpus").As<Napi::Array>();
+    const auto   layers  = options.Get("gpuLayers");
+    load_options wanted  = {
+         .path        = info[0].As<Napi::String>(),
+         .gpus        = {},
+         .gpu_layers  = layers.IsNumber() ? layers.As<Napi::Number>().Int32Value() : -1,
+         .header_only = options.Get("headerOnly").ToBoolean(),
+    };
+    for (uint32_t i = 0; i < gpus.Length(); i++) {
+        wanted.gpus.push_back(gpus.Get(i).ToString());
+    }
+    auto loaded = std::make_shared<std::shared_ptr<llama_model>>();
+    return run_async(
+        info.Env(), options,
+        [=](const task_control & control) { loaded->reset(load_model(wanted, control), llama_model_free); },
+        [loaded](Napi::Env env) -> Napi::Value {
+            const auto model = Napi::External<std::shared_ptr<llama_model>>::New(env, loaded.get());
+            return env.GetInstanceData<addon_data>()->model.New({ model });
+        });
+}
+
+Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
+    auto text   = std::make_shared<std::string>(info[0].As<Napi::String>());
+    auto tokens = std::make_shared<std::vector<llama_token>>();
+    return run_async(
+        info.Env(), info[1],
+        [m = llama(info.Env()), text, tokens](const task_control & control) {
+            *tokens = tokens_of(llama_model_get_vocab(m.get()), *text);
+            control.check();
+        },
+        [tokens](Napi::Env env) { return typed_array<Napi::Int32Array>(env, *tokens); });
+}
+
+Napi::Value Model::describe(const Napi::CallbackInfo & info) {
+    Napi::Env           env       = info.Env();
+    const llama_model * m         = llama(env).get();
+    const llama_vocab * vocab     = llama_model_get_vocab(m);
+    auto                windows   = Napi::Array::New(env);
+    auto                recurrent = Napi::Array::New(env);
+    for (uint32_t layer = 0; layer < m->hparams.n_layer(); layer++) {
+        windows.Set(layer, m->hparams.is_swa(layer));
+        recurrent.Set(layer, m->hparams.is_recr(layer));
+    }
+    const bool has_bos = llama_vocab_get_add_bos(vocab);
+    auto       result  = Napi::Object::New(env);
+    result.Set("architecture", metadata(m, "general.architecture"));
+    result.Set("layers", llama_model_n_layer(m));
+    result.Set("slidingWindow", windows);
+    result.Set("recurrent", recurrent);
+    // sequences can't share a recurrent state; MiniMax M3 attends to all blocks where they share a cache
+    result.Set("hasState", llama_model_is_recurrent(m) || llama_model_is_hybrid(m) || m->arch == LLM_ARCH_MINIMAX_M3);
+    result.Set("embedding", llama_model_n_embd(m));
+    result.Set("vocabulary", llama_vocab_n_tokens(vocab));
+    result.Set("context", llama_model_n_ctx_train(m));
+    result.Set("bos", has_bos ? Napi::Value(Napi::Number::New(env, llama_vocab_bos(vocab))) : env.Null());
+    result.Set("hasEncoder", llama_model_has_encoder(m));
+    result.Set("hasDecoder", llama_model_has_decoder(m));
+    result.Set("bytes", (double) llama_model_size(m));
+    result.Set("parameters", (double) llama_model_n_params(m));
+    return result;
+}

@@ -1,0 +1,217 @@
+#include "engine/evaluator.h"
+
+#include "engine/llama_errors.h"
+#include "ggml-backend.h"
+#include "llama-model.h"
+#include "llama.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace {
+
+// Threads that live on between graphs: those that ggml makes anew for each graph often begin on a busy core, which cost up
+// to 40 % of the time of short evaluations. Null where the CPU backend has none.
+std::shared_ptr<ggml_threadpool> make_threads(int count) {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : nullptr;
+    if (!reg) {
+        return nullptr;
+    }
+    // the CPU backend is a library that is chosen at run time
+    using new_function  = ggml_threadpool * (*) (ggml_threadpool_params *);
+    using free_function = void (*)(ggml_threadpool *);
+    const auto make     = (new_function) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
+    const auto end      = (free_function) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
+    if (!make || !end) {
+        return nullptr;
+    }
+    ggml_threadpool_params params = ggml_threadpool_params_default(count);
+    return { make(&params), [end](ggml_threadpool * threads) {
+                if (threads) {
+                    end(threads);
+                }
+            } };
+}
+
+llama_context_params context_params(const evaluator_options & options) {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx                = options.n_context;
+    params.n_seq_max            = options.n_sequences;
+    params.kv_unified           = options.n_sequences > 1; // sequences share what they have in common
+    params.n_batch              = options.n_context;
+    params.n_ubatch             = options.n_context; // a batch is one run of the graph
+    params.n_threads            = options.n_threads;
+    params.n_threads_batch      = options.n_threads;
+    // never "auto": llama.cpp decides that by looking at a graph, and a skip set would change the decision
+    params.flash_attn_type =
+        options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.type_k     = options.cache_type;
+    params.type_v     = options.cache_type;
+    params.graph_hook = graph_patch::hook;
+    return params;
+}
+
+// llama.cpp's batch of one sequence, in which each token predicts the next.
+class sequence_batch {
+public:
+    sequence_batch(const int32_t * tokens, uint32_t length) : batch(llama_batch_init((int) length, 0, 1)) {
+        batch.n_tokens = (int) length;
+        for (uint32_t i = 0; i < length; i++) {
+            batch.token[i]     = tokens[i];
+            batch.pos[i]       = (llama_pos) i;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = 0;
+            batch.logits[i]    = i + 1 < length; // the last token predicts nothing that is known
+        }
+    }
+
+    ~sequence_batch() { llama_batch_free(batch); }
+
+    sequence_batch(const sequence_batch &)             = delete;
+    sequence_batch & operator=(const sequence_batch &) = delete;
+
+    llama_batch batch;
+};
+
+} // namespace
+
+evaluator::evaluator(std::shared_ptr<llama_model> model,
+                     const evaluator_options &    options,
+                     const task_control &         control) :
+    model(std::move(model)),
+    options(options),
+    patch(options.logits_bytes) {
+    make_context();
+    control.check();
+    if (!context) {
+        const std::string reason = take_logged_errors();
+        throw std::runtime_error(!patch.error.empty() ? patch.error :
+                                 reason.empty()       ? "llama.cpp could not make a context" :
+                                                        reason);
+    }
+    if (patch.blocks.empty()) {
+        throw std::runtime_error("no blocks were found in this model's graph");
+    }
+    for (auto & block : patch.blocks) {
+        // the graph doesn't show it: the masks of all layers have one name
+        if (block.mixes_tokens && this->model->hparams.is_swa(block.layer)) {
+            block.signature += " sliding window";
+        }
+    }
+    attach_threads();
+}
+
+void evaluator::make_context() {
+    llama_context_params params = context_params(options);
+    params.graph_hook_data      = &patch;
+    params.abort_callback_data  = this;
+    params.abort_callback       = [](void * data) {
+        const auto * control = static_cast<const evaluator *>(data)->running;
+        return control && control->cancelled();
+    };
+    context.reset(llama_init_from_model(model.get(), params), [](llama_context * c) {
+        if (c) {
+            llama_free(c);
+        }
+    });
+}
+
+void evaluator::attach_threads() {
+    threads = make_threads(options.n_threads);
+    if (threads) {
+        llama_attach_threadpool(context.get(), threads.get(), nullptr);
+    }
+}
+
+size_t evaluator::n_vocab() const {
+    return llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+}
+
+const graph_outputs & evaluator::run(graph_request request, const llama_batch & batch, const task_control & control) {
+    const size_t n_targets = request.targets.size();
+    patch.set_request(std::move(request));
+    llama_memory_clear(llama_get_memory(context.get()), false);
+    running = &control;
+    int status;
+    {
+        const assertion_mode until_threads_are_done(assertion_mode::end_process);
+        status = llama_decode(context.get(), batch);
+        llama_synchronize(context.get());
+    }
+    running = nullptr;
+    if (status != 0) {
+        control.check();
+        const std::string reason = take_logged_errors();
+        throw std::runtime_error("evaluation failed: " +
+                                 (!patch.error.empty() ? patch.error :
+                                  reason.empty()       ? "llama_decode returned " + std::to_string(status) :
+                                                         reason));
+    }
+    size_t n_values = 0;
+    for (const ggml_tensor * part : patch.outputs.nll) {
+        n_values += ggml_nelements(part);
+    }
+    if (!patch.outputs.nll.empty() && n_values != n_targets) {
+        throw std::runtime_error("evaluation failed: this model gives " + std::to_string(n_values) + " outputs for " +
+                                 std::to_string(n_targets) + " positions");
+    }
+    return patch.outputs;
+}
+
+const graph_outputs & evaluator::run_sequence(graph_request        request,
+                                              const int32_t *      tokens,
+                                              uint32_t             length,
+                                              const task_control & control) {
+    const sequence_batch sequence(tokens, length);
+    request.targets.assign(tokens + 1, tokens + length);
+    return run(std::move(request), sequence.batch, control);
+}
+
+float * read_values(const std::vector<ggml_tensor *> & tensors, float * out) {
+    for (const ggml_tensor * t : tensors) {
+        ggml_backend_tensor_get(t, out, 0, ggml_nbytes(t));
+        out += ggml_nelements(t);
+    }
+    return out;
+}
+
+std::vector<float> nll_of(evaluator &             on,
+                          const token_sequences & sequences,
+                          const skip_set &        skip,
+                          const task_control &    control) {
+    const size_t       n_sequences = sequences.count();
+    std::vector<float> nll(n_sequences * (sequences.length - 1));
+    float *            out = nll.data();
+    for (size_t i = 0; i < n_sequences; i++) {
+        control.check();
+        graph_request request;
+        request.skip = skip;
+        out          = read_values(
+            on.run_sequence(std::move(request), sequences.sequence(i), sequences.length, control).nll, out);
+        control.progress((double) i + 1, (double) n_sequences);
+    }
+    return nll;
+}
+
+std::vector<float> hidden_of(evaluator &             on,
+                             const token_sequences & sequences,
+                             const skip_set &        skip,
+                             const task_control &    control) {
+    const size_t       n_sequences = sequences.count();
+    std::vector<float> values;
+    for (size_t i = 0; i < n_sequences; i++) {
+        control.check();
+        graph_request request;
+        request.skip         = skip;
+        request.output       = graph_request::output_kind::hidden;
+        ggml_tensor * hidden =
+            on.run_sequence(std::move(request), sequences.sequence(i), sequences.length, control).hidden;
+        const size_t size = values.size();
+        values.resize(size + ggml_nelements(hidden));
+        read_values({ hidden }, values.data() + size);
+        control.progress((double) i + 1, (double) n_sequences);
+    }
+    return values;
+}

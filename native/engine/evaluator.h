@@ -1,0 +1,94 @@
+// A patched context of a model: computes batches of tokens with any blocks left out.
+#pragma once
+
+#include "engine/task.h"
+#include "ggml.h"
+#include "graph/graph_patch.h"
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+struct ggml_threadpool;
+struct llama_batch;
+struct llama_context;
+struct llama_model;
+
+// Sequences of equal length, one after the other.
+struct token_sequences {
+    std::vector<int32_t> tokens;
+    uint32_t             length; // tokens in a sequence
+
+    size_t          count() const { return tokens.size() / length; }
+    const int32_t * sequence(size_t i) const { return tokens.data() + i * length; }
+};
+
+struct evaluator_options {
+    uint32_t  n_context;       // tokens in a batch, at most
+    uint32_t  n_sequences = 1; // sequences in a batch, at most; they share what they begin with
+    int       n_threads   = 1;
+    bool      flash_attention = true;
+    ggml_type cache_type      = GGML_TYPE_F16;
+    size_t    logits_bytes    = 256 * 1024 * 1024; // memory for logits; those of longer batches are computed in parts
+};
+
+class evaluator {
+public:
+    // Finds the model's blocks; throws where its graph isn't understood.
+    evaluator(std::shared_ptr<llama_model> model, const evaluator_options & options, const task_control & control);
+
+    const std::shared_ptr<llama_model> model;
+    const evaluator_options            options;
+
+    // Taken by who uses the evaluator, for as long as it does: it does one thing at a time.
+    std::atomic<bool> busy{ false };
+
+    const std::vector<residual_block> & blocks() const { return patch.blocks; }
+
+    // What the model computes outside of its blocks.
+    const std::string & outer_signature() const { return patch.outer_signature; }
+
+    // Of the last run: its operations, and those that write to a cache.
+    int n_nodes() const { return patch.n_nodes; }
+
+    int n_cache_writes() const { return patch.n_cache_writes; }
+
+    size_t n_vocab() const;
+
+    // Computes a batch, from an empty cache. What it gives holds until the next run.
+    const graph_outputs & run(graph_request request, const llama_batch & batch, const task_control & control);
+
+    // Computes a sequence in which each token predicts the next one. The request's targets are set from it.
+    const graph_outputs & run_sequence(graph_request        request,
+                                       const int32_t *      tokens,
+                                       uint32_t             length,
+                                       const task_control & control);
+
+private:
+    graph_patch                      patch;
+    std::shared_ptr<ggml_threadpool> threads;
+    std::shared_ptr<llama_context>   context; // after patch and threads, so that it is freed before them
+
+    // The task of the run that is going on; ggml asks it, on the thread of the run, whether to stop.
+    const task_control * running = nullptr;
+
+    void make_context();
+    void attach_threads();
+};
+
+// Copies the values of tensors, one tensor after the other; returns where the next one's would go.
+float * read_values(const std::vector<ggml_tensor *> & tensors, float * out);
+
+// The NLL of each token but the first of each sequence, given those before: [count × (length − 1)].
+std::vector<float> nll_of(evaluator &             on,
+                          const token_sequences & sequences,
+                          const skip_set &        skip,
+                          const task_control &    control);
+
+// What the logits are computed from, of each token but the last of each sequence: [count × (length − 1) × n_embd].
+std::vector<float> hidden_of(evaluator &             on,
+                             const token_sequences & sequences,
+                             const skip_set &        skip,
+                             const task_control &    control);

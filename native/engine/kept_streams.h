@@ -1,0 +1,87 @@
+// The residual streams of a search, kept at boundaries for later evaluations to start from. A candidate shares everything
+// before its block with the current model, so that nothing before it is computed again.
+#pragma once
+
+#include "engine/evaluator.h"
+#include "ggml-cpp.h"
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+// Evaluates candidates on calibration sequences. The current model's stream is kept, on the device, at the boundaries of
+// its blocks; where memory doesn't allow all of them, they are spread evenly and a candidate starts at the last one before
+// its block. A candidate that may become the current model leaves its boundaries behind too. If another one wins, the
+// current model is run again on a sequence when its next candidate needs it. The values are those of evaluations from the
+// tokens on.
+class kept_streams {
+public:
+    // keep_bytes: memory for the boundaries of all sequences; may be infinite
+    kept_streams(std::shared_ptr<evaluator> on, token_sequences calibration, double keep_bytes);
+
+    const std::shared_ptr<evaluator> on;
+    const token_sequences            calibration;
+    const size_t                     room; // boundaries of each sequence that may be kept
+
+    // The NLL of each token but the first of some sequences, given by their numbers: [n × (length − 1)].
+    // may_win: this candidate is likely to be the next current model
+    std::vector<float> evaluate(const skip_set &            skip,
+                                const std::vector<size_t> & sequences,
+                                bool                        may_win,
+                                const task_control &        control);
+
+    // Makes the model without these blocks the current one. All that is evaluated from now on leaves them out too, so the
+    // memory of boundaries at which no such evaluation can start is given to others.
+    void remove(const skip_set & removed);
+
+    // Blocks computed so far, over all sequences. Any thread may ask.
+    uint64_t n_computed() const { return computed; }
+
+    // Bytes of the boundaries that are kept now. Any thread may ask.
+    uint64_t n_kept_bytes() const { return kept_bytes; }
+
+private:
+    // Memory for a residual stream on the device that computes it: F32 [n_embd, n_tokens].
+    struct stream {
+        ggml_context_ptr        context;
+        ggml_backend_buffer_ptr buffer;
+        ggml_tensor *           tensor = nullptr; // null where there was no memory
+    };
+
+    struct kept_boundary {
+        skip_set before; // which of the blocks before it were left out: evaluations that leave out the same start here
+        stream   values;
+    };
+
+    // Which sequences were evaluated.
+    using sequence_set = std::vector<bool>;
+
+    const size_t room_of_current; // of the room, what the current model may take; the rest is for the likely next one
+
+    skip_set                                current;
+    sequence_set                            ready;  // those on which the current model's boundaries are kept
+    std::optional<skip_set>                 likely; // the last candidate that was likely to win
+    sequence_set                            likely_ready;
+    std::vector<std::vector<kept_boundary>> kept;   // by sequence
+    std::vector<stream>                     unused; // memory of boundaries that were given up
+
+    // Where graphs read the boundary that they start from: each is copied there first, so that one graph serves all
+    // sequences. One for each device and number of tokens.
+    std::map<std::pair<ggml_backend_buffer_type_t, int64_t>, std::shared_ptr<stream>> starts;
+
+    std::atomic<uint64_t> computed{ 0 };
+    std::atomic<uint64_t> kept_bytes{ 0 };
+
+    void                  run(const skip_set &            skip,
+                              const std::vector<size_t> & sequences,
+                              size_t                      most_kept,
+                              const task_control &        control,
+                              float *                     nll);
+    const kept_boundary * last_usable(size_t sequence, const skip_set & skip) const;
+    void                  start_at(graph_request & request, const kept_boundary & boundary);
+    void                  keep(size_t sequence, const skip_set & skip, const graph_outputs & outputs);
+    stream                stream_like(const ggml_tensor * tensor);
+};

@@ -1,0 +1,51 @@
+#include "engine/llama_errors.h"
+
+#include "ggml.h"
+#include "llama.h"
+
+#include <cstdio>
+#include <stdexcept>
+
+namespace {
+
+constexpr size_t MOST_LOGGED = 4096; // bytes
+
+thread_local assertion_mode::mode on_failed_assertion = assertion_mode::end_process;
+thread_local std::string          logged_errors;
+
+void on_log(ggml_log_level level, const char * text, void *) {
+    if (level == GGML_LOG_LEVEL_ERROR && logged_errors.size() < MOST_LOGGED) {
+        logged_errors += text;
+    }
+}
+
+void on_ggml_abort(const char * message) {
+    if (on_failed_assertion == assertion_mode::throw_error) {
+        throw std::runtime_error(std::string("llama.cpp gave up: ") + message);
+    }
+    fprintf(stderr, "%s\n", message);
+}
+
+} // namespace
+
+void install_error_handlers() {
+    llama_log_set(on_log, nullptr);
+    ggml_set_abort_callback(on_ggml_abort);
+}
+
+std::string take_logged_errors() {
+    std::string text = std::move(logged_errors);
+    logged_errors.clear();
+    while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) {
+        text.pop_back();
+    }
+    return text;
+}
+
+assertion_mode::assertion_mode(mode m) : previous(on_failed_assertion) {
+    on_failed_assertion = m;
+}
+
+assertion_mode::~assertion_mode() {
+    on_failed_assertion = previous;
+}

@@ -1,0 +1,28 @@
+// What llama.cpp says when it fails. It logs a reason and returns null, or fails an assertion and ends the process.
+#pragma once
+
+#include <string>
+
+// Keeps llama.cpp's and ggml's logs for take_logged_errors(), and lets assertion_mode decide about failed assertions.
+void install_error_handlers();
+
+// The errors that were logged on this thread since the last call.
+std::string take_logged_errors();
+
+// What a failed GGML_ASSERT on this thread does for as long as this lives. Without one, it ends the process.
+class assertion_mode {
+public:
+    enum mode {
+        end_process, // the only way out of an operation whose other threads wait for this one
+        throw_error, // a std::runtime_error
+    };
+
+    explicit assertion_mode(mode m);
+    ~assertion_mode();
+
+    assertion_mode(const assertion_mode &)             = delete;
+    assertion_mode & operator=(const assertion_mode &) = delete;
+
+private:
+    const mode previous;
+};

@@ -1,0 +1,272 @@
+#include "gguf/write.h"
+
+#include "gguf/metadata.h"
+#include "gguf/read.h"
+#include "gguf/reorder_rows.h"
+#include "gguf/sum_rows.h"
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+
+namespace {
+
+constexpr size_t CHUNK_BYTES = 8 * 1024 * 1024;
+
+using ggml_ptr = std::unique_ptr<ggml_context, decltype(&ggml_free)>;
+using sources  = std::vector<std::unique_ptr<gguf_source>>;
+using shape    = std::array<int64_t, GGML_MAX_DIMS>;
+
+shape shape_of(const gguf_source & source, int64_t tensor) {
+    shape ne;
+    std::copy_n(gguf_get_tensor_ne(source.header(), tensor), GGML_MAX_DIMS, ne.begin());
+    return ne;
+}
+
+// The types and shapes of the planned tensors, without memory for their values.
+class described_tensors {
+public:
+    described_tensors(const gguf_plan & plan, const sources & files) : ctx(make_context(plan), ggml_free) {
+        for (const auto & t : plan.tensors) {
+            ggml_tensor * described = t.from.empty() ? describe_given(t) : describe_copy(t, files);
+            ggml_set_name(described, t.name.c_str());
+            tensors.push_back(described);
+        }
+    }
+
+    std::vector<const ggml_tensor *> tensors;
+
+private:
+    ggml_ptr ctx;
+
+    static ggml_context * make_context(const gguf_plan & plan) {
+        size_t n = 1;
+        for (const auto & t : plan.tensors) {
+            n += std::max<size_t>(1, t.from.size());
+        }
+        return ggml_init({ .mem_size = n * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true });
+    }
+
+    ggml_tensor * describe_given(const planned_tensor & t) {
+        ggml_tensor * d = ggml_new_tensor(ctx.get(), t.type, (int) t.shape.size(), t.shape.data());
+        if (!t.data.empty() && (t.type != GGML_TYPE_F32 || (int64_t) t.data.size() != ggml_nelements(d))) {
+            throw std::runtime_error("tensor " + t.name + ": values must be F32 and fill its shape");
+        }
+        return d;
+    }
+
+    // Tensors that are joined have rows of one length and type.
+    ggml_tensor * describe_copy(const planned_tensor & t, const sources & files) {
+        ggml_tensor * d = nullptr;
+        for (const auto & part : t.from) {
+            const gguf_source & source = *files.at(part.tensor.file);
+            const int64_t       id     = source.find(part.tensor.name);
+            ggml_type           type   = gguf_get_tensor_type(source.header(), id);
+            shape               ne     = shape_of(source, id);
+            check_sum(part, ne, files);
+            if (!part.sum.empty() && ggml_quantize_requires_imatrix(type)) {
+                type = GGML_TYPE_F16; // a sum can't be quantized to it
+            }
+            if (d) {
+                if (type != d->type || ne[0] != d->ne[0] || ne[2] != 1 || d->ne[2] != 1) {
+                    throw std::runtime_error("tensor " + part.tensor.name +
+                                             " can't be joined to others of another type or shape");
+                }
+                ne[1] += d->ne[1];
+            }
+            // dimensions of 1 at the end don't count, as in the file that it comes from
+            d = ggml_new_tensor(ctx.get(), type, GGML_MAX_DIMS, ne.data());
+        }
+        return d;
+    }
+
+    static void check_sum(const row_source & part, const shape & ne, const sources & files) {
+        for (const auto & [tensor, weight] : part.sum) {
+            const gguf_source & source = *files.at(tensor.file);
+            if (shape_of(source, source.find(tensor.name)) != ne) {
+                throw std::runtime_error("tensors " + part.tensor.name + " and " + tensor.name +
+                                         " have different shapes: they can't be added");
+            }
+        }
+    }
+};
+
+class output_file {
+public:
+    explicit output_file(const std::string & path) :
+        path(path), stream(path_of(path), std::ios::binary | std::ios::trunc) {}
+
+    void write(const char * data, size_t size) { check(stream.write(data, (std::streamsize) size).good()); }
+
+    void pad(size_t size) {
+        const std::vector<char> zeros(size);
+        write(zeros.data(), zeros.size());
+    }
+
+    void close() {
+        stream.close();
+        check(stream.good());
+    }
+
+private:
+    const std::string path;
+    std::ofstream     stream;
+
+    void check(bool is_good) const {
+        if (!is_good) {
+            throw std::runtime_error("can't write " + path);
+        }
+    }
+};
+
+// Writes tensors in chunks: where rows are added, of whole rows; where they are reordered, of whole heads.
+class tensor_writer {
+public:
+    tensor_writer(output_file & out, sources & files, double total, const task_control & control) :
+        out(out), files(files), total(total), control(control) {}
+
+    void write(const planned_tensor & planned, const ggml_tensor * described) {
+        if (planned.from.empty()) {
+            write_given(planned, ggml_nbytes(described));
+        } else if (planned.rope_head) {
+            write_reordered(planned, described);
+        } else {
+            for (const auto & part : planned.from) {
+                write_rows(part, described);
+            }
+        }
+    }
+
+private:
+    output_file &        out;
+    sources &            files;
+    const double         total; // bytes of all tensors
+    const task_control & control;
+    double               done = 0;
+    std::vector<char>    buffer;
+
+    // Writes `size` bytes. fill: puts n of them, from an offset on, at `to`
+    void write_chunks(size_t                                                          size,
+                      size_t                                                          chunk,
+                      const std::function<void(size_t offset, size_t n, char * to)> & fill) {
+        buffer.resize(std::max(buffer.size(), chunk));
+        for (size_t offset = 0; offset < size; offset += chunk) {
+            control.check();
+            const size_t n = std::min(chunk, size - offset);
+            fill(offset, n, buffer.data());
+            out.write(buffer.data(), n);
+            done += (double) n;
+            control.progress(done, total);
+        }
+    }
+
+    void write_given(const planned_tensor & planned, size_t size) {
+        const char * data = reinterpret_cast<const char *>(planned.data.data());
+        write_chunks(size, CHUNK_BYTES, [&](size_t offset, size_t n, char * to) {
+            if (planned.data.empty()) {
+                std::fill(to, to + n, 0);
+            } else {
+                std::copy(data + offset, data + offset + n, to);
+            }
+        });
+    }
+
+    void write_rows(const row_source & part, const ggml_tensor * described) {
+        const size_t row   = ggml_row_size(described->type, described->ne[0]);
+        const size_t added = sizeof(float) * described->ne[0]; // a row while it is added to others
+        const size_t chunk = part.sum.empty() ? CHUNK_BYTES : std::max<size_t>(1, CHUNK_BYTES / added) * row;
+        write_chunks(size_of(part, described), chunk,
+                     [&](size_t offset, size_t n, char * to) { read_rows(part, described, offset, n, to); });
+    }
+
+    void write_reordered(const planned_tensor & planned, const ggml_tensor * described) {
+        const size_t row = ggml_row_size(described->type, described->ne[0]);
+        // biases of Q and K have their heads along the only dimension: a row is one value
+        const size_t unit = ggml_n_dims(described) == 1 ? ggml_type_size(described->type) : row;
+        const size_t head = unit * planned.rope_head;
+        const size_t size = ggml_nbytes(described);
+        if (size % head != 0 || planned.from.size() != 1) {
+            throw std::runtime_error("tensor " + planned.name + " has no whole number of heads");
+        }
+        const size_t      chunk = std::max<size_t>(1, CHUNK_BYTES / head) * head;
+        std::vector<char> rows(std::min(chunk, size));
+        write_chunks(size, chunk, [&](size_t offset, size_t n, char * to) {
+            read_rows(planned.from[0], described, offset, n, rows.data());
+            for (size_t from = 0; from < n; from += head) {
+                reorder_neox_to_norm(rows.data() + from, to + from, unit, planned.rope_head);
+            }
+        });
+    }
+
+    // The bytes that a part of a tensor's rows takes in the type of the tensor.
+    size_t size_of(const row_source & part, const ggml_tensor * described) const {
+        const gguf_source & source = *files[part.tensor.file];
+        const shape         ne     = shape_of(source, source.find(part.tensor.name));
+        return ggml_row_size(described->type, ne[0]) * ne[1] * ne[2] * ne[3];
+    }
+
+    // Reads the bytes of rows; sums are quantized to the type of the tensor.
+    void read_rows(const row_source & part, const ggml_tensor * described, size_t offset, size_t n, char * to) {
+        gguf_source & source = *files[part.tensor.file];
+        if (part.sum.empty()) {
+            source.read(source.find(part.tensor.name), offset, to, n);
+            return;
+        }
+        const int64_t length = described->ne[0];
+        const size_t  row    = ggml_row_size(described->type, length);
+        const auto    values = sum_rows(files, part.sum, length, offset / row, n / row);
+        ggml_quantize_chunk(described->type, values.data(), to, 0, (int64_t) (n / row), length, nullptr);
+    }
+};
+
+} // namespace
+
+ggml_type tensor_type_of(const std::string & name) {
+    for (int type = 0; type < GGML_TYPE_COUNT; type++) {
+        if (ggml_type_name((ggml_type) type) && name == ggml_type_name((ggml_type) type)) {
+            return (ggml_type) type;
+        }
+    }
+    throw std::runtime_error("unknown tensor type '" + name + "'");
+}
+
+void write_gguf(const gguf_plan & plan, const task_control & control) {
+    sources files;
+    for (const auto & path : plan.sources) {
+        files.push_back(std::make_unique<gguf_source>(path));
+    }
+    const gguf_ptr header(gguf_init_empty(), gguf_free);
+    build_metadata(header.get(), files.empty() ? nullptr : files[0]->header(), plan);
+    const described_tensors described(plan, files);
+    double                  total = 0;
+    for (const ggml_tensor * t : described.tensors) {
+        gguf_add_tensor(header.get(), t);
+        total += (double) ggml_nbytes(t);
+    }
+
+    const size_t      alignment = gguf_get_alignment(header.get());
+    std::vector<char> meta(gguf_get_meta_size(header.get()));
+    gguf_get_meta_data(header.get(), meta.data());
+    output_file out(plan.output);
+    out.write(meta.data(), meta.size());
+    if (plan.header_only) {
+        out.close();
+        size_t size = meta.size();
+        for (const ggml_tensor * t : described.tensors) {
+            size += GGML_PAD(ggml_nbytes(t), alignment);
+        }
+        std::filesystem::resize_file(path_of(plan.output), size);
+        return;
+    }
+    tensor_writer writer(out, files, total, control);
+    for (size_t i = 0; i < plan.tensors.size(); i++) {
+        writer.write(plan.tensors[i], described.tensors[i]);
+        const size_t size = ggml_nbytes(described.tensors[i]);
+        out.pad(GGML_PAD(size, alignment) - size);
+    }
+    out.close();
+}
