@@ -1,6 +1,7 @@
-// Compares the ways to search on one model: `npm run bench -- --help`. Each has a process and a copy of the model of its own,
-// and they take turns, one removal each, so that a machine that becomes slower slows down all of them. On large models, naive
-// and prefix can be timed on a few candidates of each removal: every candidate of naive takes the same.
+// Compares the ways to search on one model: `npm run bench -- --help`. Each has a process and a copy of the model of
+// its own, and they take turns, one removal each, so that a machine that becomes slower slows down all of them. On
+// large models, naive and prefix can be timed on a few candidates of each removal: every candidate of naive takes the
+// same.
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import path from 'node:path';
@@ -168,7 +169,15 @@ async function compare() {
             search.steps.push(step);
             Object.assign(search, { ended, memory });
             console.error(
-                `${String(round).padStart(3)} ${search.name.padEnd(7)} ${(step.removed ?? '').padEnd(8)} ${step.seconds.toFixed(1).padStart(7)} s ${step.passes.toFixed(1).padStart(6)} passes`
+                [
+                    String(round).padStart(3),
+                    search.name.padEnd(7),
+                    (step.removed ?? '').padEnd(8),
+                    step.seconds.toFixed(1).padStart(7),
+                    's',
+                    step.passes.toFixed(1).padStart(6),
+                    'passes'
+                ].join(' ')
             );
         }
         writeResults(searches, blocks); // what there is so far
@@ -248,29 +257,42 @@ function markdown({
     };
     const rows = results.map((result) => {
         const mark = (text) => (result.scaled ? `${text}*` : text);
-        return `| ${result.name} | ${mark(result.passes.toFixed(1))} | ${mark(result.seconds.toFixed(0))} | ${mark(result.ratio.toFixed(2))} | ${mark(result.floor.toFixed(1))} | ${gib(result.memory)} | ${agreement(result)} |`;
+        const cells = [
+            result.name,
+            mark(result.passes.toFixed(1)),
+            mark(result.seconds.toFixed(0)),
+            mark(result.ratio.toFixed(2)),
+            mark(result.floor.toFixed(1)),
+            gib(result.memory),
+            agreement(result)
+        ];
+        return `| ${cells.join(' | ')} |`;
     });
     const notes = results
         .filter(({ scaled }) => scaled)
         .map((result) =>
             result.sampled
-                ? `${result.name} was timed on ${sample} evenly spread candidates of each removal and scaled by their number`
-                : `${result.name} was run for the first ${result.removals} removals and scaled by what naive takes for the others`
+                ? `${result.name} was timed on ${sample} evenly spread candidates of each removal and scaled by their ` +
+                  'number'
+                : `${result.name} was run for the first ${result.removals} removals and scaled by what naive takes for ` +
+                  'the others'
         );
     return `# Search: ${model}
 
-${removals} of ${blocks} blocks removed; calibration ${calibration.text}, ${calibration.sequences} sequences of ${calibration.tokens} tokens; ${date}.
+${removals} of ${blocks} blocks removed; calibration ${calibration.text},
+${calibration.sequences} sequences of ${calibration.tokens} tokens; ${date}.
 ${describe(machine)}
 
 | search | passes | seconds | times faster than naive | times the floor | peak memory, GiB | the order of exact |
 |---|---|---|---|---|---|---|
 ${rows.join('\n')}
 
-A pass is the computation of as many blocks as the whole model has, on all sequences; it leaves out the output projection. The
-floor is one pass a removal. Peak memory is the process's resident set, Node.js and the model (${gib(modelBytes)} GiB) included; the
-budget for the residual stream is ${gib(memoryBudget)} GiB. The searches took turns, one removal each, in one run.
+A pass is the computation of as many blocks as the whole model has, on all sequences; it leaves out the output
+projection. The floor is one pass a removal. Peak memory is the process's resident set, Node.js and the model
+(${gib(modelBytes)} GiB) included; the budget for the residual stream is ${gib(memoryBudget)} GiB. The searches took turns, one removal each, in one run.
 ${notes.length > 0 ? `\n\\* ${notes.join('; ')}.\n` : ''}
-A full pass takes ${pass.seconds.toFixed(2)} s, of which the output projection and the NLL take ${pass.head.toFixed(2)} s (${((100 * pass.head) / pass.seconds).toFixed(0)} %).
+A full pass takes ${pass.seconds.toFixed(2)} s, of which the output projection and the NLL take
+${pass.head.toFixed(2)} s (${((100 * pass.head) / pass.seconds).toFixed(0)} %).
 
 ${results
     .filter(({ order }) => order.length > 0)

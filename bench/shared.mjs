@@ -42,7 +42,9 @@ export function gib(bytes) {
 
 /** A line about the machine. */
 export function describe({ cpu, threads, memory, device, system, node, blockpruner, nodeLlamaCpp }) {
-    return `${cpu}, ${threads === 1 ? '1 thread' : `${threads} threads`}, ${gib(memory)} GiB, ${device}, ${system}, Node.js ${node}, blockpruner ${blockpruner}, node-llama-cpp ${nodeLlamaCpp}.`;
+    const hardware = [cpu, threads === 1 ? '1 thread' : `${threads} threads`, `${gib(memory)} GiB`, device, system];
+    const software = [`Node.js ${node}`, `blockpruner ${blockpruner}`, `node-llama-cpp ${nodeLlamaCpp}`];
+    return `${[...hardware, ...software].join(', ')}.`;
 }
 
 /** Writes bench/results/NAME.json and .md; returns what the latter says. */

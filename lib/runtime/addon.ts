@@ -1,5 +1,5 @@
-// The native addon: loading it, and the types of what it exports. What a call that model.ts or kept-streams.ts passes on
-// means is said there.
+// The native addon: loading it, and the types of what it exports. What a call that model.ts or kept-streams.ts passes
+// on means is said there.
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 
@@ -58,21 +58,23 @@ export interface NativeBlock {
 export interface NativeEvaluator {
     /** In the order of the residual stream. */
     blocks(): NativeBlock[];
-    /** `nodes`, `cacheWrites`: how many operations the last evaluation had, and writes to the cache of keys and values. */
+    /**
+     * `nodes`, `cacheWrites`: how many operations the last evaluation had, and writes to the cache of keys and values.
+     */
     graph(): { nodes: number; cacheWrites: number; outerSignature: string };
     evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<Float32Array>;
     /**
-     * `tokens`: of each choice the context's, then the ending's. `lengths`: of each choice the context's and the ending's.
-     * What a choice begins with like the one before it is computed once.
+     * `tokens`: of each choice the context's, then the ending's. `lengths`: of each choice the context's and the
+     * ending's. What a choice begins with like the one before it is computed once.
      */
     score(tokens: Int32Array, lengths: Uint32Array, skip: number[], task: NativeTask): Promise<Float64Array>;
     /**
-     * `pairs`: two boundaries each, named by the index of the block behind it; the number of blocks is the stream's end.
-     * Gives a cosine and a change of each pair.
+     * `pairs`: two boundaries each, named by the index of the block behind it; the number of blocks is the stream's
+     * end. Gives a cosine and a change of each pair.
      */
     influence(tokens: Int32Array, length: number, pairs: Uint32Array, task: NativeTask): Promise<Float64Array>;
     hidden(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<Float32Array>;
-    /** Gives four values a token: the NLL in the dense model and in this one, the divergence, and whether the top is one. */
+    /** Gives four values a token: the NLL in the dense model and in this one, the divergence, 1 for the same top. */
     diverge(
         tokens: Int32Array,
         length: number,
@@ -106,7 +108,9 @@ export type GgufValue =
     | { key: string; type: 'u32[]' | 'bool[]'; value: number[] }
     | { key: string; type: 'string[]'; value: string[] };
 
-/** A tensor of a source file; `sum`: in its type, the sum of these tensors' values times their weights instead of its own. */
+/**
+ * A tensor of a source file. `sum`: in its type, the sum of these tensors' values times their weights instead of its own.
+ */
 export interface GgufSource {
     file: number;
     name: string;
@@ -115,8 +119,8 @@ export interface GgufSource {
 
 /**
  * A tensor to write. `from`: a copy of a tensor of a source file, or of several with their rows one after the other;
- * `ropeHead`: with the rows of each head of this size reordered from NEOX to NORM rope order. `data`: its values, F32; zeros
- * without. `shape`: ggml's order, the length of a row first.
+ * `ropeHead`: with the rows of each head of this size reordered from NEOX to NORM rope order. `data`: its values, F32;
+ * zeros without. `shape`: ggml's order, the length of a row first.
  */
 export type GgufTensor =
     | { name: string; from: GgufSource[]; ropeHead?: number }
@@ -127,8 +131,8 @@ export interface GgufPlan {
     output: string;
     sources: string[];
     /**
-     * The metadata is the first source's: less these keys, then with key prefixes renamed, then with some values of arrays
-     * alone, then with other values.
+     * The metadata is the first source's: less these keys, then with key prefixes renamed, then with some values of
+     * arrays alone, then with other values.
      */
     remove: string[];
     rename: [from: string, to: string][];
@@ -169,7 +173,7 @@ interface Addon {
          * Finds the blocks; rejects where the graph isn't understood.
          * @param options.context tokens computed at once, at most
          * @param options.sequences how many endings `score` computes at once, at most; default 1
-         * @param options.logitsBytes memory for logits; those of longer sequences are computed in parts. Default 256 MiB.
+         * @param options.logitsBytes memory for logits; those of longer sequences are computed in parts; default 256 MiB
          */
         create(
             model: NativeModel,

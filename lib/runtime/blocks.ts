@@ -32,7 +32,9 @@ export function bare(blocks: readonly Block[]): Block[] {
     return blocks.map(({ kind, layer }) => ({ kind, layer }));
 }
 
-/** A set of blocks, such as those that a forward pass leaves out, in the order in which they were added. It never changes. */
+/**
+ * A set of blocks, such as those that a forward pass leaves out, in the order in which they were added. It never changes.
+ */
 export class SkipSet implements Iterable<Block> {
     readonly #blocks: ReadonlyMap<string, Block>;
 

@@ -51,7 +51,8 @@ export async function readGguf(file: string, signal?: AbortSignal): Promise<Gguf
         if (prefix === undefined) {
             throw new BlockprunerError(
                 'MODEL',
-                `${file} is a part of a model split into ${count} files: give the first, …-00001-of-${String(count).padStart(5, '0')}.gguf`
+                `${file} is a part of a model split into ${count} files: give the first, ` +
+                    `…-00001-of-${String(count).padStart(5, '0')}.gguf`
             );
         }
         for (let part = 2; part <= count; part++) {
@@ -82,9 +83,10 @@ async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf 
             throw new Error('it is not a GGUF file');
         }
     } catch (error) {
+        const isMissing = (error as NodeJS.ErrnoException).code === 'ENOENT';
         throw new BlockprunerError(
             'MODEL',
-            `can't read the model ${file}: ${(error as NodeJS.ErrnoException).code === 'ENOENT' ? 'there is no such file' : messageOf(error)}`
+            `can't read the model ${file}: ${isMissing ? 'there is no such file' : messageOf(error)}`
         );
     }
     const addon = await loadAddon();

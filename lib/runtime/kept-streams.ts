@@ -11,10 +11,10 @@ export interface KeepOptions {
 }
 
 /**
- * Evaluates the candidates of a search without computing anything twice: a candidate shares everything before its block with
- * the current model, whose residual stream is kept, where the model is computed, at the boundaries of its blocks. A candidate
- * starts from its own boundary or, where memory doesn't allow all of them, from the last one before. The values are those of
- * {@link Model.evaluate}. Comes from {@link Model.keepStreams}.
+ * Evaluates the candidates of a search without computing anything twice: a candidate shares everything before its block
+ * with the current model, whose residual stream is kept, where the model is computed, at the boundaries of its blocks.
+ * A candidate starts from its own boundary or, where memory doesn't allow all of them, from the last one before. The
+ * values are those of {@link Model.evaluate}. Comes from {@link Model.keepStreams}.
  */
 export class KeptStreams {
     readonly #native: NativeKeptStreams;

@@ -50,7 +50,10 @@ export function shareOf(blocks: readonly BlockInfo[], removed: readonly Block[],
 export interface ModelGraph {
     /** In the order of the residual stream. */
     blocks: (BlockInfo & Omit<NativeBlock, 'reads'> & { reads: Block[] })[];
-    /** What is computed outside of the blocks: equal for models that do the same there, whatever their weights' values and types. */
+    /**
+     * What is computed outside of the blocks: equal for models that do the same there, whatever their weights' values and
+     * types.
+     */
     outerSignature: string;
     /** by layer: its attention sees a sliding window of tokens */
     slidingWindow: boolean[];
@@ -141,8 +144,8 @@ export class Model {
     /**
      * Loads a GGUF causal language model.
      * @param file a path; for a URI see {@link resolveModel}
-     * @throws ArgumentError for options that can't be; BlockprunerError if the file is damaged or holds no causal language
-     *     model, or the device isn't there
+     * @throws ArgumentError for options that can't be; BlockprunerError if the file is damaged or holds no causal
+     *     language model, or the device isn't there
      */
     static async load(file: string, options: LoadOptions = {}): Promise<Model> {
         checkLoadOptions(options);
@@ -151,7 +154,8 @@ export class Model {
     }
 
     /**
-     * Loads a copy of the model on each GPU, if there are several of a kind and each has room for it; else one, over all.
+     * Loads a copy of the model on each GPU, if there are several of a kind and each has room for it; else one, over
+     * all.
      * @throws as {@link Model.load}
      */
     static async loadOnEach(file: string, options: LoadOptions = {}): Promise<Model[]> {
@@ -237,8 +241,8 @@ export class Model {
     }
 
     /**
-     * The model's blocks in the order of the residual stream, found in its compute graph. Filler that an earlier pruning left
-     * is not counted.
+     * The model's blocks in the order of the residual stream, found in its compute graph. Filler that an earlier
+     * pruning left is not counted.
      * @throws BlockprunerError if the graph's residual stream can't be followed
      */
     async blocks(signal?: AbortSignal): Promise<BlockInfo[]> {
@@ -261,9 +265,10 @@ export class Model {
     }
 
     /**
-     * The negative log-likelihood (natural logarithm) of each token but the first of each sequence, given those before it:
-     * [sequences × (length − 1)], sequence after sequence.
-     * @throws ArgumentError unless the tokens are whole sequences; BlockprunerError for a block that the model doesn't have
+     * The negative log-likelihood (natural logarithm) of each token but the first of each sequence, given those before
+     * it: [sequences × (length − 1)], sequence after sequence.
+     * @throws ArgumentError unless the tokens are whole sequences; BlockprunerError for a block that the model doesn't
+     *     have
      */
     async evaluate(sequences: Sequences, options: EvaluateOptions = {}): Promise<Float32Array> {
         return this.#run(sequences, options, (evaluator, skip, task) =>
@@ -272,8 +277,8 @@ export class Model {
     }
 
     /**
-     * Evaluates the candidates of a search on calibration sequences, and keeps the residual stream for them to start from.
-     * Dispose it to free that memory; {@link dispose} does so too.
+     * Evaluates the candidates of a search on calibration sequences, and keeps the residual stream for them to start
+     * from. Dispose it to free that memory; {@link dispose} does so too.
      * @throws as {@link evaluate}
      */
     async keepStreams(calibration: Sequences, options: KeepOptions = {}): Promise<KeptStreams> {
@@ -291,8 +296,8 @@ export class Model {
     }
 
     /**
-     * The negative log-likelihood (natural logarithm) of endings, each the sum over its tokens given its context. What choices
-     * begin with alike is computed once, and as many as fit are computed at once.
+     * The negative log-likelihood (natural logarithm) of endings, each the sum over its tokens given its context. What
+     * choices begin with alike is computed once, and as many as fit are computed at once.
      * @throws ArgumentError for a context or ending without tokens
      */
     async score(choices: readonly Choice[], options: EvaluateOptions = {}): Promise<Float64Array> {
@@ -328,7 +333,10 @@ export class Model {
         return runs.map((_, i) => ({ cosine: means[2 * i]!, change: means[2 * i + 1]! }));
     }
 
-    /** What the logits are computed from, of each token but the last of each sequence: [sequences × (length − 1) × embedding]. */
+    /**
+     * What the logits are computed from, of each token but the last of each sequence:
+     * [sequences × (length − 1) × embedding].
+     */
     async hidden(sequences: Sequences, options: EvaluateOptions = {}): Promise<Float32Array> {
         return this.#run(sequences, options, (evaluator, skip, task) =>
             evaluator.hidden(sequences.tokens, sequences.length, skip, task)
@@ -336,8 +344,9 @@ export class Model {
     }
 
     /**
-     * How this model's predictions differ from those of a dense one, of each token but the first of each sequence. The dense
-     * model may be this one: then `skip` is what makes the difference. Memory: vocabulary × length floats three times.
+     * How this model's predictions differ from those of a dense one, of each token but the first of each sequence. The
+     * dense model may be this one: then `skip` is what makes the difference. Memory: vocabulary × length floats three
+     * times.
      * @throws BlockprunerError if their vocabularies differ in size
      */
     async diverge(sequences: Sequences, dense: Model, options: EvaluateOptions = {}): Promise<Divergence> {
@@ -501,8 +510,8 @@ function compareTokens(a: Int32Array, b: Int32Array): number {
 }
 
 /**
- * The line that tells the reason, of what llama.cpp logged before it gave up, without the places in its source: the first
- * that speaks of an error, or the first.
+ * The line that tells the reason, of what llama.cpp logged before it gave up, without the places in its source: the
+ * first that speaks of an error, or the first.
  */
 function reasonIn(text: string): string {
     const line = text.split('\n').find((candidate) => candidate.includes('error')) ?? text.split('\n')[0]!;

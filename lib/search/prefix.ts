@@ -48,7 +48,7 @@ export class PrefixEvaluator implements CandidateEvaluator {
         return new PrefixEvaluator(streams, sequences);
     }
 
-    /** Of each device: the blocks computed so far, over all sequences, and the bytes of the residual stream kept now. */
+    /** Of each device: the blocks computed so far, over all sequences, and the bytes that are kept now. */
     get work(): { blocks: number; keptBytes: number }[] {
         return this.#queues.map(({ streams }) => streams.work);
     }

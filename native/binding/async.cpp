@@ -27,8 +27,8 @@ public:
             flag = Cancellation::Unwrap(cancel.As<Napi::Object>())->flag;
         }
         if (onProgress.IsFunction()) {
-            tsfn = Napi::ThreadSafeFunction::New(env, onProgress.As<Napi::Function>(), "progress", 0, 1);
             has_progress = true;
+            tsfn         = Napi::ThreadSafeFunction::New(env, onProgress.As<Napi::Function>(), "progress", 0, 1);
         }
     }
 
@@ -102,8 +102,7 @@ private:
 } // namespace
 
 void Cancellation::init(Napi::Env env, Napi::Object exports) {
-    exports.Set("Cancellation",
-                DefineClass(env, "Cancellation", { InstanceMethod<&Cancellation::cancel>("cancel") }));
+    exports.Set("Cancellation", DefineClass(env, "Cancellation", { InstanceMethod<&Cancellation::cancel>("cancel") }));
 }
 
 void Cancellation::cancel(const Napi::CallbackInfo &) {

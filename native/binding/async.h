@@ -31,13 +31,13 @@ private:
     void cancel(const Napi::CallbackInfo & info);
 };
 
-// Runs work on a worker thread, then result on the JavaScript thread. options: { onProgress?, cancel? }, as NativeTask in
-// lib/runtime/addon.ts says. Where work is cancelled, the promise is rejected with the code 'ABORT'. A failed assertion
-// inside work rejects it too instead of ending the process; assertion_mode makes exceptions.
-Napi::Promise run_async(Napi::Env                                   env,
-                        const Napi::Value &                         options,
-                        std::function<void(const task_control &)>   work,
-                        std::function<Napi::Value(Napi::Env)>       result);
+// Runs work on a worker thread, then result on the JavaScript thread. options: { onProgress?, cancel? }, as NativeTask
+// in lib/runtime/addon.ts says. Where work is cancelled, the promise is rejected with the code 'ABORT'. A failed
+// assertion inside work rejects it too instead of ending the process; assertion_mode makes exceptions.
+Napi::Promise run_async(Napi::Env                                 env,
+                        const Napi::Value &                       options,
+                        std::function<void(const task_control &)> work,
+                        std::function<Napi::Value(Napi::Env)>     result);
 
 // Values as a JavaScript array of their type, such as Napi::Float32Array.
 template <typename Array, typename T> Napi::Value typed_array(Napi::Env env, const std::vector<T> & values) {

@@ -71,8 +71,8 @@ std::vector<std::pair<size_t, size_t>> read_boundary_pairs(const evaluator & on,
     return pairs;
 }
 
-// Evaluators that are taken for one task. They are given back at the end of the work, before its promise is settled, or,
-// where the work never began, with this.
+// Evaluators that are taken for one task. They are given back at the end of the work, before its promise is settled,
+// or, where the work never began, with this.
 class lease {
 public:
     lease(Napi::Env env, const std::vector<std::shared_ptr<evaluator>> & wanted) {
@@ -116,6 +116,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
                                          InstanceMethod<&Evaluator::diverge>("diverge"),
                                          InstanceMethod<&Evaluator::dispose>("dispose"),
                                      });
+
     env.GetInstanceData<addon_data>()->evaluator = Napi::Persistent(cls);
     exports.Set("Evaluator", cls);
 }
@@ -140,15 +141,15 @@ const std::shared_ptr<evaluator> & Evaluator::engine(Napi::Env env) const {
 }
 
 Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
-    const auto        model    = Model::Unwrap(info[0].As<Napi::Object>())->llama(info.Env());
-    const auto        options  = info[1].As<Napi::Object>();
-    const auto        cache    = options.Get("cacheType").ToString().Utf8Value();
-    evaluator_options wanted   = {
-          .n_context       = (uint32_t) number_of(options, "context", 0),
-          .n_sequences     = (uint32_t) number_of(options, "sequences", 1),
-          .n_threads       = (int) number_of(options, "threads", 1),
-          .flash_attention = options.Get("flashAttention").ToBoolean(),
-          .cache_type      = cache == "f32" ? GGML_TYPE_F32 : GGML_TYPE_F16,
+    const auto        model   = Model::Unwrap(info[0].As<Napi::Object>())->llama(info.Env());
+    const auto        options = info[1].As<Napi::Object>();
+    const auto        cache   = options.Get("cacheType").ToString().Utf8Value();
+    evaluator_options wanted  = {
+        .n_context       = (uint32_t) number_of(options, "context", 0),
+        .n_sequences     = (uint32_t) number_of(options, "sequences", 1),
+        .n_threads       = (int) number_of(options, "threads", 1),
+        .flash_attention = options.Get("flashAttention").ToBoolean(),
+        .cache_type      = cache == "f32" ? GGML_TYPE_F32 : GGML_TYPE_F16,
     };
     wanted.logits_bytes = (size_t) number_of(options, "logitsBytes", (double) wanted.logits_bytes);
 

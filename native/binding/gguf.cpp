@@ -137,10 +137,10 @@ planned_tensor read_tensor(const Napi::Value & value) {
 metadata_value read_metadata_value(const Napi::Value & value) {
     const auto     object = value.As<Napi::Object>();
     metadata_value read   = {
-          .key     = read_string(object.Get("key")),
-          .type    = read_string(object.Get("type")),
-          .strings = {},
-          .numbers = {},
+        .key     = read_string(object.Get("key")),
+        .type    = read_string(object.Get("type")),
+        .strings = {},
+        .numbers = {},
     };
     const auto add = [&](const Napi::Value & one) {
         if (one.IsString()) {
@@ -164,9 +164,9 @@ std::pair<std::string, std::string> read_renaming(const Napi::Value & value) {
 }
 
 std::pair<std::string, std::vector<uint32_t>> read_selection(const Napi::Value & value) {
-    const auto          pair    = value.As<Napi::Array>();
-    const Napi::Value   indexes = pair.Get(1u);
-    const auto read_index = [](const Napi::Value & index) { return index.ToNumber().Uint32Value(); };
+    const auto        pair       = value.As<Napi::Array>();
+    const Napi::Value indexes    = pair.Get(1u);
+    const auto        read_index = [](const Napi::Value & index) { return index.ToNumber().Uint32Value(); };
     return { read_string(pair.Get(0u)), read_each(indexes, read_index) };
 }
 

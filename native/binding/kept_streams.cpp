@@ -19,6 +19,7 @@ void KeptStreams::init(Napi::Env env, Napi::Object exports) {
 KeptStreams::KeptStreams(const Napi::CallbackInfo & info) : Napi::ObjectWrap<KeptStreams>(info) {
     const auto   on         = Evaluator::Unwrap(info[0].As<Napi::Object>())->engine(info.Env());
     const double keep_bytes = info[3].As<Napi::Number>().DoubleValue();
+
     self = std::make_shared<kept_streams>(on, read_sequences(*on, info[1], info[2]), keep_bytes);
 }
 

@@ -1,4 +1,5 @@
-// The residual streams that a search keeps. NativeKeptStreams in lib/runtime/addon.ts; the cache itself is the engine's.
+// The residual streams that a search keeps. NativeKeptStreams in lib/runtime/addon.ts; the cache itself is the
+// engine's.
 #pragma once
 
 #include "engine/kept_streams.h"

@@ -97,6 +97,7 @@ void Model::init(Napi::Env env, Napi::Object exports) {
                                          InstanceMethod<&Model::describe>("describe"),
                                          InstanceMethod<&Model::dispose>("dispose"),
                                      });
+
     env.GetInstanceData<addon_data>()->model = Napi::Persistent(cls);
     exports.Set("Model", cls);
 }
@@ -136,10 +137,10 @@ Napi::Value Model::load(const Napi::CallbackInfo & info) {
     const auto   gpus    = options.Get("gpus").As<Napi::Array>();
     const auto   layers  = options.Get("gpuLayers");
     load_options wanted  = {
-         .path        = info[0].As<Napi::String>(),
-         .gpus        = {},
-         .gpu_layers  = layers.IsNumber() ? layers.As<Napi::Number>().Int32Value() : -1,
-         .header_only = options.Get("headerOnly").ToBoolean(),
+        .path        = info[0].As<Napi::String>(),
+        .gpus        = {},
+        .gpu_layers  = layers.IsNumber() ? layers.As<Napi::Number>().Int32Value() : -1,
+        .header_only = options.Get("headerOnly").ToBoolean(),
     };
     for (uint32_t i = 0; i < gpus.Length(); i++) {
         wanted.gpus.push_back(gpus.Get(i).ToString());

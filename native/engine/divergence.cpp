@@ -13,8 +13,7 @@ struct distribution {
     size_t        top;     // the likeliest token
     double        log_sum; // the log of the sum of exp(logits)
 
-    distribution(const float * logits, size_t n) :
-        logits(logits), top(std::max_element(logits, logits + n) - logits) {
+    distribution(const float * logits, size_t n) : logits(logits), top(std::max_element(logits, logits + n) - logits) {
         double sum = 0;
         for (size_t i = 0; i < n; i++) {
             sum += std::exp((double) (logits[i] - logits[top]));
@@ -60,8 +59,9 @@ std::vector<float> divergence_of(evaluator &             on,
     std::vector<float> nll(n), expected(n_vocab * n), found;
     for (size_t sequence = 0; sequence < n_sequences; sequence++) {
         control.check();
-        float *    out        = values.data() + 4 * sequence * n;
-        const auto run_on     = [&](evaluator & model, const skip_set & left_out, size_t column) -> const graph_outputs & {
+        float * out = values.data() + 4 * sequence * n;
+
+        const auto run_on = [&](evaluator & model, const skip_set & left_out, size_t column) -> const graph_outputs & {
             graph_request request;
             request.skip   = left_out;
             request.output = graph_request::output_kind::logits;

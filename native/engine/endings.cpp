@@ -19,8 +19,8 @@ struct choice_tokens {
     int32_t target(size_t k) const { return k + 1 < n_context ? NONE : tokens[k + 1]; }
 };
 
-// A batch of choices. Each is a sequence, and shares the tokens that it begins with with the choice before it, as far as
-// these needn't predict something else.
+// A batch of choices. Each is a sequence, and shares the tokens that it begins with with the choice before it, as far
+// as these needn't predict something else.
 class choices_batch {
 public:
     choices_batch(size_t n_tokens, size_t n_sequences) :
@@ -47,7 +47,7 @@ public:
             if (k == path.size()) {
                 path.push_back(add_token(choice.tokens[k], k));
             }
-            const int i                              = path[k];
+            const int i                          = path[k];
             batch.seq_id[i][batch.n_seq_id[i]++] = (llama_seq_id) n_sequences;
             if (choice.target(k) != NONE) {
                 targets[i] = choice.target(k);

@@ -11,8 +11,8 @@
 
 namespace {
 
-// Threads that live on between graphs: those that ggml makes anew for each graph often begin on a busy core, which cost up
-// to 40 % of the time of short evaluations. Null where the CPU backend has none.
+// Threads that live on between graphs: those that ggml makes anew for each graph often begin on a busy core, which cost
+// up to 40 % of the time of short evaluations. Null where the CPU backend has none.
 std::shared_ptr<ggml_threadpool> make_threads(int count) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : nullptr;
@@ -45,11 +45,10 @@ llama_context_params context_params(const evaluator_options & options) {
     params.n_threads            = options.n_threads;
     params.n_threads_batch      = options.n_threads;
     // never "auto": llama.cpp decides that by looking at a graph, and a skip set would change the decision
-    params.flash_attn_type =
-        options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    params.type_k     = options.cache_type;
-    params.type_v     = options.cache_type;
-    params.graph_hook = graph_patch::hook;
+    params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.type_k          = options.cache_type;
+    params.type_v          = options.cache_type;
+    params.graph_hook      = graph_patch::hook;
     return params;
 }
 
@@ -188,8 +187,8 @@ std::vector<float> nll_of(evaluator &             on,
         control.check();
         graph_request request;
         request.skip = skip;
-        out          = read_values(
-            on.run_sequence(std::move(request), sequences.sequence(i), sequences.length, control).nll, out);
+        out =
+            read_values(on.run_sequence(std::move(request), sequences.sequence(i), sequences.length, control).nll, out);
         control.progress((double) i + 1, (double) n_sequences);
     }
     return nll;
@@ -204,8 +203,8 @@ std::vector<float> hidden_of(evaluator &             on,
     for (size_t i = 0; i < n_sequences; i++) {
         control.check();
         graph_request request;
-        request.skip         = skip;
-        request.output       = graph_request::output_kind::hidden;
+        request.skip   = skip;
+        request.output = graph_request::output_kind::hidden;
         ggml_tensor * hidden =
             on.run_sequence(std::move(request), sequences.sequence(i), sequences.length, control).hidden;
         const size_t size = values.size();

@@ -26,9 +26,9 @@ struct token_sequences {
 };
 
 struct evaluator_options {
-    uint32_t  n_context;       // tokens in a batch, at most
-    uint32_t  n_sequences = 1; // sequences in a batch, at most; they share what they begin with
-    int       n_threads   = 1;
+    uint32_t  n_context;           // tokens in a batch, at most
+    uint32_t  n_sequences     = 1; // sequences in a batch, at most; they share what they begin with
+    int       n_threads       = 1;
     bool      flash_attention = true;
     ggml_type cache_type      = GGML_TYPE_F16;
     size_t    logits_bytes    = 256 * 1024 * 1024; // memory for logits; those of longer batches are computed in parts

@@ -14,6 +14,7 @@ std::vector<block_influence> influence_of(evaluator &                           
                                           const std::vector<std::pair<size_t, size_t>> & pairs,
                                           const task_control &                           control) {
     const size_t n_sequences = sequences.count();
+
     // a graph has room for a few more operations a token, and what is compared stays in memory until its end
     const size_t                 n_at_once = std::max<size_t>(1, sequences.length / 16);
     std::vector<block_influence> sums(pairs.size());

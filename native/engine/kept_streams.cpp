@@ -8,7 +8,8 @@
 
 namespace {
 
-// While a graph runs, all boundaries that it shall keep take memory beside those that are kept already: so much at most.
+// While a graph runs, all boundaries that it shall keep take memory beside those that are kept already: so much at
+// most.
 constexpr size_t MOST_CAPTURED_BYTES = 256 * 1024 * 1024;
 
 size_t bytes_of_boundary(const llama_model * model, uint32_t length) {
@@ -25,8 +26,8 @@ bool shares_start(const skip_set & before, const skip_set & skip) {
     return std::equal(before.begin(), before.end(), skip.begin());
 }
 
-// Blocks behind `start` at whose boundaries the stream is to be kept: spread evenly over those that aren't left out, since
-// only these can be the next to go. Parallel blocks have one boundary.
+// Blocks behind `start` at whose boundaries the stream is to be kept: spread evenly over those that aren't left out,
+// since only these can be the next to go. Parallel blocks have one boundary.
 std::vector<size_t> spread(const std::vector<residual_block> & blocks,
                            const skip_set &                    skip,
                            size_t                              start,
@@ -111,8 +112,8 @@ void kept_streams::remove(const skip_set & removed) {
     current = removed;
 }
 
-// Computes sequences, each from its last usable boundary on. Then at most `most_kept` boundaries of each are kept, those
-// from before included.
+// Computes sequences, each from its last usable boundary on. Then at most `most_kept` boundaries of each are kept,
+// those from before included.
 void kept_streams::run(const skip_set &            skip,
                        const std::vector<size_t> & sequences,
                        size_t                      most_kept,

@@ -1,5 +1,5 @@
-// The residual streams of a search, kept at boundaries for later evaluations to start from. A candidate shares everything
-// before its block with the current model, so that nothing before it is computed again.
+// The residual streams of a search, kept at boundaries for later evaluations to start from. A candidate shares
+// everything before its block with the current model, so that nothing before it is computed again.
 #pragma once
 
 #include "engine/evaluator.h"
@@ -12,11 +12,11 @@
 #include <utility>
 #include <vector>
 
-// Evaluates candidates on calibration sequences. The current model's stream is kept, on the device, at the boundaries of
-// its blocks; where memory doesn't allow all of them, they are spread evenly and a candidate starts at the last one before
-// its block. A candidate that may become the current model leaves its boundaries behind too. If another one wins, the
-// current model is run again on a sequence when its next candidate needs it. The values are those of evaluations from the
-// tokens on.
+// Evaluates candidates on calibration sequences. The current model's stream is kept, on the device, at the boundaries
+// of its blocks; where memory doesn't allow all of them, they are spread evenly and a candidate starts at the last one
+// before its block. A candidate that may become the current model leaves its boundaries behind too. If another one
+// wins, the current model is run again on a sequence when its next candidate needs it. The values are those of
+// evaluations from the tokens on.
 class kept_streams {
 public:
     // keep_bytes: memory for the boundaries of all sequences; may be infinite
@@ -33,8 +33,8 @@ public:
                                 bool                        may_win,
                                 const task_control &        control);
 
-    // Makes the model without these blocks the current one. All that is evaluated from now on leaves them out too, so the
-    // memory of boundaries at which no such evaluation can start is given to others.
+    // Makes the model without these blocks the current one. All that is evaluated from now on leaves them out too, so
+    // the memory of boundaries at which no such evaluation can start is given to others.
     void remove(const skip_set & removed);
 
     // Blocks computed so far, over all sequences. Any thread may ask.

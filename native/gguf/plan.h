@@ -49,8 +49,8 @@ struct gguf_plan {
     std::string              output;
     std::vector<std::string> sources;
 
-    // The metadata is the first source's: less these keys, then with key prefixes renamed, then with some values of arrays
-    // alone, then with other values.
+    // The metadata is the first source's: less these keys, then with key prefixes renamed, then with some values of
+    // arrays alone, then with other values.
     std::vector<std::string>                                   remove;
     std::vector<std::pair<std::string, std::string>>           rename;
     std::vector<std::pair<std::string, std::vector<uint32_t>>> select;

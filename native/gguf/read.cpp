@@ -72,7 +72,9 @@ double gguf_scalar(gguf_type type, const void * data) {
 }
 
 gguf_source::gguf_source(const std::string & path) :
-    path(path), gguf(open_gguf(path)), stream(path_of(path), std::ios::binary) {
+    path(path),
+    gguf(open_gguf(path)),
+    stream(path_of(path), std::ios::binary) {
     if (!stream) {
         throw std::runtime_error("can't open " + path);
     }

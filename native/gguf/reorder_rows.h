@@ -1,5 +1,5 @@
-// Reorders the rows of Q and K, weights and biases, for an architecture that rotates other values together. NORM rope, as
-// Llama's, rotates neighbours of a head; NEOX rope, as Qwen2's, rotates its halves.
+// Reorders the rows of Q and K, weights and biases, for an architecture that rotates other values together. NORM rope,
+// as Llama's, rotates neighbours of a head; NEOX rope, as Qwen2's, rotates its halves.
 #pragma once
 
 #include <cstddef>

@@ -98,7 +98,8 @@ private:
 class output_file {
 public:
     explicit output_file(const std::string & path) :
-        path(path), stream(path_of(path), std::ios::binary | std::ios::trunc) {}
+        path(path),
+        stream(path_of(path), std::ios::binary | std::ios::trunc) {}
 
     void write(const char * data, size_t size) { check(stream.write(data, (std::streamsize) size).good()); }
 
@@ -127,7 +128,10 @@ private:
 class tensor_writer {
 public:
     tensor_writer(output_file & out, sources & files, double total, const task_control & control) :
-        out(out), files(files), total(total), control(control) {}
+        out(out),
+        files(files),
+        total(total),
+        control(control) {}
 
     void write(const planned_tensor & planned, const ggml_tensor * described) {
         if (planned.from.empty()) {
@@ -150,9 +154,7 @@ private:
     std::vector<char>    buffer;
 
     // Writes `size` bytes. fill: puts n of them, from an offset on, at `to`
-    void write_chunks(size_t                                                          size,
-                      size_t                                                          chunk,
-                      const std::function<void(size_t offset, size_t n, char * to)> & fill) {
+    void write_chunks(size_t size, size_t chunk, const std::function<void(size_t offset, size_t n, char * to)> & fill) {
         buffer.resize(std::max(buffer.size(), chunk));
         for (size_t offset = 0; offset < size; offset += chunk) {
             control.check();

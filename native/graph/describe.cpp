@@ -48,8 +48,8 @@ std::string name_of_outer(const graph_view & graph, const ggml_tensor * t) {
     return name;
 }
 
-// An operation with its parameters. Which values a rope rotates together is left out: residual_block::rope tells it. Where
-// a cache is written to depends on the tokens.
+// An operation with its parameters. Which values a rope rotates together is left out: residual_block::rope tells it.
+// Where a cache is written to depends on the tokens.
 std::string operation_of(const ggml_tensor * t) {
     std::string text = ggml_op_desc(t);
     if (t->op == GGML_OP_SET_ROWS || t->op == GGML_OP_CPY) {
@@ -79,7 +79,7 @@ std::string fnv1a(const std::string & text) {
 std::string signature_of(const graph_view & graph, const tensor_set & operations, tensor_names names) {
     const auto name_of = [&](const ggml_tensor * t) {
         const auto known = names.find(t);
-        return known != names.end()    ? known->second :
+        return known != names.end()  ? known->second :
                t->op == GGML_OP_NONE ? name_of_leaf(graph, t) :
                                        name_of_outer(graph, t);
     };
@@ -167,7 +167,7 @@ std::string outer_signature_of(const graph_view & graph, const std::vector<found
     tensor_names names;
     for (const auto & f : found) {
         inner.insert(f.inner.begin(), f.inner.end());
-        names[f.add]                    = "stream";
+        names[f.add]                   = "stream";
         names[f.both ? f.both : f.add] = "stream";
     }
     const auto collect = [&](ggml_tensor * t) {

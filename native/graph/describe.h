@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-// Fills in, of each block, its signature, its rope and what it reads of other blocks, and leaves it the weights that are
-// its alone.
+// Fills in, of each block, its signature, its rope and what it reads of other blocks, and leaves it the weights that
+// are its alone.
 void describe_blocks(const graph_view & graph, std::vector<found_block> & found);
 
 // The signature of what the graph computes outside of the blocks.

@@ -9,8 +9,7 @@
 namespace {
 
 [[noreturn]] void not_understood(const std::string & why, const std::vector<found_block> & above) {
-    const std::string where =
-        above.empty() ? "" : " (below layer " + std::to_string(above.back().block.layer) + ")";
+    const std::string where = above.empty() ? "" : " (below layer " + std::to_string(above.back().block.layer) + ")";
     throw std::runtime_error("the residual stream of this model can't be followed: " + why + where);
 }
 
@@ -31,8 +30,8 @@ bool mixes_tokens(const graph_view & graph, ggml_tensor * branch, ggml_tensor * 
     return mixes;
 }
 
-// Splits the sum `cur` of the stream and one branch. The branch may be a sum itself, r + (attention + FFN): where one part
-// mixes tokens, the other doesn't, and neither reads the other, these are two parallel blocks.
+// Splits the sum `cur` of the stream and one branch. The branch may be a sum itself, r + (attention + FFN): where one
+// part mixes tokens, the other doesn't, and neither reads the other, these are two parallel blocks.
 std::vector<found_block> split_branch(const graph_view & graph,
                                       ggml_tensor *      cur,
                                       ggml_tensor *      stream,
@@ -52,26 +51,20 @@ std::vector<found_block> split_branch(const graph_view & graph,
             if (!is_first) {
                 std::swap(attention, ffn);
             }
-            const found_block first  = { .branch   = attention,
-                                         .boundary = boundary,
-                                         .stream   = stream,
-                                         .add      = sum,
-                                         .instead  = ffn,
-                                         .both     = cur };
-            const found_block second = { .branch   = ffn,
-                                         .boundary = boundary,
-                                         .stream   = stream,
-                                         .add      = sum,
-                                         .instead  = attention,
-                                         .both     = cur };
+            const found_block first = {
+                .branch = attention, .boundary = boundary, .stream = stream, .add = sum, .instead = ffn, .both = cur
+            };
+            const found_block second = {
+                .branch = ffn, .boundary = boundary, .stream = stream, .add = sum, .instead = attention, .both = cur
+            };
             return { first, second };
         }
     }
     return { { .branch = branch, .boundary = boundary, .stream = stream, .add = cur, .instead = stream } };
 }
 
-// Splits a sum `cur` of the form (r + one) + other, where neither operand depends on the other: two parallel blocks. Empty
-// if it isn't of that form.
+// Splits a sum `cur` of the form (r + one) + other, where neither operand depends on the other: two parallel blocks.
+// Empty if it isn't of that form.
 std::vector<found_block> split_parallel(const graph_view & graph, ggml_tensor * cur) {
     for (const int i : { 0, 1 }) {
         ggml_tensor * rest  = cur->src[i];
@@ -193,8 +186,8 @@ void check_one_of_a_kind(const std::vector<found_block> & found) {
     }
 }
 
-// A layer's weights that the stream itself passes belong to no block, and what the layer's blocks add is not added to the
-// stream as it is.
+// A layer's weights that the stream itself passes belong to no block, and what the layer's blocks add is not added to
+// the stream as it is.
 void take_weights_of_stream(std::vector<found_block> & found, const std::vector<const ggml_tensor *> & on_stream) {
     for (auto & f : found) {
         for (const ggml_tensor * weight : on_stream) {
@@ -269,11 +262,11 @@ std::vector<found_block> find_again(const graph_view & graph, const graph_layout
             .instead  = graph.nodes[at.instead],
             .both     = at.both < 0 ? nullptr : graph.nodes[at.both],
         };
-        block.block.parallel    = at.parallel;
-        const ggml_tensor * sum = block.add;
-        const bool          is_there =
-            is_sum(sum) && ((sum->src[0] == block.instead && sum->src[1] == block.branch) ||
-                            (sum->src[1] == block.instead && sum->src[0] == block.branch));
+        block.block.parallel = at.parallel;
+
+        const ggml_tensor * sum      = block.add;
+        const bool          is_there = is_sum(sum) && ((sum->src[0] == block.instead && sum->src[1] == block.branch) ||
+                                                       (sum->src[1] == block.instead && sum->src[0] == block.branch));
         if (!is_there) {
             return {};
         }

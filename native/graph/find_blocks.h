@@ -38,12 +38,13 @@ using skip_set = std::vector<bool>;
 // A block in a graph, and how it is left out: who reads `add` must read `instead`.
 struct found_block {
     residual_block block = {};
-    ggml_tensor *  branch   = nullptr;
-    ggml_tensor *  boundary = nullptr; // the residual stream that the block reads, of all tokens
-    ggml_tensor *  stream   = nullptr; // that stream as the branch is added to it: scaled, or of the output rows alone
-    ggml_tensor *  add      = nullptr; // adds the branch to the stream, or to a parallel branch
-    ggml_tensor *  instead  = nullptr; // what it adds it to
-    ggml_tensor *  both = nullptr; // where two parallel branches are added to each other first: adds that to the stream
+
+    ggml_tensor * branch   = nullptr;
+    ggml_tensor * boundary = nullptr; // the residual stream that the block reads, of all tokens
+    ggml_tensor * stream   = nullptr; // that stream as the branch is added to it: scaled, or of the output rows alone
+    ggml_tensor * add      = nullptr; // adds the branch to the stream, or to a parallel branch
+    ggml_tensor * instead  = nullptr; // what it adds it to
+    ggml_tensor * both = nullptr; // where two parallel branches are added to each other first: adds that to the stream
 
     tensor_set inner       = {}; // what the branch computes
     bool       reads_cache = false;
@@ -66,5 +67,6 @@ std::vector<found_block> find_blocks(const graph_view & graph, ggml_tensor * end
 
 graph_layout layout_of(const graph_view & graph, const std::vector<found_block> & found);
 
-// The blocks of a graph that is like the one whose layout is known, without what describes them. Empty if it is not like it.
+// The blocks of a graph that is like the one whose layout is known, without what describes them. Empty if it is not
+// like it.
 std::vector<found_block> find_again(const graph_view & graph, const graph_layout & layout);

@@ -45,7 +45,9 @@ private:
 class targets_input : public llm_graph_input_i {
 public:
     targets_input(const graph_patch & patch, ggml_tensor * tensor) :
-        patch(patch), version(patch.version()), tensor(tensor) {}
+        patch(patch),
+        version(patch.version()),
+        tensor(tensor) {}
 
     void set_input(const llama_ubatch *) override {
         ggml_backend_tensor_set(tensor, patch.request().targets.data(), 0, ggml_nbytes(tensor));
@@ -116,6 +118,11 @@ void capture_boundaries(graph_edit & edit) {
     }
 }
 
+// A tensor of [n_embd, n_tokens], for the first n tokens alone.
+ggml_tensor * first_positions(ggml_context * ctx, ggml_tensor * t, int64_t n) {
+    return n < t->ne[1] ? ggml_view_2d(ctx, t, t->ne[0], n, t->nb[1], 0) : t;
+}
+
 // The residual stream behind the last block.
 ggml_tensor * end_of(const graph_view & graph, const std::vector<found_block> & found) {
     const auto    sum_of = [](const found_block & f) { return f.both ? f.both : f.add; };
@@ -137,8 +144,10 @@ void compare_boundaries(graph_edit & edit) {
         ggml_tensor * b = boundary_of(second);
         // the last layer may have selected the output positions, which are the first
         const int64_t n = std::min(a->ne[1], b->ne[1]);
-        a               = ggml_view_2d(ctx, a, a->ne[0], n, a->nb[1], 0);
-        b               = ggml_view_2d(ctx, b, b->ne[0], n, b->nb[1], 0);
+
+        a = first_positions(ctx, a, n);
+        b = first_positions(ctx, b, n);
+
         const graph_outputs::comparison c = {
             .dot        = ggml_sum_rows(ctx, ggml_mul(ctx, a, b)),
             .a          = ggml_sum_rows(ctx, ggml_sqr(ctx, a)),
@@ -178,7 +187,7 @@ void build_logits(graph_edit & edit, ggml_tensor * targets, size_t logits_bytes)
     }
     std::vector<ggml_tensor *> & nll = edit.outputs.nll;
     if (head.empty()) {
-        logits = { n_outputs < all->ne[1] ? ggml_view_2d(ctx, all, all->ne[0], n_outputs, all->nb[1], 0) : all };
+        logits = { first_positions(ctx, all, n_outputs) };
         nll    = { build_nll(ctx, logits[0], targets) };
     } else {
         for (int64_t first = 0; first < n_outputs; first += n_at_once) {
@@ -201,14 +210,10 @@ void build_outputs(graph_edit & edit, ggml_tensor * targets, size_t logits_bytes
         case graph_request::output_kind::logits:
             build_logits(edit, targets, logits_bytes);
             break;
-        case graph_request::output_kind::hidden: {
-            ggml_tensor * all    = edit.res.t_embd;
-            const int64_t n      = targets->ne[0];
-            ggml_tensor * hidden = n < all->ne[1] ? ggml_view_2d(edit.ctx, all, all->ne[0], n, all->nb[1], 0) : all;
-            edit.outputs.hidden  = hidden;
-            edit.results.push_back(hidden);
+        case graph_request::output_kind::hidden:
+            edit.outputs.hidden = first_positions(edit.ctx, edit.res.t_embd, targets->ne[0]);
+            edit.results.push_back(edit.outputs.hidden);
             break;
-        }
         case graph_request::output_kind::none:
             break;
     }
@@ -218,8 +223,8 @@ void build_outputs(graph_edit & edit, ggml_tensor * targets, size_t logits_bytes
     edit.res.t_logits = nullptr; // llama.cpp would copy them to the host
 }
 
-// Rebuilds the graph from what the results still need, cache writes included. All inputs stay: llama.cpp sets every one of
-// them. Returns the number of writes to the cache of keys and values.
+// Rebuilds the graph from what the results still need, cache writes included. All inputs stay: llama.cpp sets every one
+// of them. Returns the number of writes to the cache of keys and values.
 int rebuild(graph_edit & edit, ggml_tensor * targets) {
     tensor_set needed;
     for (ggml_tensor * t : edit.results) {
@@ -300,8 +305,8 @@ void graph_patch::apply(llm_graph_result & res) {
     n_nodes        = ggml_graph_n_nodes(res.get_gf());
 }
 
-// The blocks of this graph. The first one is searched for them, and they are described; later ones have them where it had
-// them, or are searched anew.
+// The blocks of this graph. The first one is searched for them, and they are described; later ones have them where it
+// had them, or are searched anew.
 std::vector<found_block> graph_patch::locate_blocks(const graph_view & graph, llm_graph_result & res) {
     std::vector<found_block> found = find_again(graph, layout);
     if (found.empty()) {

@@ -1,5 +1,6 @@
-// The patch of the compute graph: leaves out chosen blocks of a graph that llama.cpp built, starts at a kept boundary, and
-// puts the negative log-likelihood of given tokens, or what else is asked for, where the logits would leave the graph.
+// The patch of the compute graph: leaves out chosen blocks of a graph that llama.cpp built, starts at a kept boundary,
+// and puts the negative log-likelihood of given tokens, or what else is asked for, where the logits would leave the
+// graph.
 #pragma once
 
 #include "graph/find_blocks.h"
@@ -18,8 +19,8 @@ class llm_graph_result;
 struct graph_request {
     skip_set skip; // empty: no block is left out
 
-    // Compute from this block's boundary on, given the residual stream there: F32 [n_embd, n_tokens]. 0: from the tokens.
-    // The graph reads that tensor whenever it runs, so the request keeps its memory.
+    // Compute from this block's boundary on, given the residual stream there: F32 [n_embd, n_tokens]. 0: from the
+    // tokens. The graph reads that tensor whenever it runs, so the request keeps its memory.
     size_t                       start = 0;
     std::shared_ptr<ggml_tensor> boundary;
 
@@ -37,11 +38,12 @@ struct graph_request {
     };
     output_kind output = output_kind::nll;
 
-    // The token that each output position of the batch should predict; empty: there are as many as the graph has outputs.
+    // The token that each output position of the batch should predict; empty: there are as many as the graph has
+    // outputs.
     std::vector<int32_t> targets;
 
-    // Whether the outputs are the first positions of the batch. Then they can be told from the others also in those models
-    // that compute logits for all positions, whatever was asked for.
+    // Whether the outputs are the first positions of the batch. Then they can be told from the others also in those
+    // models that compute logits for all positions, whatever was asked for.
     bool outputs_first = true;
 };
 
@@ -65,8 +67,8 @@ struct graph_outputs {
 
 class graph_patch {
 public:
-    // logits_bytes: logits are computed for as many positions at a time as fit into so much memory, so that it doesn't grow
-    // with context x vocabulary
+    // logits_bytes: logits are computed for as many positions at a time as fit into so much memory, so that it doesn't
+    // grow with context x vocabulary
     explicit graph_patch(size_t logits_bytes) : logits_bytes(logits_bytes) {}
 
     // llama_context_params::graph_hook; data is a graph_patch

@@ -146,8 +146,7 @@ void graph_view::visit_sources(ggml_tensor *                              t,
     while (!stack.empty()) {
         ggml_tensor * cur = stack.back();
         stack.pop_back();
-        const bool is_too_early =
-            cur && cur->op != GGML_OP_NONE && position_of(cur) >= 0 && position_of(cur) <= after;
+        const bool is_too_early = cur && cur->op != GGML_OP_NONE && position_of(cur) >= 0 && position_of(cur) <= after;
         if (!cur || is_too_early || !seen.insert(cur).second || !visit(cur)) {
             continue;
         }

@@ -38,7 +38,8 @@ ggml_tensor * build_part_of_head(ggml_context *                     ctx,
                                  int64_t                            first,
                                  int64_t                            count) {
     std::unordered_map<const ggml_tensor *, ggml_tensor *> copy;
-    copy[hidden] = ggml_view_2d(ctx, hidden, hidden->ne[0], count, hidden->nb[1], first * hidden->nb[1]);
+
+    copy[hidden]       = ggml_view_2d(ctx, hidden, hidden->ne[0], count, hidden->nb[1], first * hidden->nb[1]);
     ggml_tensor * last = nullptr;
     for (const ggml_tensor * node : head) {
         last     = ggml_new_tensor_2d(ctx, node->type, node->ne[0], count);
@@ -54,8 +55,8 @@ ggml_tensor * build_part_of_head(ggml_context *                     ctx,
     return last;
 }
 
-// Computed as (max - logit[target]) - log p(max), which is exact also where the target's own probability is too small for
-// a float.
+// Computed as (max - logit[target]) - log p(max), which is exact also where the target's own probability is too small
+// for a float.
 ggml_tensor * build_nll(ggml_context * ctx, ggml_tensor * logits, ggml_tensor * targets) {
     const int64_t n_vocab   = logits->ne[0];
     const int64_t n         = logits->ne[1];

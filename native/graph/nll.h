@@ -5,8 +5,8 @@
 
 #include <vector>
 
-// The operations from the final hidden state to the logits, if each works on every position by itself, so that it can be
-// repeated on a part of the positions; empty otherwise.
+// The operations from the final hidden state to the logits, if each works on every position by itself, so that it can
+// be repeated on a part of the positions; empty otherwise.
 std::vector<ggml_tensor *> find_head(const graph_view & graph, const ggml_tensor * hidden, ggml_tensor * logits);
 
 // The logits of `count` output positions from `first`, by a copy of the head.

@@ -1,5 +1,5 @@
-// Every architecture that llama.cpp's own test can make a model of, against two oracles: examine.mjs says which. What is
-// found must be what docs/architectures.md says; `npm run architectures` writes that page anew.
+// Every architecture that llama.cpp's own test can make a model of, against two oracles: examine.mjs says which. What
+// is found must be what docs/architectures.md says; `npm run architectures` writes that page anew.
 import { execFile } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
@@ -51,7 +51,9 @@ function row({ name, blocks, host, together, verified, error }: Examined): strin
     const own = host === architecture ? 'its own' : host;
     const goes = together === undefined ? '' : together === 1 ? 'single blocks' : `${together} blocks`;
     const why = error === undefined ? '' : error.replace(/\S*\/(model|header)\.gguf/g, 'the model').replace(/\|/g, '/');
-    return `| ${architecture} | ${kind === 'moe' ? 'mixture of experts' : 'dense'} | ${found} | ${goes} | ${own ?? ''} | ${verified === undefined ? 'no' : 'yes'} | ${why} |`;
+    const isVerified = verified === undefined ? 'no' : 'yes';
+    const cells = [architecture, kind === 'moe' ? 'mixture of experts' : 'dense', found, goes, own, isVerified, why];
+    return `| ${cells.join(' | ')} |`;
 }
 
 const update = process.env['BLOCKPRUNER_UPDATE'] === '1';
@@ -95,22 +97,24 @@ describe('each architecture', () => {
 
 afterAll(() => {
     if (update) {
-        const count = (holds: (one: Examined) => boolean) => examined.filter(holds).length;
+        const found = examined.filter(({ zeroed }) => zeroed !== undefined).length;
+        const written = examined.filter(({ verified }) => verified !== undefined).length;
         fs.writeFileSync(
             page,
             `# Architectures
 
-What the tests found, of each tiny random model that llama.cpp's own test of architectures can make, made six layers deep or
-more. Written by \`npm run architectures\`; \`npm test\` compares it.
+What the tests found, of each tiny random model that llama.cpp's own test of architectures can make, made six layers
+deep or more. Written by \`npm run architectures\`; \`npm test\` compares it.
 
-- **blocks**: the blocks are found in the compute graph, and leaving out each of them equals zeroing its weights, to 1e-4 of
-  the perplexity.
-- **goes**: what the search removes at a time, at least. How a file is written decides that: [how it works](how-it-works.md#the-file).
+- **blocks**: the blocks are found in the compute graph, and leaving out each of them equals zeroing its weights, to
+  1e-4 of the perplexity.
+- **goes**: what the search removes at a time, at least. How a file is written decides that:
+  [how it works](how-it-works.md#the-file).
 - **written as**: the architecture of the pruned file.
-- **verified**: a file without about a third of the blocks, chosen at random among what can go, has in stock llama.cpp the
-  perplexity that was found before it was written, to 1e-4 (1e-3 where rows of Q and K are reordered, as Qwen2's).
+- **verified**: a file without about a third of the blocks, chosen at random among what can go, has in stock llama.cpp
+  the perplexity that was found before it was written, to 1e-4 (1e-3 where rows of Q and K are reordered, as Qwen2's).
 
-Of ${examined.length} models, the blocks of ${count(({ zeroed }) => zeroed !== undefined)} are found, and ${count(({ verified }) => verified !== undefined)} are written and verified.
+Of ${examined.length} models, the blocks of ${found} are found, and ${written} are written and verified.
 
 | architecture | kind | blocks | goes | written as | verified | why not |
 |---|---|---|---|---|---|---|

@@ -1,5 +1,5 @@
-// node examine.mjs FIXTURE: what can be done with one of llama.cpp's tiny test models (fixtures.cpp), as a line of JSON. In a
-// process of its own, so that a model that makes llama.cpp abort ends only this.
+// node examine.mjs FIXTURE: what can be done with one of llama.cpp's tiny test models (fixtures.cpp), as a line of
+// JSON. In a process of its own, so that a model that makes llama.cpp abort ends only this.
 //
 // The first oracle: without a block, the model computes what the model does whose block has zero weights. The second: a
 // written file has in the stock runtime the perplexity that was seen before. The weights are random, the tokens too.
@@ -16,8 +16,9 @@ const [name] = process.argv.slice(2);
 const layers = { 'baichuan-dense': 32 }[name] ?? 6; // llama.cpp knows a Baichuan with rotary positions by its 32 layers
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-examine-'));
 const file = (what) => path.join(folder, `${what}.gguf`);
-// What llama.cpp's fixture has more than the models of this name: of all, the scales of tensor types that they don't have; of
-// Qwen2 a bias of the output; of Qwen3's small models also other biases, an output of their own, and one that ranks.
+// What llama.cpp's fixture has more than the models of this name: of all, the scales of tensor types that they don't
+// have; of Qwen2 a bias of the output; of Qwen3's small models also other biases, an output of their own, and one that
+// ranks.
 const surplus = { 'qwen2-dense': /^output\.bias$/, 'qwen3-dense': /\.bias$|^(cls\.)?output\.weight$/ }[name];
 const load = (source) => Model.load(source, { device: 'cpu', threads: 1 });
 

@@ -99,7 +99,8 @@ test('leaving out a block leaves out its operations and its KV cache writes', as
             await graph([7]),
             await graph(Array.from({ length: 24 }, (_, i) => i))
         ];
-        expect([dense, noAttn, noFfn, none].map(({ cacheWrites }) => cacheWrites)).toEqual([24, 22, 24, 0]); // K and V of a layer
+        // K and V of a layer
+        expect([dense, noAttn, noFfn, none].map(({ cacheWrites }) => cacheWrites)).toEqual([24, 22, 24, 0]);
         expect(noFfn.nodes).toBeLessThan(dense.nodes);
         // what is left of no blocks is the embedding, the final norm, the logits and their NLL
         expect(none.nodes).toBeLessThan(30);
@@ -143,7 +144,8 @@ describe('starting from a kept residual stream', () => {
                     ]);
                     streams.remove(base);
                 }
-                // other tokens and a skip set that differs from the first block on must not be mixed up with what is kept
+                // other tokens and a skip set that differs from the first block on must not be mixed up with what is
+                // kept
                 const { tokens } = calibration;
                 for (const other of [
                     { tokens: tokens.slice().reverse(), length: 64 },

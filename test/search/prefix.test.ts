@@ -3,8 +3,8 @@ import { Model, PrefixEvaluator, type Block, type Calibration } from '../../lib/
 import { tiny, withModel } from '../models';
 
 /**
- * Compares with full passes, over all candidates of three removals: the largest relative difference of mean NLLs, and the
- * blocks that the full passes computed.
+ * Compares with full passes, over all candidates of three removals: the largest relative difference of mean NLLs, and
+ * the blocks that the full passes computed.
  */
 async function compareWithFullPasses(
     evaluator: PrefixEvaluator,
