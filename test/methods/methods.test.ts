@@ -1,4 +1,5 @@
-// The methods that BlockPruner is compared with; ../reference/search.py says how the numbers of influence.json came about.
+// The methods that BlockPruner is compared with; ../reference/search.py says how the numbers of influence.json came
+// about.
 import fs from 'node:fs';
 import path from 'node:path';
 import {
@@ -6,6 +7,7 @@ import {
     chooseHost,
     formatBlock,
     formatMove,
+    loadCalibration,
     methods,
     Model,
     movesOf,
@@ -114,21 +116,19 @@ test('sleb offers all layers that are left', async () => {
 });
 
 test('sleb removes the layer without which the perplexity is lowest', async () => {
-    const found = await Promise.resolve(
-        prune(tiny, {
-            output: path.join(folder, 'sleb.gguf'),
-            method: 'sleb',
-            remove: 4,
-            search: 'exact',
-            device: 'cpu',
-            calibration: { samples: 2, context: 64 }
-        })
-    );
+    const options = { device: 'cpu', calibration: { samples: 2, context: 64 } } as const;
+    const { steps } = await prune(tiny, {
+        ...options,
+        output: path.join(folder, 'sleb.gguf'),
+        method: 'sleb',
+        remove: 4,
+        search: 'exact'
+    });
+    expect(steps).toHaveLength(2);
     const check = await Model.load(tiny, { device: 'cpu' });
-    const { loadCalibration } = await import('../../lib/index.js');
-    const small = await loadCalibration(check, { samples: 2, context: 64 });
+    const small = await loadCalibration(check, options.calibration);
     const gone: Block[] = [];
-    for (const { removed, perplexity } of found.steps) {
+    for (const { removed, perplexity } of steps) {
         const perplexities: number[] = [];
         for (const layer of without(blocks, gone)
             .filter(({ kind }) => kind === 'attn')
@@ -211,7 +211,8 @@ describe('of layers with one block and with two', () => {
         const {
             steps: [first]
         } = await prune(mixed, { ...options, output, ratio: 0.01 });
-        expect(first!.removed).toEqual([{ kind: 'ffn', layer: 5 }]); // it matters least, so that a layer of two is too much then
+        // it matters least, so that a layer of two is too much then
+        expect(first!.removed).toEqual([{ kind: 'ffn', layer: 5 }]);
         await expect(prune(mixed, { ...options, output, remove: 2 })).rejects.toThrow(
             "can't remove 2 blocks: after 1, all that can go is more than 1 at once"
         );

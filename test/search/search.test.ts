@@ -10,7 +10,7 @@ import {
     searchOrder,
     without,
     type Block,
-    type Evaluator,
+    type CandidateEvaluator,
     type SearchMode,
     type SearchOptions
 } from '../../lib/index.js';
@@ -24,12 +24,16 @@ const singly =
     (removed: readonly Block[]) =>
         removed.length < most ? without(candidates, removed).map((block) => [block]) : [];
 
-/** A search with one sequence of one token, in which a block's removal adds its cost to the NLL; the dense model has 2. */
-async function search(
-    costs: Record<string, number>,
-    { most, ...options }: Partial<SearchOptions> & { most?: number } = {}
-) {
+/** What a block's removal costs; where that changes, by how many blocks are gone in all. */
+type Costs = Record<string, number | number[]>;
+
+/**
+ * A search with one sequence of one token, in which a block's removal adds its cost to the NLL; the dense model's NLL
+ * is 2.
+ */
+async function search(costs: Costs, { most, ...options }: Partial<SearchOptions> & { most?: number } = {}) {
     const calls: string[] = [];
+    const costOf = (block: Block, gone: number) => [costs[formatBlock(block)]!].flat().slice(0, gone).at(-1)!;
     const result = await searchOrder(
         {
             sequences: 1,
@@ -37,7 +41,7 @@ async function search(
             evaluate: (skip) => {
                 calls.push(names(skip));
                 return Promise.resolve([
-                    Float32Array.of(skip.reduce((sum, block) => sum + costs[formatBlock(block)]!, 2))
+                    Float32Array.of(skip.reduce((sum, block) => sum + costOf(block, skip.length), 2))
                 ]);
             },
             remove: (removed) => void calls.push(`(${names(removed)})`)
@@ -69,6 +73,12 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
         );
     });
 
+    test('removes the earlier one of equals also where the later one is tried first', async () => {
+        // the later one cost less before
+        const costs = { 'attn.0': [3, 1], 'ffn.0': [2, 1], 'ffn.1': 0.5 };
+        expect((await search(costs, { mode })).order).toBe('ffn.1+attn.0+ffn.0');
+    });
+
     test('removes the block that makes the model better', async () => {
         expect((await search({ 'attn.0': 0.5, 'ffn.0': -0.5 }, { mode })).order).toBe('ffn.0+attn.0');
     });
@@ -89,11 +99,13 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
         expect((await search({}, { mode, moves: () => [] })).steps).toEqual([]);
     });
 
-    test('stops before the limit is passed', async () => {
-        const limit = () => Math.exp(3);
-        expect((await search({ 'attn.0': 1, 'ffn.0': 0.5, 'ffn.1': 0.25 }, { mode, limit })).order).toBe('ffn.1+ffn.0');
-        expect((await search({ 'attn.0': 1, 'ffn.0': 0 }, { mode, limit })).order).toBe('ffn.0+attn.0'); // just at it
-        expect((await search({ 'attn.0': 1.125 }, { mode, limit })).order).toBe('');
+    test('stops before the highest perplexity is passed', async () => {
+        const maxPerplexity = () => Math.exp(3);
+        expect((await search({ 'attn.0': 1, 'ffn.0': 0.5, 'ffn.1': 0.25 }, { mode, maxPerplexity })).order).toBe(
+            'ffn.1+ffn.0'
+        );
+        expect((await search({ 'attn.0': 1, 'ffn.0': 0 }, { mode, maxPerplexity })).order).toBe('ffn.0+attn.0'); // just at it
+        expect((await search({ 'attn.0': 1.125 }, { mode, maxPerplexity })).order).toBe('');
     });
 
     test('tells what was found of every candidate', async () => {
@@ -117,9 +129,9 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
     });
 
     test('gives the NLL of the last model', async () => {
-        expect((await search({ 'attn.0': 1, 'ffn.0': 0.5 }, { mode, limit: () => Math.exp(2.5) })).nll).toEqual([
-            Float32Array.of(2.5)
-        ]);
+        expect((await search({ 'attn.0': 1, 'ffn.0': 0.5 }, { mode, maxPerplexity: () => Math.exp(2.5) })).nll).toEqual(
+            [Float32Array.of(2.5)]
+        );
     });
 
     test('tells its progress', async () => {
@@ -143,7 +155,7 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
     });
 
     test('refuses a model whose perplexity is no number', async () => {
-        const evaluator: Evaluator = {
+        const evaluator: CandidateEvaluator = {
             sequences: 1,
             devices: 1,
             evaluate: () => Promise.resolve([Float32Array.of(NaN)]),
@@ -156,8 +168,8 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
 });
 
 /**
- * An evaluator of a model that doesn't exist: each token's NLL is the sum of what each removed block costs there. Costs are
- * heavy-tailed around the block's own, differ from sequence to sequence, and change with what was removed before.
+ * An evaluator of a model that doesn't exist: each token's NLL is the sum of what each removed block costs there. Costs
+ * are heavy-tailed around the block's own, differ from sequence to sequence, and change with what was removed before.
  */
 function madeUp({
     blocks,
@@ -196,7 +208,7 @@ function madeUp({
         })
     );
     let sequencesAsked = 0;
-    const evaluator: Evaluator = {
+    const evaluator: CandidateEvaluator = {
         sequences,
         devices: 1,
         evaluate: (skip, asked) => {
@@ -245,7 +257,7 @@ describe('the faster searches', () => {
         [32, 0.02],
         [512, 0.003]
     ])(
-        'race is wrong no more often than its confidence allows, where candidates hardly differ (sequences of %i tokens)',
+        'race is wrong no more often than its confidence allows, where candidates are alike (sequences of %i tokens)',
         async (tokens, alike) => {
             const runs = tokens > 100 ? 60 : 150,
                 confidence = 0.9;
@@ -320,30 +332,56 @@ describe('the faster searches', () => {
         ]);
     });
 
-    test.each(['exact', 'race'] as const)(
-        '%s finds the same with several devices, and asks them at once',
-        async (mode) => {
-            const [one, several] = [madeUp({ blocks: 20, seed: 9 }), madeUp({ blocks: 20, seed: 9 })];
-            let running = 0,
-                most = 0;
-            const evaluator: Evaluator = {
-                ...several.evaluator,
+    describe('with several devices', () => {
+        interface Call {
+            candidate: string;
+            sequences: number;
+            /** How many candidates were being evaluated then, this one counted; of first looks, none. */
+            together: number;
+        }
+
+        // blocks that cost so much that exact can stop some of them before the last of its large batches
+        const made = { blocks: 20, sequences: 64, tokens: 16, close: 5, seed: 9 };
+
+        /** Searches with four devices, and notes each evaluation of a candidate. */
+        async function searchOnFour(mode: SearchMode) {
+            const model = madeUp(made);
+            const calls: Call[] = [];
+            let running = 0;
+            const evaluator: CandidateEvaluator = {
+                ...model.evaluator,
                 devices: 4,
-                evaluate: async (...asked) => {
-                    most = Math.max(most, ++running);
+                evaluate: async (skip, sequences) => {
+                    const candidate = names(skip);
+                    const isFirst = !calls.some((call) => call.candidate === candidate);
+                    running += Number(!isFirst);
+                    calls.push({ candidate, sequences: sequences.length, together: isFirst ? 0 : running });
                     await new Promise((resolve) => setImmediate(resolve));
-                    running--;
-                    return several.evaluator.evaluate(...asked);
+                    running -= Number(!isFirst);
+                    return model.evaluator.evaluate(skip, sequences);
                 }
             };
-            const expected = await orderOf(one, 'full', 6);
-            expect({ ...(await orderOf({ ...several, evaluator }, mode, 6)), asked: 0 }).toEqual({
-                ...expected,
-                asked: 0
-            });
-            expect(mode === 'exact' || most > 3).toBe(true); // exact asks for several sequences in one call
+            const found = await orderOf({ ...model, evaluator }, mode, 6);
+            return { ...found, calls: calls.filter(({ candidate }) => candidate !== '') };
         }
-    );
+
+        test.each(['exact', 'race'] as const)('%s finds the same', async (mode) => {
+            const one = await orderOf(madeUp(made), 'full', 6);
+            const { order, perplexities, asked } = await searchOnFour(mode);
+            expect({ order, perplexities }).toEqual({ order: one.order, perplexities: one.perplexities });
+            expect(asked).toBeLessThan(one.asked); // it still stops or drops candidates
+        });
+
+        test('exact has work for each device in every call', async () => {
+            const { calls } = await searchOnFour('exact');
+            expect(Math.min(...calls.map(({ sequences }) => sequences))).toBeGreaterThanOrEqual(4);
+        });
+
+        test('race looks at as many candidates at once as there are devices, also after its first looks', async () => {
+            const { calls } = await searchOnFour('race');
+            expect(Math.max(...calls.map(({ together }) => together))).toBe(4);
+        });
+    });
 
     test('race looks at every candidate in every removal', async () => {
         const model = madeUp({ blocks: 12, seed: 7 });
@@ -424,22 +462,25 @@ describe('the journal', () => {
     test('survives a last line that was cut off', async () => {
         const whole = await searchWith('race', false);
         await expect(searchWith('race', false, 30)).rejects.toThrow('killed');
-        const complete = fs.statSync(file).size;
+        const stopped = fs.readFileSync(file);
+        const evaluated = stopped.toString().trimEnd().split('\n').length - 1;
         for (const cut of [1, 2, 30]) {
-            fs.truncateSync(file, complete - cut);
-            expect((await searchWith('race', true)).order).toBe(whole.order);
+            fs.writeFileSync(file, stopped.subarray(0, -cut));
+            const resumed = await searchWith('race', true);
+            expect([resumed.order, resumed.fresh]).toEqual([whole.order, whole.fresh - (evaluated - 1)]);
         }
         fs.truncateSync(file, 5); // not even its first line
-        expect((await searchWith('race', true)).order).toBe(whole.order);
+        expect(await searchWith('race', true)).toEqual(whole);
     });
 
     test('may have been through an editor that ends lines as Windows does', async () => {
+        const whole = await searchWith('race', false);
         await expect(searchWith('race', false, 30)).rejects.toThrow('killed');
-        fs.writeFileSync(file, fs.readFileSync(file, 'utf8').replaceAll('\n', '\r\n'));
-        const resumed = await searchWith('race', true);
-        const again = await searchWith('race', true);
-        expect({ ...again, fresh: 0 }).toEqual({ ...resumed, fresh: 0 });
-        expect(again.fresh).toBe(0);
+        const stopped = fs.readFileSync(file, 'utf8');
+        const evaluated = stopped.trimEnd().split('\n').length - 1;
+        fs.writeFileSync(file, stopped.replaceAll('\n', '\r\n'));
+        expect(await searchWith('race', true)).toEqual({ ...whole, fresh: whole.fresh - evaluated });
+        expect(await searchWith('race', true)).toEqual({ ...whole, fresh: 0 });
     });
 
     test('goes if nothing was evaluated', async () => {
@@ -452,7 +493,8 @@ describe('the journal', () => {
         const open = (others: Record<string, string>) => () =>
             Journal.open(madeUp({ blocks: 2, seed: 1 }).evaluator, file, others, true);
         expect(open({ ...inputs, model: 'other.gguf' })).toThrow(
-            `${file} is of a search with another model (m.gguf, now other.gguf): give the same, or begin anew with \`resume: false\``
+            `${file} is of a search with another model (m.gguf, now other.gguf): ` +
+                'give the same, or begin anew with `resume: false`'
         );
         expect(open({ ...inputs, calibration: 'x', device: 'cpu' })).toThrow(
             'another calibration (text, 4 sequences, now x), device (none, now cpu)'
