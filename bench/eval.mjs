@@ -1,5 +1,5 @@
-// Compares scoring many endings at once with one ending at a time: `npm run bench:eval -- --help`. They take turns, on the same few
-// questions each, so that a machine that becomes slower slows down both.
+// Compares scoring many endings at once with one ending at a time: `npm run bench:eval -- --help`. They take turns, on
+// the same few questions each, so that a machine that becomes slower slows down both.
 import { mean, median, sampleStandardDeviation } from 'simple-statistics';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
@@ -93,7 +93,10 @@ for (const text of argv.task) {
 }
 model.dispose();
 
-/** Tokens to compute, each ending for itself, and those that are left when what endings of a turn begin with is computed once. */
+/**
+ * Counts the tokens to compute, with each ending by itself, and with what the endings of a turn begin with alike computed
+ * once.
+ */
 async function tokensOf(questions) {
     let endings = 0,
         tokens = 0,

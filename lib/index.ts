@@ -1,5 +1,6 @@
 /**
- * The package works from ES modules and CommonJS, and the first call builds the native addon if the installation did not.
+ * The package works from ES modules and CommonJS, and the first call builds the native addon if the installation did
+ * not.
  *
  * ```js
  * import { prune, Model, textPerplexity } from 'blockpruner'; // or require('blockpruner')
@@ -50,6 +51,7 @@ export {
     type Calibration,
     type CalibrationOptions
 } from './calibration/calibration.js';
+export { type DownloadOptions } from './calibration/download.js';
 export { compare, type CompareOptions } from './pipeline/compare.js';
 export { ArgumentError, BlockprunerError, MethodError, type ErrorCode } from './errors.js';
 export { PrefixEvaluator, type PrefixOptions } from './search/prefix.js';
@@ -95,7 +97,8 @@ export { type Sequences } from './runtime/sequences.js';
 export { apply, type ApplyOptions } from './pipeline/apply.js';
 export { inspect, type Inspection } from './pipeline/inspect.js';
 export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';
-export { type Phase } from './pipeline/session.js';
+export { type DeliverOptions } from './pipeline/deliver.js';
+export { type Phase, type PhaseProgress, type SessionOptions } from './pipeline/session.js';
 export { comparisonReport } from './report/comparison-report.js';
 export { comparisonCsv, comparisonTable } from './report/comparison-table.js';
 export {
@@ -119,5 +122,5 @@ export {
 } from './search/greedy.js';
 export { type Candidate } from './search/contest.js';
 export { methods, movesOf, type Method } from './methods/index.js';
-export { type MethodOptions, type SearchStart } from './methods/method.js';
+export { type Candidates, type MethodOptions, type MoveSource, type SearchStart } from './methods/method.js';
 export { formatOrder, readOrder } from './search/order.js';

@@ -1,5 +1,6 @@
 'use strict';
-// After the tests: where one of them left something open (a timer, a process, a worker), the run fails instead of hanging.
+// After the tests: where one of them left something open (a timer, a process, a worker), the run fails instead of
+// hanging.
 
 module.exports = () => {
     setTimeout(() => {

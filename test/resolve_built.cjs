@@ -1,6 +1,6 @@
 'use strict';
-// What tests import from lib/ comes from dist/: what is tested is what is shipped. (A moduleNameMapper would do so to the
-// lib/ of every package too.)
+// What tests import from lib/ comes from dist/: what is tested is what is shipped. (A moduleNameMapper would do so to
+// the lib/ of every package too.)
 
 const path = require('node:path');
 

@@ -4,8 +4,6 @@ import { BlockprunerError, option } from '../errors.js';
 import type { EvaluateOptions, Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 
-const definitions = ['paper', 'llama.cpp'] as const;
-
 /**
  * Two definitions of perplexity.
  *
@@ -14,7 +12,9 @@ const definitions = ['paper', 'llama.cpp'] as const;
  * - `llama.cpp`: that of llama.cpp's perplexity tool. Each chunk starts with BOS where the model wants one, and only
  *   the tokens of the second half of each chunk count.
  */
-export type PerplexityDefinition = (typeof definitions)[number];
+export type PerplexityDefinition = 'paper' | 'llama.cpp';
+
+const definitions: readonly PerplexityDefinition[] = ['paper', 'llama.cpp'];
 
 export interface Perplexity {
     perplexity: number;

@@ -125,8 +125,10 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
     checkNumber('maxIncrease', maxIncrease, { least: 0 });
     const method = methodOf(options.method ?? 'blockpruner');
     if (!method.stepwise && orderFile !== undefined) {
-        const message = `${method.name} merges layers, which an order file can't tell: leave out ${option('orderFile')}`;
-        throw new BlockprunerError('ARGUMENT', message);
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `${method.name} merges layers, which an order file can't tell: leave out ${option('orderFile')}`
+        );
     }
     if (!method.stepwise && maxIncrease !== undefined) {
         throw new BlockprunerError(

@@ -109,7 +109,8 @@ export type GgufValue =
     | { key: string; type: 'string[]'; value: string[] };
 
 /**
- * A tensor of a source file. `sum`: in its type, the sum of these tensors' values times their weights instead of its own.
+ * A tensor of a source file. `sum`: in its type, the sum of these tensors' values times their weights instead of its
+ * own.
  */
 export interface GgufSource {
     file: number;
@@ -173,7 +174,7 @@ interface Addon {
          * Finds the blocks; rejects where the graph isn't understood.
          * @param options.context tokens computed at once, at most
          * @param options.sequences how many endings `score` computes at once, at most; default 1
-         * @param options.logitsBytes memory for logits; those of longer sequences are computed in parts; default 256 MiB
+         * @param options.logitsBytes memory for logits, default 256 MiB; those of longer sequences are computed in parts
          */
         create(
             model: NativeModel,

@@ -33,7 +33,8 @@ export function bare(blocks: readonly Block[]): Block[] {
 }
 
 /**
- * A set of blocks, such as those that a forward pass leaves out, in the order in which they were added. It never changes.
+ * A set of blocks, such as those that a forward pass leaves out, in the order in which they were added. It never
+ * changes.
  */
 export class SkipSet implements Iterable<Block> {
     readonly #blocks: ReadonlyMap<string, Block>;
@@ -117,8 +118,8 @@ export function sameBlock(a: Block, b: Block): boolean {
 }
 
 /**
- * Layers that take in others: by layer, how much each of the model's layers counts in the sum that replaces its weights.
- * Norms keep their own weights.
+ * Layers that take in others: by layer, how much each of the model's layers counts in the sum that replaces its
+ * weights. Norms keep their own weights.
  */
 export type Merges = ReadonlyMap<number, ReadonlyMap<number, number>>;
 

@@ -51,8 +51,8 @@ export interface ModelGraph {
     /** In the order of the residual stream. */
     blocks: (BlockInfo & Omit<NativeBlock, 'reads'> & { reads: Block[] })[];
     /**
-     * What is computed outside of the blocks: equal for models that do the same there, whatever their weights' values and
-     * types.
+     * What is computed outside of the blocks: equal for models that do the same there, whatever their weights' values
+     * and types.
      */
     outerSignature: string;
     /** by layer: its attention sees a sliding window of tokens */

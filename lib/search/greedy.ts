@@ -5,14 +5,14 @@ import { perplexityOfAll, type Candidate, type Contest } from './contest.js';
 import { ExactSearch } from './exact.js';
 import { checkConfidence, DEFAULT_CONFIDENCE, Race } from './race.js';
 
-export const searchModes = ['full', 'exact', 'race'] as const;
-
 /**
  * How the next removal is decided. `full`: every candidate on every sequence, as the paper's code does. `exact`: the
  * same choice, but candidates that can no longer win are stopped. `race`: candidates that lose by what was seen of them
  * are dropped, with a stated probability of being wrong.
  */
-export type SearchMode = (typeof searchModes)[number];
+export type SearchMode = 'full' | 'exact' | 'race';
+
+export const searchModes: readonly SearchMode[] = ['full', 'exact', 'race'];
 
 /** One removal. */
 export interface Step {

@@ -13,7 +13,8 @@ const input = (name: string) => path.join(inputs, name);
 const output = path.join(outputs, 'new.gguf');
 const license = path.resolve(__dirname, '../../LICENSE');
 
-afterEach(() => fs.readdirSync(outputs).forEach((name) => fs.rmSync(path.join(outputs, name)))); // else one failure makes the next
+// A file that is left would make the next test fail too.
+afterEach(() => fs.readdirSync(outputs).forEach((name) => fs.rmSync(path.join(outputs, name))));
 
 function write(name: string, content: string | Buffer): string {
     fs.writeFileSync(input(name), content);

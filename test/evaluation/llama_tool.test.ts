@@ -1,6 +1,6 @@
-// Scores against those of llama.cpp's own perplexity tool, built from the same source: on the same files and the same model, its
-// definitions computed from Model.score must give its numbers. How far they are from the LM Evaluation Harness's, which
-// scoreTask computes, is printed for any model, on the published questions in ../shared/data:
+// Scores against those of llama.cpp's own perplexity tool, built from the same source: on the same files and the same
+// model, its definitions computed from Model.score must give its numbers. How far they are from the LM Evaluation
+// Harness's, which scoreTask computes, is printed for any model, on the published questions in ../shared/data:
 //
 //   BLOCKPRUNER_MODEL=model.gguf BLOCKPRUNER_QUESTIONS=400 npx jest test/evaluation/llama_tool.test.ts
 //
@@ -114,7 +114,8 @@ const kinds: Record<string, Kind> = {
         async choices(question) {
             const all = await whole(question);
             const start = common(all);
-            // after at most 3 tokens it scores the options too, one of them from the other's logits (a FIXME in its source); its CSV knows no quotes
+            // after at most 3 tokens it scores the options too, one of them from the other's logits (a FIXME in its
+            // source); its CSV knows no quotes
             if (
                 all.some(({ length }) => length - start <= 3) ||
                 question.choices.some(({ context, ending }) => /"/.test(context + ending))
@@ -150,7 +151,10 @@ function string(text: string): Buffer {
     return Buffer.concat([uint32(Buffer.byteLength(text)), Buffer.from(text)]);
 }
 
-/** Runs the tool and gives the numbers of each line that it prints for a question; the second is the share of right answers so far, in percent. */
+/**
+ * Runs the tool and gives the numbers of each line that it prints for a question; the second is the share of right answers
+ * so far, in percent.
+ */
 function tool({ flag }: Kind, file: string | Buffer): number[][] {
     const questions = path.join(folder, 'questions');
     fs.writeFileSync(questions, file);
@@ -284,7 +288,8 @@ describe.each(Object.entries(kinds))('%s', (name, kind) => {
         }
         expect(lines.at(-1)![1]).toBeCloseTo(share, 3);
         if (name !== 'winogrande') {
-            // its order is random, and it doesn't tell what it chose: but with our choices for the right ones it is always right
+            // its order is random, and it doesn't tell what it chose: but with our choices for the right ones it is
+            // always right
             expect(tool(kind, kind.file(questions, chosen)).at(-1)![1]).toBe(100);
         } else {
             // it keeps the file's order, and tells the means; attention rounds keys and values to F16

@@ -222,7 +222,8 @@ describe('endings are as likely as one at a time', () => {
                 const tokens = Int32Array.from([...context, ...ending]);
                 const nll = await model.evaluate({ tokens, length: tokens.length }, { skip });
                 const expected = nll.subarray(context.length - 1).reduce((sum, value) => sum + value, 0);
-                expect(Math.abs(found[i]! / expected - 1)).toBeLessThan(1e-3); // llama.cpp's kernels depend on the batch's size
+                // llama.cpp's kernels depend on the size of the batch.
+                expect(Math.abs(found[i]! / expected - 1)).toBeLessThan(1e-3);
             }
         }
         model.dispose();

@@ -3,8 +3,8 @@
 //
 //     node test/reference/scores.mjs MODEL.gguf --task piqa=valid.jsonl,valid-labels.lst --task hellaswag=hellaswag.txt
 //
-// The model may be of any type that llama.cpp requantizes, of architecture llama with GPT-2's or SmolLM2's tokenizer. It ends with 1
-// if a choice differs that rounding doesn't explain.
+// The model may be of any type that llama.cpp requantizes, of architecture llama with GPT-2's or SmolLM2's tokenizer.
+// It ends with 1 if a choice differs that rounding doesn't explain.
 import { execFile, execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
