@@ -94,8 +94,8 @@ for (const text of argv.task) {
 model.dispose();
 
 /**
- * Counts the tokens to compute, with each ending by itself, and with what the endings of a turn begin with alike computed
- * once.
+ * Counts the tokens to compute, with each ending by itself, and with what the endings of a turn begin with alike
+ * computed once.
  */
 async function tokensOf(questions) {
     let endings = 0,

@@ -174,7 +174,7 @@ interface Addon {
          * Finds the blocks; rejects where the graph isn't understood.
          * @param options.context tokens computed at once, at most
          * @param options.sequences how many endings `score` computes at once, at most; default 1
-         * @param options.logitsBytes memory for logits, default 256 MiB; those of longer sequences are computed in parts
+         * @param options.logitsBytes memory for logits, of which longer sequences compute parts; default 256 MiB
          */
         create(
             model: NativeModel,

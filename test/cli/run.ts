@@ -57,7 +57,7 @@ export async function runJson<T>(...args: string[]): Promise<T> {
     return JSON.parse(stdout) as T;
 }
 
-/** Runs a command that must fail as a user should see it: in one line that says which input was wrong, leaving no file. */
+/** Runs a command that must fail as a user should see it: in one line that names the wrong input, with no file left. */
 export async function expectRefused(folder: string, args: string[], says: string | RegExp): Promise<void> {
     const before = fs.readdirSync(folder);
     const { stderr, ...rest } = await run(...args);

@@ -152,8 +152,8 @@ function string(text: string): Buffer {
 }
 
 /**
- * Runs the tool and gives the numbers of each line that it prints for a question; the second is the share of right answers
- * so far, in percent.
+ * Runs the tool and gives the numbers of each line that it prints for a question; the second is the share of right
+ * answers so far, in percent.
  */
 function tool({ flag }: Kind, file: string | Buffer): number[][] {
     const questions = path.join(folder, 'questions');
