@@ -1,4 +1,4 @@
-import { Model } from '../runtime/model.js';
+import { checkLoadOptions, Model } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
 import { deviceOf, type DeviceArguments } from './options.js';
 import type { Progress } from './progress.js';
@@ -10,6 +10,7 @@ export async function loadModel(
     progress: Progress,
     signal: AbortSignal
 ): Promise<Model> {
+    checkLoadOptions(deviceOf(argv)); // before a model is downloaded
     const file = await resolveModel(model, { signal, onProgress: progress.of('download') });
     return Model.load(file, { ...deviceOf(argv), signal, onProgress: progress.of('load') });
 }

@@ -1,12 +1,11 @@
 import path from 'node:path';
-import { checkCalibration } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
 import type { Decision } from '../methods/method.js';
 import { checkOutput } from '../output.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
-import { findModel, Session, type SessionOptions } from './session.js';
+import { checkSessionOptions, findModel, Session, type SessionOptions } from './session.js';
 
 export interface ApplyOptions extends DeliverOptions, SessionOptions {
     /** The blocks to remove, for instance from {@link readOrder}. */
@@ -20,7 +19,7 @@ export interface ApplyOptions extends DeliverOptions, SessionOptions {
 export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
     const started = performance.now();
     const { order, output, force } = options;
-    checkCalibration(options.calibration ?? {});
+    checkSessionOptions(options);
 
     const source = await findModel(model, options);
     await checkOutput(output, source.gguf.files, force);

@@ -1,7 +1,7 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { checkCalibration, describeSequences, type CalibrationOptions } from '../calibration/calibration.js';
+import { describeSequences, type CalibrationOptions } from '../calibration/calibration.js';
 import { nameOf } from '../calibration/text.js';
 import { checkInteger, checkNumber, checkOneOf } from '../check.js';
 import { BlockprunerError, messageOf, MethodError, option } from '../errors.js';
@@ -26,7 +26,7 @@ import type { Sequences } from '../runtime/sequences.js';
 import { searchModes, type SearchMode } from '../search/greedy.js';
 import { differences, type JournalInputs } from '../search/journal.js';
 import { checkConfidence } from '../search/race.js';
-import { findModel, Session, type SessionOptions } from './session.js';
+import { checkSessionOptions, findModel, Session, type SessionOptions } from './session.js';
 
 export interface CompareOptions extends Omit<SessionOptions, 'onProgress'> {
     /**
@@ -131,7 +131,7 @@ interface Contestant {
 
 /** @throws BlockprunerError if an argument is wrong */
 function checkOptions(options: CompareOptions): { ratios: number[]; contestants: Contestant[] } {
-    const { seeds = 3, limit, textSamples, keepBytes, search, confidence, calibration = {} } = options;
+    const { seeds = 3, limit, textSamples, keepBytes, search, confidence } = options;
     const ratios = [...new Set(options.ratios)];
     for (const ratio of ratios) {
         if (!(ratio > 0 && ratio < 1)) {
@@ -144,7 +144,7 @@ function checkOptions(options: CompareOptions): { ratios: number[]; contestants:
     checkNumber('keepBytes', keepBytes, { least: 0 });
     checkOneOf('search', search, searchModes);
     checkConfidence(confidence);
-    checkCalibration(calibration);
+    checkSessionOptions({ ...options, onProgress: undefined });
     const chosen = new Set(options.methods ?? comparedMethods);
     return { ratios, contestants: [...chosen].flatMap((compared) => contestantsOf(compared, seeds)) };
 }

@@ -1,6 +1,5 @@
 import fs from 'node:fs';
 import path from 'node:path';
-import { checkCalibration } from '../calibration/calibration.js';
 import { checkInteger, checkNumber, checkOneOf } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
 import { scoreTasks } from '../evaluation/scores.js';
@@ -16,7 +15,7 @@ import { searchModes, type SearchMode, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { checkConfidence } from '../search/race.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
-import { findModel, Session, type SessionOptions, type Source } from './session.js';
+import { checkSessionOptions, findModel, Session, type SessionOptions, type Source } from './session.js';
 
 export interface PruneOptions extends DeliverOptions, SessionOptions {
     /** Which blocks may go. Default: `all`. */
@@ -142,7 +141,7 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
     checkConfidence(options.confidence);
     checkNumber('keepBytes', options.keepBytes, { least: 0 });
     checkInteger('limit', options.limit, { least: 1 });
-    checkCalibration(options.calibration ?? {});
+    checkSessionOptions(options);
     checkNames(options);
     return { method, goal: { remove, ratio, maxIncrease } };
 }

@@ -1,5 +1,6 @@
 import path from 'node:path';
 import {
+    checkCalibration,
     describeSequences,
     loadCalibration,
     type Calibration,
@@ -12,7 +13,7 @@ import type { Decision, MethodContext } from '../methods/method.js';
 import type { Device } from '../runtime/device.js';
 import type { Block } from '../runtime/blocks.js';
 import { countParameters, hashGguf, readGguf, type Gguf } from '../runtime/gguf.js';
-import { Model, shareOf, type BlockInfo } from '../runtime/model.js';
+import { checkLoadOptions, Model, shareOf, type BlockInfo } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
 import type { SearchMode } from '../search/greedy.js';
 import type { JournalInputs } from '../search/journal.js';
@@ -58,6 +59,12 @@ export interface SessionOptions {
     onProgress?: PhaseProgress | undefined;
     /** Stops the work within about a second; the promise is then rejected with the signal's reason. */
     signal?: AbortSignal | undefined;
+}
+
+/** @throws ArgumentError if an option is out of its range; no model is looked for before that is clear */
+export function checkSessionOptions({ calibration = {}, ...loading }: SessionOptions): void {
+    checkLoadOptions({ gpuLayers: loading.gpuLayers, threads: loading.threads });
+    checkCalibration(calibration);
 }
 
 /**

@@ -113,10 +113,6 @@ export function paperName(kind: BlockKind): 'mha' | 'mlp' {
     return kind === 'attn' ? 'mha' : 'mlp';
 }
 
-export function sameBlock(a: Block, b: Block): boolean {
-    return a.kind === b.kind && a.layer === b.layer;
-}
-
 /**
  * Layers that take in others: by layer, how much each of the model's layers counts in the sum that replaces its
  * weights. Norms keep their own weights.

@@ -9,7 +9,7 @@ import {
     type NativeModel,
     type NativeTask
 } from './addon.js';
-import { bare, formatBlock, sameBlock, without, type Block } from './blocks.js';
+import { bare, formatBlock, SkipSet, without, type Block } from './blocks.js';
 import { chooseDevice, type Device, type Gpu } from './device.js';
 import { countParameters, fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
 import { KeptStreams, type KeepOptions } from './kept-streams.js';
@@ -39,11 +39,8 @@ export interface BlockInfo extends Block {
 
 /** The share of a model's parameters that some of its blocks have. */
 export function shareOf(blocks: readonly BlockInfo[], removed: readonly Block[], parameters: number): number {
-    return (
-        blocks
-            .filter((block) => removed.some((gone) => sameBlock(gone, block)))
-            .reduce((sum, block) => sum + block.parameters, 0) / parameters
-    );
+    const gone = new SkipSet(removed);
+    return blocks.filter((block) => gone.has(block)).reduce((sum, block) => sum + block.parameters, 0) / parameters;
 }
 
 /** What a model's compute graph consists of. */
@@ -390,9 +387,10 @@ export class Model {
     }
 
     #indexesOf({ blocks }: Context, skip: readonly Block[]): number[] {
+        const indexes = new Map(blocks.map((block, index) => [formatBlock(block), index]));
         return skip.map((block) => {
-            const index = blocks.findIndex((other) => sameBlock(block, other));
-            if (index < 0) {
+            const index = indexes.get(formatBlock(block));
+            if (index === undefined) {
                 throw new BlockprunerError(
                     'ARGUMENT',
                     `the model has no block ${formatBlock(block)}: its layers are 0 to ${this.layers - 1}`
@@ -452,7 +450,8 @@ export class Model {
     }
 }
 
-function checkLoadOptions({ gpuLayers, threads, cacheType }: LoadOptions): void {
+/** @throws ArgumentError if an option is out of its range; nothing is loaded for that */
+export function checkLoadOptions({ gpuLayers, threads, cacheType }: LoadOptions): void {
     checkInteger('gpuLayers', gpuLayers, { least: 0 });
     checkInteger('threads', threads, { least: 1 });
     checkOneOf('cacheType', cacheType, ['f16', 'f32']);

@@ -35,6 +35,8 @@ test.each<[string, unknown, Partial<PruneOptions>]>([
     ['confidence', 1, { ratio: 0.1, confidence: 1 }],
     ['keepBytes', -1, { ratio: 0.1, keepBytes: -1 }],
     ['limit', 0, { ratio: 0.1, limit: 0 }],
+    ['threads', 0, { ratio: 0.1, threads: 0 }],
+    ['gpuLayers', -1, { ratio: 0.1, gpuLayers: -1 }],
     ['samples', -1, { ratio: 0.1, calibration: { samples: -1 } }],
     ['context', 0, { ratio: 0.1, calibration: { context: 0 } }],
     ['context', 1, { ratio: 0.1, calibration: { context: 1 } }],
@@ -67,6 +69,7 @@ test.each<[string, unknown, Partial<CompareOptions>]>([
     ['limit', 1.5, { limit: 1.5 }],
     ['textSamples', 0, { textSamples: 0 }],
     ['search', 'fast', { search: 'fast' as 'exact' }],
+    ['threads', 1.5, { threads: 1.5 }],
     ['samples', 0, { calibration: { samples: 0 } }]
 ])('compare: %s %s', async (argument, value, options) => {
     const error = await refusal(compare(missing, { output: 'never', ratios: [0.1], ...options }));
