@@ -1,21 +1,21 @@
 import crypto from 'node:crypto';
 import path from 'node:path';
 import { checkInteger } from '../check.js';
-import { BlockprunerError, option } from '../errors.js';
+import { ArgumentError, BlockprunerError, option } from '../errors.js';
 import { randomNumbers } from '../random.js';
 import type { Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 import type { DownloadOptions } from './download.js';
-import { jsonLines, nameOf, readText, valueAt } from './text.js';
+import { formatOf, jsonLines, jsonList, nameOf, readText, valueAt } from './text.js';
 
 export interface CalibrationOptions {
     /**
-     * A text file, or JSON Lines (by its ending .jsonl), or a URI of one. Default: the embedded text,
-     * {@link defaultCalibration}.
+     * A text file, JSON Lines (by its ending .jsonl or .ndjson), or a JSON list (.json), each also compressed (.gz), or
+     * a URI of one. Default: the embedded text, {@link defaultCalibration}.
      */
     file?: string | undefined;
     /**
-     * The fields of a JSON Lines sample, separated by commas; their texts are joined by a new line. `a.0.b` goes into
+     * The fields of a sample of JSON, separated by commas; their texts are joined by a new line. `a.0.b` goes into
      * objects and lists. Default: `text`, or Alpaca's fields.
      */
     field?: string | undefined;
@@ -93,28 +93,42 @@ export function describeSequences({ tokens, length }: Sequences): string {
 }
 
 /**
- * Reads a UTF-8 text file whole, or the samples of a JSON Lines file joined by a blank line.
- * @throws BlockprunerError naming the file, and the line where one is wrong
+ * Reads a text file whole, or the samples of JSON Lines or of a JSON list, joined by a blank line; see {@link
+ * formatOf}.
+ * @throws ArgumentError if a field is named, and the file is a text without fields
+ * @throws BlockprunerError that names the file, and the line or sample that is wrong
  */
 export async function readSamples(file: string, field?: string, options?: DownloadOptions): Promise<string> {
+    const format = formatOf(file);
+    if (format === 'text' && field !== undefined) {
+        const hint = `${file} is read as a plain text; fields are those of .jsonl, .ndjson and .json files`;
+        throw new ArgumentError('field', 'left out', field, hint);
+    }
     const text = await readText(file, options);
-    const samples = nameOf(file).endsWith('.jsonl') ? samplesOf(file, text, field).join('\n\n') : text;
+    const records = format === 'text' ? undefined : recordsOf(file, text, format);
+    const samples = records ? samplesOf(file, records, field).join('\n\n') : text;
     if (samples.trim() === '') {
         throw new BlockprunerError('INPUT', `the text ${file} is empty`);
     }
     return samples;
 }
 
-function samplesOf(file: string, text: string, field?: string): string[] {
+function recordsOf(file: string, text: string, format: 'lines' | 'list'): { record: unknown; place: string }[] {
+    return format === 'list'
+        ? jsonList(file, text)
+        : jsonLines(file, text).map(({ record, line }) => ({ record, place: `line ${line}` }));
+}
+
+function samplesOf(file: string, records: readonly { record: unknown; place: string }[], field?: string): string[] {
     let fields = field;
-    return jsonLines(file, text).map(({ record, line }) => {
+    return records.map(({ record, place }) => {
         fields ??= usualFields.find((list) => valueAt(record, list.split(',').at(-1)!) !== undefined) ?? 'text';
         const parts = fields.split(',').map((name) => {
             const value = valueAt(record, name.trim());
             if (typeof value !== 'string') {
                 throw new BlockprunerError(
                     'INPUT',
-                    `${file}, line ${line}: it has no text in field '${name.trim()}'; ` +
+                    `${file}, ${place}: it has no text in field '${name.trim()}'; ` +
                         `name the field with ${option('field')}`
                 );
             }

@@ -1,15 +1,13 @@
 import cacache from 'cacache';
 import envPaths from 'env-paths';
 import { BlockprunerError, messageOf } from '../errors.js';
+import { decodeText, LARGEST_TEXT } from './decode.js';
 
 export interface DownloadOptions {
     signal?: AbortSignal | undefined;
     /** Is told the bytes that have come and that will; it isn't called for what is in the cache. */
     onProgress?: ((done: number, total: number) => void) | undefined;
 }
-
-/** The largest text, in bytes. A JavaScript string holds not much more. */
-const MOST = 256 * 2 ** 20;
 
 /**
  * Whether a name is that of something to download: `https://…`, `http://…`, or
@@ -47,11 +45,11 @@ export async function downloadText(uri: string, options: DownloadOptions = {}): 
     }
     let text: string;
     try {
-        text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
-    } catch {
+        text = await decodeText(bytes);
+    } catch (error) {
         throw new BlockprunerError(
             'DOWNLOAD',
-            `can't use ${uri}: it is not UTF-8 text; unpack or convert it, and give the file`
+            `can't use ${uri}: ${messageOf(error)}; unpack or convert it, and give the file`
         );
     }
     if (text.trim() === '') {
@@ -95,10 +93,10 @@ async function download(uri: string, { signal, onProgress }: DownloadOptions): P
             // fails where the connection ends before content-length
             chunks.push(chunk);
             done += chunk.length;
-            if (Math.max(done, total) > MOST) {
+            if (Math.max(done, total) > LARGEST_TEXT) {
                 throw new BlockprunerError(
                     'DOWNLOAD',
-                    `it is larger than ${MOST / 2 ** 20} MiB; download it yourself, and give a part of it`
+                    `it is larger than ${LARGEST_TEXT / 2 ** 20} MiB; download it yourself, and give a part of it`
                 );
             }
             if (total > 0) {

@@ -1,10 +1,11 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { BlockprunerError, messageOf } from '../errors.js';
+import { decodeText } from './decode.js';
 import { downloadText, isUri, type DownloadOptions } from './download.js';
 
 /**
- * Reads a UTF-8 text file, or what a URI names, whole.
+ * Reads a text file, or what a URI names, whole; it may be compressed by gzip.
  * @throws BlockprunerError that names the file, if it can't be read, is empty, or isn't UTF-8
  */
 export async function readText(file: string, options?: DownloadOptions): Promise<string> {
@@ -17,20 +18,48 @@ export async function readText(file: string, options?: DownloadOptions): Promise
 
 async function readLocal(file: string): Promise<string> {
     try {
-        return new TextDecoder('utf-8', { fatal: true }).decode(await fs.readFile(file));
+        return await decodeText(await fs.readFile(file));
     } catch (error) {
-        const { code } = error as NodeJS.ErrnoException;
-        const reasons: Record<string, string> = {
-            ENOENT: 'there is no such file',
-            ERR_ENCODING_INVALID_ENCODED_DATA: 'it is not UTF-8'
-        };
-        throw new BlockprunerError('INPUT', `can't read the text ${file}: ${reasons[code ?? ''] ?? messageOf(error)}`);
+        const isMissing = (error as NodeJS.ErrnoException).code === 'ENOENT';
+        const why = isMissing ? 'there is no such file' : messageOf(error);
+        throw new BlockprunerError('INPUT', `can't read the text ${file}: ${why}`, { cause: error });
     }
 }
 
 /** The name of a file without its folder; of a URI, that of the file which it names. */
 export function nameOf(file: string): string {
     return path.basename(isUri(file) ? file.replace(/[?#].*/s, '') : file);
+}
+
+/**
+ * How a file's name says that its text is to be read: as it is, as JSON Lines (`.jsonl`, `.ndjson`), or as one JSON
+ * list (`.json`), in capitals or small letters; `.gz` may follow.
+ */
+export function formatOf(file: string): 'text' | 'lines' | 'list' {
+    const [, ending = ''] = /\.(\w+)$/.exec(nameOf(file).replace(/\.gz$/i, '')) ?? [];
+    const formats: Record<string, 'lines' | 'list'> = { jsonl: 'lines', ndjson: 'lines', json: 'list' };
+    return formats[ending.toLowerCase()] ?? 'text';
+}
+
+/**
+ * Reads the records of a JSON list, with their numbers, counted from 1. A text in it is a record with the field `text`.
+ * @param file the file's name, for messages
+ * @throws BlockprunerError that names the file, if it isn't a JSON list
+ */
+export function jsonList(file: string, text: string): { record: unknown; place: string }[] {
+    let list: unknown;
+    try {
+        list = JSON.parse(text);
+    } catch (error) {
+        throw new BlockprunerError('INPUT', `${file}: not JSON (${messageOf(error)})`);
+    }
+    if (!Array.isArray(list)) {
+        throw new BlockprunerError('INPUT', `${file}: it must be a JSON list of samples`);
+    }
+    return list.map((item: unknown, i) => ({
+        record: typeof item === 'string' ? { text: item } : item,
+        place: `sample ${i + 1}`
+    }));
 }
 
 /**

@@ -58,12 +58,12 @@ export function deviceOf({ device, gpuLayers, threads }: DeviceArguments): Devic
 export const calibrationOptions = {
     calibration: {
         type: 'string',
-        describe: 'Calibration text: a text file, or JSON Lines (.jsonl)',
+        describe: 'Calibration text: a text file, JSON Lines (.jsonl, .ndjson), or a JSON list (.json), also as .gz',
         defaultDescription: 'embedded text'
     },
     field: {
         type: 'string',
-        describe: 'Fields of a JSON Lines sample, comma-separated; a.0.b goes into objects and lists',
+        describe: 'Fields of a sample of JSON, comma-separated; a.0.b goes into objects and lists',
         defaultDescription: "text, or Alpaca's fields"
     },
     samples: { type: 'number', describe: 'Calibration sequences', defaultDescription: '16' },

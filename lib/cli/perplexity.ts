@@ -14,7 +14,11 @@ export const describe = 'Measure the perplexity of a model on a text, with any b
 export const builder = (yargs: Argv) =>
     modelArgument(yargs)
         .options({
-            text: { type: 'string', demandOption: true, describe: 'A text file, or JSON Lines (.jsonl)' },
+            text: {
+                type: 'string',
+                demandOption: true,
+                describe: 'A text file, or samples of JSON, as of --calibration'
+            },
             field: calibrationOptions.field,
             context: calibrationOptions.context,
             skip: skipOption,

@@ -2,7 +2,7 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { describeSequences, type CalibrationOptions } from '../calibration/calibration.js';
-import { nameOf } from '../calibration/text.js';
+import { formatOf, nameOf } from '../calibration/text.js';
 import { checkInteger, checkNumber, checkOneOf } from '../check.js';
 import { BlockprunerError, messageOf, MethodError, option } from '../errors.js';
 import { measurePerplexity, perplexityOf, textSequences } from '../evaluation/perplexity.js';
@@ -174,7 +174,7 @@ async function prepareMeasurements(session: Session, options: CompareOptions): P
     const { tasks = [], limit, text, textSamples: samples, signal } = options;
     let sequences: Sequences | undefined;
     if (text !== undefined) {
-        const field = options.calibration?.field;
+        const field = formatOf(text) === 'text' ? undefined : options.calibration?.field;
         sequences = await textSequences(model, text, { samples, context: calibration.length, field, signal });
     }
     const names = tasks.map(({ name }) => name).join(', ');

@@ -1,5 +1,6 @@
 import fs from 'node:fs';
 import path from 'node:path';
+import zlib from 'node:zlib';
 import { defaultCalibration, loadCalibration, Model } from '../../lib/index.js';
 import { readSamples } from '../../lib/calibration/calibration.js';
 import { temporaryFolder, tiny, withMetadata } from '../models';
@@ -147,6 +148,36 @@ describe('JSON Lines', () => {
         await expect(readSamples(write('samples.jsonl', text), field)).rejects.toThrow(says);
     });
 
+    test.each([
+        ['lines.ndjson', '{"text": "One."}\n{"text": "Two."}\n'],
+        ['LINES.JSONL', '{"text": "One."}\n{"text": "Two."}\n'],
+        ['list.json', '[{"text": "One."}, "Two."]'],
+        ['list.JSON.GZ', zlib.gzipSync('[{"text": "One."}, "Two."]')],
+        ['lines.jsonl.gz', zlib.gzipSync('{"text": "One."}\n{"text": "Two."}\n')],
+        ['plain.txt.gz', zlib.gzipSync('One.\n\nTwo.')]
+    ])('%s is read by its ending', async (name, content) => {
+        expect(await readSamples(write(name, content))).toBe('One.\n\nTwo.');
+    });
+
+    test.each([
+        ['no JSON', '[{"text": ', undefined, /list\.json: not JSON \(.*\)/],
+        ['no list', '{"text": "One."}', undefined, 'list.json: it must be a JSON list of samples'],
+        [
+            'a sample without text',
+            '["One.", {"other": 1}]',
+            undefined,
+            "list.json, sample 2: it has no text in field 'text'"
+        ]
+    ])('a JSON list that is %s is refused', async (_, text, field, says) => {
+        await expect(readSamples(write('list.json', text), field)).rejects.toThrow(says);
+    });
+
+    test('a field of a plain text is refused', async () => {
+        const work = readSamples(write('plain.txt', 'Words.'), 'body');
+        await expect(work).rejects.toMatchObject({ code: 'ARGUMENT', argument: 'field', value: 'body' });
+        await expect(work).rejects.toThrow('plain.txt is read as a plain text');
+    });
+
     test('without any text are refused', async () => {
         await expect(readSamples(jsonl({ text: '' }, { text: ' ' }))).rejects.toThrow('samples.jsonl is empty');
     });
@@ -164,7 +195,10 @@ test.each([
     ['missing', undefined, 'there is no such file'],
     ['empty', '', 'is empty'],
     ['blank', ' \n\t\n', 'is empty'],
-    ['not UTF-8', Buffer.from([0x61, 0xff, 0xfe, 0x62]), 'it is not UTF-8']
+    ['not UTF-8', Buffer.from([0x61, 0xff, 0xfe, 0x62]), 'it is not UTF-8'],
+    ['UTF-16', Buffer.from('\ufeffWords', 'utf16le'), 'it is UTF-16, and must be UTF-8'],
+    ['with NUL bytes', 'Some\0text', 'it has NUL bytes'],
+    ['damaged gzip', zlib.gzipSync('Words').subarray(0, -9), 'its gzip compression is damaged']
 ])('a text that is %s is refused', async (name, content, says) => {
     const file = content === undefined ? path.join(folder, name) : write(`${name}.txt`, content);
     await expect(readSamples(file)).rejects.toThrow(says);
