@@ -1,4 +1,4 @@
-// A TypeDoc plugin that arranges docs/api.md: a section for each folder of lib/, in the order in which a reader wants them.
+// A TypeDoc plugin that arranges docs/api.md: a section for each folder of lib/, in the order that suits a reader.
 import { Application, Comment, CommentTag, Converter } from 'typedoc';
 import { MarkdownPageEvent, MarkdownTheme, MarkdownThemeContext } from 'typedoc-plugin-markdown';
 

@@ -1,5 +1,5 @@
 /**
- * The package works from ES modules and CommonJS, and the first call builds the native addon if the installation did not.
+ * The package works from ES modules and CommonJS. The first call builds the native addon if the installation did not.
  *
  * ```js
  * import { prune, Model, textPerplexity } from 'blockpruner'; // or require('blockpruner')

@@ -80,9 +80,9 @@ export const comparisonSchema = z.object({
     /** How long all runs took that made it. */
     seconds: z.number()
 });
-export type Comparison = z.infer<typeof comparisonSchema>;
+export interface Comparison extends z.infer<typeof comparisonSchema> {}
 /** How good a model is, as it is or without some blocks. */
-export type Quality = z.infer<typeof qualitySchema>;
+export interface Quality extends z.infer<typeof qualitySchema> {}
 /** What one method made of the model at one ratio. */
 export type ComparedModel = Comparison['pruned'][number];
 
