@@ -240,31 +240,45 @@ describe('endings are as likely as one at a time', () => {
     });
 });
 
-test('scores are shares of right answers, with their standard errors', async () => {
-    const model = await Model.load(tiny, { device: 'cpu', threads: 2 });
-    // of equally likely ends of a text, the longer is likelier for its length
-    const task = {
-        name: 'made up',
-        normalized: true,
-        questions: Array.from({ length: 4 }, (_, i) => ({
-            choices: [' the sea.', ' zqxj vvkw.'].map((ending) => ({ context: 'The ship went to', ending })),
-            answer: Number(i === 3)
-        }))
-    };
-    const scores = await scoreTask(model, task);
-    expect(scores).toMatchObject({
-        task: 'made up',
-        questions: 4,
-        acc: { value: 0.75, stderr: 0.25 },
-        acc_norm: { value: 0.75 }
+describe('scores', () => {
+    let model: Model;
+    beforeAll(async () => {
+        model = await Model.load(tiny, { device: 'cpu', threads: 2 });
     });
-    expect(await scoreTask(model, { ...task, normalized: false }, { limit: 3 })).toEqual({
-        task: 'made up',
-        questions: 3,
-        acc: { value: 1, stderr: 0 },
-        acc_norm: null
+    afterAll(() => model.dispose());
+
+    test('are shares of right answers, with their standard errors', async () => {
+        const task = {
+            name: 'made up',
+            normalized: true,
+            questions: Array.from({ length: 4 }, (_, i) => ({
+                choices: [' the sea.', ' zqxj vvkw.'].map((ending) => ({ context: 'The ship went to', ending })),
+                answer: Number(i === 3)
+            }))
+        };
+        expect(await scoreTask(model, task)).toMatchObject({
+            task: 'made up',
+            questions: 4,
+            acc: { value: 0.75, stderr: 0.25 },
+            acc_norm: { value: 0.75, stderr: 0.25 }
+        });
+        expect(await scoreTask(model, { ...task, normalized: false }, { limit: 3 })).toEqual({
+            task: 'made up',
+            questions: 3,
+            acc: { value: 1, stderr: 0 },
+            acc_norm: null
+        });
     });
-    model.dispose();
+
+    test('of endings of different lengths are of the likeliest, and of the likeliest for its length', async () => {
+        const long = ' ship stood on the deck and looked at the sea, and the men of the ship stood there.';
+        const choices = [' zq.', long].map((ending) => ({ context: 'The captain of the', ending }));
+        const task = { name: 'made up', normalized: true, questions: [{ choices, answer: 1 }] };
+        const [nll] = await endingsNll(model, task);
+        expect(nll![1]! / nll![0]!).toBeGreaterThan(1.5);
+        expect(nll![1]! / (long.length - 1) / (nll![0]! / 3)).toBeLessThan(0.8); // the space before doesn't count
+        expect(await scoreTask(model, task)).toMatchObject({ acc: { value: 0 }, acc_norm: { value: 1 } });
+    });
 });
 
 test('a tokenizer that ends texts with EOS does not end contexts or endings with it', async () => {

@@ -7,6 +7,7 @@ import { collapse, collapseLayers, type LacoForm, type MergedLayer } from '../..
 import { run } from '../cli/run';
 import { textsOf } from '../gguf_bytes';
 import { quantize, randomModel, temporaryFolder, tiny } from '../models';
+import { calibration, readReference } from '../reference/read';
 
 interface Collapse {
     kept: number[];
@@ -14,11 +15,7 @@ interface Collapse {
     similarity: number;
     perplexity: number;
 }
-const read = <T>(name: string) =>
-    JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
-const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
-const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
-const reference = read<Record<LacoForm, Record<string, Collapse>>>('laco.json');
+const reference = readReference<Record<LacoForm, Record<string, Collapse>>>('laco.json');
 const folder = temporaryFolder();
 let f32: string;
 

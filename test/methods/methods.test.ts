@@ -19,13 +19,10 @@ import {
     type MethodOptions
 } from '../../lib/index.js';
 import { fixture, quantize, temporaryFolder, tiny } from '../models';
+import { calibration, readReference } from '../reference/read';
 
 type Influence = Record<'cosine' | 'change', number>;
-const read = <T>(name: string) =>
-    JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
-const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
-const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
-const reference = read<{ blocks: Record<string, Influence>; layers: Influence[] }>('influence.json');
+const reference = readReference<{ blocks: Record<string, Influence>; layers: Influence[] }>('influence.json');
 const folder = temporaryFolder();
 let model: Model, host: Host, blocks: Block[];
 

@@ -23,6 +23,7 @@ async function compareWithFullPasses(
             const found = await evaluator.evaluate(skip, all, block === blocks[next]);
             const full = await reference.evaluate(calibration, { skip });
             computed += (blocks.length - skip.length) * evaluator.sequences;
+            expect(found.map(({ length }) => length)).toEqual(all.map(() => calibration.length - 1));
             found.forEach((nll, i) => {
                 const expected = mean(full.subarray(i * (calibration.length - 1), (i + 1) * (calibration.length - 1)));
                 largest = Math.max(largest, Math.abs(mean(nll) / expected - 1));

@@ -1,22 +1,16 @@
 // The search against an independent one in PyTorch; ../reference/search.py says how its numbers came about.
-import fs from 'node:fs';
 import path from 'node:path';
 import { formatBlock, Model, PrefixEvaluator, searchOrder, without, type Block } from '../../lib/index.js';
 import { perplexityOfAll } from '../../lib/search/contest.js';
 import { quantize, temporaryFolder, tiny } from '../models';
+import { calibration, readReference } from '../reference/read';
 
 interface Reference {
     dense: number;
     steps: { removed: Block; perplexity: number; candidates: Record<string, number> }[];
 }
 
-function read<T>(name: string): T {
-    return JSON.parse(fs.readFileSync(path.resolve(__dirname, '../reference', name), 'utf8')) as T;
-}
-
-const { context, sequences } = read<{ context: number; sequences: number[][] }>('tokens.json');
-const calibration = { tokens: Int32Array.from(sequences.flat()), length: context };
-const references = read<Record<'all' | 'attn' | 'ffn', Reference>>('order.json');
+const references = readReference<Record<'all' | 'attn' | 'ffn', Reference>>('order.json');
 const folder = temporaryFolder();
 let model: Model;
 

@@ -104,7 +104,8 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
         expect((await search({ 'attn.0': 1, 'ffn.0': 0.5, 'ffn.1': 0.25 }, { mode, maxPerplexity })).order).toBe(
             'ffn.1+ffn.0'
         );
-        expect((await search({ 'attn.0': 1, 'ffn.0': 0 }, { mode, maxPerplexity })).order).toBe('ffn.0+attn.0'); // just at it
+        const justAtIt = { 'attn.0': 1, 'ffn.0': 0 };
+        expect((await search(justAtIt, { mode, maxPerplexity })).order).toBe('ffn.0+attn.0');
         expect((await search({ 'attn.0': 1.125 }, { mode, maxPerplexity })).order).toBe('');
     });
 
