@@ -98,7 +98,7 @@ export { apply, type ApplyOptions } from './pipeline/apply.js';
 export { inspect, type Inspection } from './pipeline/inspect.js';
 export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';
 export { type DeliverOptions } from './pipeline/deliver.js';
-export { type Phase, type PhaseProgress, type SessionOptions } from './pipeline/session.js';
+export { type Phase, type PhaseProgress, type SearchChoice, type SessionOptions } from './pipeline/session.js';
 export { comparisonReport } from './report/comparison-report.js';
 export { comparisonCsv, comparisonTable } from './report/comparison-table.js';
 export {

@@ -6,7 +6,7 @@ import { randomNumbers } from '../random.js';
 import type { Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 import type { DownloadOptions } from './download.js';
-import { formatOf, jsonLines, jsonList, nameOf, readText, valueAt } from './text.js';
+import { formatOf, jsonLines, jsonList, nameOf, readText, valueAt, type PlacedRecord } from './text.js';
 
 export interface CalibrationOptions {
     /**
@@ -105,21 +105,15 @@ export async function readSamples(file: string, field?: string, options?: Downlo
         throw new ArgumentError('field', 'left out', field, hint);
     }
     const text = await readText(file, options);
-    const records = format === 'text' ? undefined : recordsOf(file, text, format);
-    const samples = records ? samplesOf(file, records, field).join('\n\n') : text;
+    const read = { text: undefined, lines: jsonLines, list: jsonList }[format];
+    const samples = read ? samplesOf(file, read(file, text), field).join('\n\n') : text;
     if (samples.trim() === '') {
         throw new BlockprunerError('INPUT', `the text ${file} is empty`);
     }
     return samples;
 }
 
-function recordsOf(file: string, text: string, format: 'lines' | 'list'): { record: unknown; place: string }[] {
-    return format === 'list'
-        ? jsonList(file, text)
-        : jsonLines(file, text).map(({ record, line }) => ({ record, place: `line ${line}` }));
-}
-
-function samplesOf(file: string, records: readonly { record: unknown; place: string }[], field?: string): string[] {
+function samplesOf(file: string, records: readonly PlacedRecord[], field?: string): string[] {
     let fields = field;
     return records.map(({ record, place }) => {
         fields ??= usualFields.find((list) => valueAt(record, list.split(',').at(-1)!) !== undefined) ?? 'text';

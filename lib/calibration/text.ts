@@ -41,12 +41,18 @@ export function formatOf(file: string): 'text' | 'lines' | 'list' {
     return formats[ending.toLowerCase()] ?? 'text';
 }
 
+/** A record of a file, and where it stands there, for messages: `line 3`, `sample 3`. */
+export interface PlacedRecord {
+    record: unknown;
+    place: string;
+}
+
 /**
  * Reads the records of a JSON list, with their numbers, counted from 1. A text in it is a record with the field `text`.
  * @param file the file's name, for messages
  * @throws BlockprunerError that names the file, if it isn't a JSON list
  */
-export function jsonList(file: string, text: string): { record: unknown; place: string }[] {
+export function jsonList(file: string, text: string): PlacedRecord[] {
     let list: unknown;
     try {
         list = JSON.parse(text);
@@ -67,15 +73,16 @@ export function jsonList(file: string, text: string): { record: unknown; place: 
  * @param file the file's name, for messages
  * @throws BlockprunerError that names the file and the line which isn't JSON
  */
-export function jsonLines(file: string, text: string): { record: unknown; line: number }[] {
+export function jsonLines(file: string, text: string): PlacedRecord[] {
     return text.split('\n').flatMap((content, index) => {
         if (content.trim() === '') {
             return [];
         }
+        const place = `line ${index + 1}`;
         try {
-            return [{ record: JSON.parse(content) as unknown, line: index + 1 }];
+            return [{ record: JSON.parse(content) as unknown, place }];
         } catch {
-            throw new BlockprunerError('INPUT', `${file}, line ${index + 1}: not JSON`);
+            throw new BlockprunerError('INPUT', `${file}, ${place}: not JSON`);
         }
     });
 }

@@ -19,9 +19,9 @@ export function pruneResultLines(result: PruneResult, verified: boolean): string
     return [
         `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
         ...(result.merged ?? []).map((sum) => `merged      ${sum}`),
-        `perplexity  ${perplexities} (${formatChange(perplexity)}, calibration text)`,
-        `parameters  ${formatPair(parameters, formatMillions)} (${formatChange(parameters)})`,
-        `size        ${formatPair(bytes, formatMebibytes)} (${formatChange(bytes)})`,
+        `perplexity  ${perplexities} (${formatRise(perplexity)}, calibration text)`,
+        `parameters  ${formatPair(parameters, formatMillions)} (${formatRise(parameters)})`,
+        `size        ${formatPair(bytes, formatMebibytes)} (${formatRise(bytes)})`,
         ...tasks.dense.flatMap((dense, i) => [
             `before      ${formatScores(dense)}`,
             `after       ${formatScores(tasks.pruned[i]!)}`
@@ -40,7 +40,7 @@ function formatPair({ dense, pruned }: Pair, format: (value: number) => string):
     return `${format(dense)} → ${format(pruned)}`;
 }
 
-function formatChange({ dense, pruned }: Pair): string {
+function formatRise({ dense, pruned }: Pair): string {
     return formatPercent(pruned / dense - 1, 1, { signed: true });
 }
 

@@ -184,17 +184,17 @@ export async function loadTask(source: TaskSource, options?: DownloadOptions): P
             `${source.labels} has ${labels.length} labels, and ${source.file} has ${records.length} questions`
         );
     }
-    const questions = records.map(({ record, line }, index) => {
+    const questions = records.map(({ record, place }, index) => {
         try {
             return benchmark.read(record, labels?.[index]?.trim(), source);
         } catch (error) {
             if (error instanceof z.ZodError) {
                 const issue = error.issues[0]!;
                 const field = issue.path.length > 0 ? `field '${issue.path.join('.')}': ` : '';
-                throw new BlockprunerError('INPUT', `${source.file}, line ${line}: ${field}${issue.message}`);
+                throw new BlockprunerError('INPUT', `${source.file}, ${place}: ${field}${issue.message}`);
             }
             if (error instanceof BlockprunerError) {
-                throw new BlockprunerError('INPUT', `${source.file}, line ${line}: ${error.message}`);
+                throw new BlockprunerError('INPUT', `${source.file}, ${place}: ${error.message}`);
             }
             throw error;
         }

@@ -86,8 +86,11 @@ export interface MethodContext extends MethodOptions {
     blocks: readonly BlockInfo[];
     merged: MergedModels;
     search: { mode?: SearchMode | undefined; confidence?: number | undefined; keepBytes?: number | undefined };
-    /** Where evaluations are written down, what they depend on, and whether to go on with what is there. */
-    journal: { file: string; inputs: JournalInputs; resume: boolean };
+    /**
+     * Where evaluations are written down, what they depend on, and whether to go on with what is there. The inputs are
+     * asked for only when a search begins, since they take a hash of the whole model.
+     */
+    journal: { file: string; inputs: () => Promise<JournalInputs>; resume: boolean };
     onStart?: ((start: SearchStart) => void) | undefined;
     /** Is told each removal, its number from 1, and the perplexity of the dense model. */
     onStep?: ((step: Step, number: number, dense: number) => void) | undefined;

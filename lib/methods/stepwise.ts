@@ -60,7 +60,7 @@ async function search(
 ): Promise<Decision> {
     const { blocks, onProgress } = context;
     const { file, inputs, resume } = context.journal;
-    const journal = Journal.open(evaluator, file, inputs, resume);
+    const journal = Journal.open(evaluator, file, await inputs(), resume);
     const isEnough = (removed: readonly Block[]) => ratio !== undefined && removedShare(context, removed) >= ratio;
     let dense = NaN;
     const { steps, nll } = await searchOrder(journal, {
@@ -124,15 +124,15 @@ function checkReachable(method: StepwiseMethod, context: MethodContext, { remove
     }
 }
 
-/** How many removals reach the goal, going by the mean size of a block; at most as many as there can be. */
+/** How many removals may reach the goal, going by the mean size of a block: for progress bars. */
 function expectedSteps(method: StepwiseMethod, context: MethodContext, { remove, ratio }: Goal): number {
     const { blocks, model, selection = 'all' } = context;
     const selected = blocks.filter(({ kind }) => selection === 'all' || kind === selection);
     const meanShare = sum(selected.map(({ parameters }) => parameters)) / selected.length / model.parameters;
     const possible = possibleMoves(method.unit, context);
     const atOnce = possible([])[0]?.length ?? 1;
-    const wanted = remove ?? (ratio !== undefined ? Math.ceil(ratio / meanShare) : Infinity);
-    return Math.ceil(Math.min(mostRemovable(possible), wanted) / atOnce);
+    const wanted = remove ?? (ratio !== undefined ? Math.ceil(ratio / meanShare) : mostRemovable(possible));
+    return Math.ceil(Math.min(selected.length, wanted) / atOnce);
 }
 
 /** How many blocks can go if it is always the first possible move that is made. */

@@ -1,12 +1,12 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { describeSequences, type CalibrationOptions } from '../calibration/calibration.js';
+import { describeSequences } from '../calibration/calibration.js';
 import { formatOf, nameOf } from '../calibration/text.js';
-import { checkInteger, checkNumber, checkOneOf } from '../check.js';
+import { checkInteger } from '../check.js';
 import { BlockprunerError, messageOf, MethodError, option } from '../errors.js';
 import { measurePerplexity, perplexityOf, textSequences } from '../evaluation/perplexity.js';
-import { scoreTasks } from '../evaluation/scores.js';
+import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
 import type { Task } from '../evaluation/tasks.js';
 import { methodOf } from '../methods/index.js';
 import type { Decision, Goal, MethodContext, PruningMethod } from '../methods/method.js';
@@ -23,12 +23,17 @@ import {
 import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/blocks.js';
 import type { Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
-import { searchModes, type SearchMode } from '../search/greedy.js';
 import { differences, type JournalInputs } from '../search/journal.js';
-import { checkConfidence } from '../search/race.js';
-import { checkSessionOptions, findModel, Session, type SessionOptions } from './session.js';
+import {
+    checkSearchChoice,
+    checkSessionOptions,
+    findModel,
+    Session,
+    type SearchChoice,
+    type SessionOptions
+} from './session.js';
 
-export interface CompareOptions extends Omit<SessionOptions, 'onProgress'> {
+export interface CompareOptions extends Omit<SessionOptions, 'onProgress'>, SearchChoice {
     /**
      * The folder for report.html, table.md, table.csv and results.json, which is made if it isn't there. They are
      * written anew after each result. The journals of the searches are there too, and may be deleted when no higher
@@ -56,13 +61,6 @@ export interface CompareOptions extends Omit<SessionOptions, 'onProgress'> {
     text?: string | undefined;
     /** How many sequences of the text are used, from the first one on. Default: all. */
     textSamples?: number | undefined;
-    calibration?: CalibrationOptions | undefined;
-    /** How the methods that compare perplexities do so. Default: `race`. */
-    search?: SearchMode | undefined;
-    /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
-    confidence?: number | undefined;
-    /** Memory on each device for the residual stream that candidates start from, in bytes. Default: 2 GiB. */
-    keepBytes?: number | undefined;
     /** Is told what is being worked on. */
     onProgress?: ((what: string) => void) | undefined;
 }
@@ -131,7 +129,7 @@ interface Contestant {
 
 /** @throws BlockprunerError if an argument is wrong */
 function checkOptions(options: CompareOptions): { ratios: number[]; contestants: Contestant[] } {
-    const { seeds = 3, limit, textSamples, keepBytes, search, confidence } = options;
+    const { seeds = 3, limit, textSamples } = options;
     const ratios = [...new Set(options.ratios)];
     for (const ratio of ratios) {
         if (!(ratio > 0 && ratio < 1)) {
@@ -139,12 +137,10 @@ function checkOptions(options: CompareOptions): { ratios: number[]; contestants:
         }
     }
     checkInteger('seeds', seeds, { least: 1 });
-    checkInteger('limit', limit, { least: 1 });
+    checkTaskOptions({ limit });
     checkInteger('textSamples', textSamples, { least: 1 });
-    checkNumber('keepBytes', keepBytes, { least: 0 });
-    checkOneOf('search', search, searchModes);
-    checkConfidence(confidence);
-    checkSessionOptions({ ...options, onProgress: undefined });
+    checkSearchChoice(options);
+    checkSessionOptions(options);
     const chosen = new Set(options.methods ?? comparedMethods);
     return { ratios, contestants: [...chosen].flatMap((compared) => contestantsOf(compared, seeds)) };
 }
@@ -332,7 +328,7 @@ function contextOf({ session, comparison, options }: Run, { selection, seed, nam
         selection,
         seed: seed ?? undefined,
         search: { mode, confidence, keepBytes },
-        journal: { file, inputs: { ...comparison.searchedWith, method: name }, resume: true },
+        journal: { file, inputs: () => Promise.resolve({ ...comparison.searchedWith, method: name }), resume: true },
         signal
     });
 }

@@ -1,8 +1,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
-import { checkInteger, checkNumber, checkOneOf } from '../check.js';
+import { checkInteger, checkNumber } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
-import { scoreTasks } from '../evaluation/scores.js';
+import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
 import type { Task } from '../evaluation/tasks.js';
 import { formatPercent } from '../format.js';
 import { methodOf, type Method } from '../methods/index.js';
@@ -11,13 +11,20 @@ import { checkOutput, writeText } from '../output.js';
 import { pruneReport } from '../report/prune-report.js';
 import type { PruneResult } from '../report/prune-result.js';
 import type { Block, BlockSelection } from '../runtime/blocks.js';
-import { searchModes, type SearchMode, type Step } from '../search/greedy.js';
+import type { Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
-import { checkConfidence } from '../search/race.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
-import { checkSessionOptions, findModel, Session, type SessionOptions, type Source } from './session.js';
+import {
+    checkSearchChoice,
+    checkSessionOptions,
+    findModel,
+    Session,
+    type SearchChoice,
+    type SessionOptions,
+    type Source
+} from './session.js';
 
-export interface PruneOptions extends DeliverOptions, SessionOptions {
+export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoice {
     /** Which blocks may go. Default: `all`. */
     blocks?: BlockSelection | undefined;
     /** Remove so many blocks. Exactly one of `remove`, `ratio` and `maxIncrease` says when to stop. */
@@ -44,12 +51,6 @@ export interface PruneOptions extends DeliverOptions, SessionOptions {
     method?: Method | undefined;
     /** For the method `random`: another number gives another order. Default: 0. */
     methodSeed?: number | undefined;
-    /** How candidates are compared: `race` (the default) or `exact`; `full` is for measuring these two. */
-    search?: SearchMode | undefined;
-    /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
-    confidence?: number | undefined;
-    /** Memory on each device for the residual stream that candidates start from, in bytes. Default: 2 GiB. */
-    keepBytes?: number | undefined;
     /**
      * Every evaluation is written into a journal beside the output ({@link journalOf}), which is deleted when the
      * output is there. true: go on where a run with the same inputs was stopped; false: begin anew. Default: refuse if
@@ -83,7 +84,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     const session = await Session.open(source, options);
     let decision, measured;
     try {
-        const context = await methodContext(session, method, options);
+        const context = methodContext(session, method, options);
         method.check(context, goal);
         // These scores come first, so that a task that can't be scored is found before the long work.
         const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
@@ -137,10 +138,8 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
         );
     }
     checkInteger('methodSeed', options.methodSeed, { least: 0, most: 2 ** 32 - 1 });
-    checkOneOf('search', options.search, searchModes);
-    checkConfidence(options.confidence);
-    checkNumber('keepBytes', options.keepBytes, { least: 0 });
-    checkInteger('limit', options.limit, { least: 1 });
+    checkSearchChoice(options);
+    checkTaskOptions({ limit: options.limit });
     checkSessionOptions(options);
     checkNames(options);
     return { method, goal: { remove, ratio, maxIncrease } };
@@ -199,7 +198,7 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
     }
 }
 
-async function methodContext(session: Session, method: PruningMethod, options: PruneOptions): Promise<MethodContext> {
+function methodContext(session: Session, method: PruningMethod, options: PruneOptions): MethodContext {
     const { output, blocks = 'all', search, confidence, keepBytes, methodSeed, orderFile, resume, signal } = options;
     const order: Block[] = [];
     return session.methodContext(path.dirname(output), {
@@ -210,11 +209,11 @@ async function methodContext(session: Session, method: PruningMethod, options: P
         journal: {
             file: journalOf(output),
             resume: resume ?? false,
-            inputs: {
+            inputs: async () => ({
                 ...(await session.searchInputs(search, confidence, signal)),
                 blocks,
                 method: method.name === 'random' ? `random ${methodSeed ?? 0}` : method.name
-            }
+            })
         },
         onStart: options.onStart,
         onStep(step, number, dense) {

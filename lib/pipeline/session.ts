@@ -6,6 +6,7 @@ import {
     type Calibration,
     type CalibrationOptions
 } from '../calibration/calibration.js';
+import { checkNumber, checkOneOf } from '../check.js';
 import { chooseHost } from '../export/choose-host.js';
 import type { Host } from '../export/host.js';
 import { MergedFiles } from '../export/merged.js';
@@ -15,9 +16,9 @@ import type { Block } from '../runtime/blocks.js';
 import { countParameters, hashGguf, readGguf, type Gguf } from '../runtime/gguf.js';
 import { checkLoadOptions, Model, shareOf, type BlockInfo } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
-import type { SearchMode } from '../search/greedy.js';
+import { searchModes, type SearchMode } from '../search/greedy.js';
 import type { JournalInputs } from '../search/journal.js';
-import { DEFAULT_CONFIDENCE } from '../search/race.js';
+import { checkConfidence, DEFAULT_CONFIDENCE } from '../search/race.js';
 import { version } from '../version.js';
 
 /** What is being worked on, for progress bars. `done` and `total` are in the unit of the phase. */
@@ -62,9 +63,30 @@ export interface SessionOptions {
 }
 
 /** @throws ArgumentError if an option is out of its range; no model is looked for before that is clear */
-export function checkSessionOptions({ calibration = {}, ...loading }: SessionOptions): void {
-    checkLoadOptions({ gpuLayers: loading.gpuLayers, threads: loading.threads });
+export function checkSessionOptions({
+    calibration = {},
+    gpuLayers,
+    threads
+}: Omit<SessionOptions, 'onProgress'>): void {
+    checkLoadOptions({ gpuLayers, threads });
     checkCalibration(calibration);
+}
+
+/** What prune and compare let choose of a search. */
+export interface SearchChoice {
+    /** How candidates are compared: `race` (the default) or `exact`; `full` is for measuring these two. */
+    search?: SearchMode | undefined;
+    /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
+    confidence?: number | undefined;
+    /** Memory on each device for the residual stream that candidates start from, in bytes. Default: 2 GiB. */
+    keepBytes?: number | undefined;
+}
+
+/** @throws ArgumentError if a choice is none that there is */
+export function checkSearchChoice({ search, confidence, keepBytes }: SearchChoice): void {
+    checkOneOf('search', search, searchModes);
+    checkConfidence(confidence);
+    checkNumber('keepBytes', keepBytes, { least: 0 });
 }
 
 /**
