@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { readGguf, type Inspection, type Perplexity, type PruneResult } from '../../lib/index.js';
 import { temporaryFolder, tiny } from '../models';
-import { expectRefused, onCpu, run, runJson, short, shortSearch, start } from './run';
+import { expectRefused, hasDraft, onCpu, run, runJson, short, shortSearch, start } from './run';
 
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
@@ -513,6 +513,6 @@ test('a model from a URL is downloaded, and stdout is JSON all the same', async 
             '8',
             ...onCpu
         );
-        await expectStops(writing, () => fs.readdirSync(outputs).some((name) => name.includes('partial')));
+        await expectStops(writing, () => hasDraft(outputs));
     });
 });

@@ -49,6 +49,14 @@ export function run(...args: string[]): Promise<Ended> {
     return start(...args).ended;
 }
 
+/**
+ * Whether a folder has the draft of a model. Empty files of a like name, which only show that the folder can be written
+ * to, are there for a moment before any work.
+ */
+export function hasDraft(folder: string): boolean {
+    return fs.readdirSync(folder).some((name) => /partial.*\.gguf$/.test(name));
+}
+
 /** Runs a command that must succeed and print one JSON object, nothing else, on stdout. */
 export async function runJson<T>(...args: string[]): Promise<T> {
     const { code, stdout, stderr } = await run(...args, '--json');

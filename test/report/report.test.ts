@@ -17,7 +17,7 @@ import {
     type PruneResult,
     type Quality
 } from '../../lib/index.js';
-import { expectRefused, onCpu, run, runJson, short, shortSearch, start } from '../cli/run';
+import { expectRefused, hasDraft, onCpu, run, runJson, short, shortSearch, start } from '../cli/run';
 import { temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
@@ -187,7 +187,7 @@ describe('a report is refused before the search', () => {
             '1',
             ...short
         );
-        while (!fs.readdirSync(outputs).some((name) => name.includes('partial'))) {
+        while (!hasDraft(outputs)) {
             await new Promise((resolve) => setTimeout(resolve, 5));
         }
         search.interrupt();
