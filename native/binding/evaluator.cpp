@@ -5,6 +5,7 @@
 #include "engine/divergence.h"
 #include "engine/endings.h"
 #include "engine/influence.h"
+#include "engine/linear_fit.h"
 #include "llama-model.h"
 
 #include <string>
@@ -114,6 +115,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
                                          InstanceMethod<&Evaluator::influence>("influence"),
                                          InstanceMethod<&Evaluator::hidden>("hidden"),
                                          InstanceMethod<&Evaluator::diverge>("diverge"),
+                                         InstanceMethod<&Evaluator::fit_linear>("fitLinear"),
                                          InstanceMethod<&Evaluator::dispose>("dispose"),
                                      });
 
@@ -265,6 +267,24 @@ Napi::Value Evaluator::diverge(const Napi::CallbackInfo & info) {
         env, is_same ? std::vector{ on } : std::vector{ on, dense }, info[4],
         [=](const task_control & control) { *values = divergence_of(*on, *sequences, skip, *dense, control); },
         [values](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *values); });
+}
+
+Napi::Value Evaluator::fit_linear(const Napi::CallbackInfo & info) {
+    const auto   on        = engine(info.Env());
+    const auto   sequences = std::make_shared<token_sequences>(read_sequences(*on, info[0], info[1]));
+    const auto   gaps      = read_boundary_pairs(*on, info[2]);
+    const double ridge     = info[3].As<Napi::Number>().DoubleValue();
+    auto         weights   = std::make_shared<std::vector<std::vector<float>>>();
+    return run_on(
+        info.Env(), { on }, info[4],
+        [=](const task_control & control) { *weights = fit_linear_blocks(*on, *sequences, gaps, ridge, control); },
+        [weights](Napi::Env env) {
+            auto array = Napi::Array::New(env);
+            for (const auto & matrix : *weights) {
+                array.Set(array.Length(), typed_array<Napi::Float32Array>(env, matrix));
+            }
+            return array;
+        });
 }
 
 std::vector<int32_t> read_tokens(const evaluator & on, const Napi::Value & value) {

@@ -110,14 +110,6 @@ void start_at_boundary(graph_edit & edit) {
     edit.change.add(before, request.boundary.get());
 }
 
-void capture_boundaries(graph_edit & edit) {
-    for (const size_t i : edit.request.capture) {
-        ggml_tensor * boundary   = edit.change.resolve(edit.found[i].boundary);
-        edit.outputs.captured[i] = boundary;
-        set_readable(boundary);
-    }
-}
-
 // A tensor of [n_embd, n_tokens], for the first n tokens alone.
 ggml_tensor * first_positions(ggml_context * ctx, ggml_tensor * t, int64_t n) {
     return n < t->ne[1] ? ggml_view_2d(ctx, t, t->ne[0], n, t->nb[1], 0) : t;
@@ -134,14 +126,24 @@ ggml_tensor * end_of(const graph_view & graph, const std::vector<found_block> & 
     return end;
 }
 
+// The residual stream before a block, as the edited graph computes it; the number of blocks is the stream's end.
+ggml_tensor * boundary_of(const graph_edit & edit, size_t i) {
+    return edit.change.resolve(i < edit.found.size() ? edit.found[i].boundary : end_of(edit.graph, edit.found));
+}
+
+void capture_boundaries(graph_edit & edit) {
+    for (const size_t i : edit.request.capture) {
+        ggml_tensor * boundary   = boundary_of(edit, i);
+        edit.outputs.captured[i] = boundary;
+        edit.results.push_back(boundary);
+    }
+}
+
 void compare_boundaries(graph_edit & edit) {
-    ggml_context * ctx         = edit.ctx;
-    const auto     boundary_of = [&](size_t i) {
-        return edit.change.resolve(i < edit.found.size() ? edit.found[i].boundary : end_of(edit.graph, edit.found));
-    };
+    ggml_context * ctx = edit.ctx;
     for (const auto & [first, second] : edit.request.compare) {
-        ggml_tensor * a = boundary_of(first);
-        ggml_tensor * b = boundary_of(second);
+        ggml_tensor * a = boundary_of(edit, first);
+        ggml_tensor * b = boundary_of(edit, second);
         // the last layer may have selected the output positions, which are the first
         const int64_t n = std::min(a->ne[1], b->ne[1]);
 

@@ -24,10 +24,11 @@ struct graph_request {
     size_t                       start = 0;
     std::shared_ptr<ggml_tensor> boundary;
 
-    // the blocks whose boundaries shall be readable
+    // The blocks whose boundaries shall be readable; the number of blocks is the stream's end. In the last layer, a
+    // boundary may have the output positions alone.
     std::vector<size_t> capture;
 
-    // Pairs of boundaries to compare, each named by the block behind it; the number of blocks is the stream's end.
+    // Pairs of boundaries to compare, named in the same way.
     std::vector<std::pair<size_t, size_t>> compare;
 
     enum class output_kind {

@@ -1,0 +1,206 @@
+#include "engine/least_squares.h"
+
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace {
+
+// The solution is good enough once the residual of each column has shrunk by this factor: products of floats carry no
+// more digits.
+constexpr double TOLERANCE = 1e-5;
+
+// Conjugate gradients take about as many steps as the square root of the condition number, which the ridge bounds.
+constexpr int MOST_STEPS = 500;
+
+// How many steps are made between two looks at the residual, each of which waits for the device.
+constexpr int STEPS_AT_ONCE = 8;
+
+// A context that holds the tensors of one graph, without their values.
+ggml_context_ptr graph_context() {
+    const size_t size = 64 * ggml_tensor_overhead() + ggml_graph_overhead();
+    return ggml_context_ptr(ggml_init({ .mem_size = size, .mem_buffer = nullptr, .no_alloc = true }));
+}
+
+// Memory for the tensors of a context that have values of their own; they are zero.
+ggml_backend_buffer_ptr allocate(ggml_context * ctx, ggml_backend_t device) {
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx, device));
+    if (!buffer) {
+        throw std::runtime_error("there is no memory on the device for the sums of a least squares fit");
+    }
+    ggml_backend_buffer_clear(buffer.get(), 0);
+    return buffer;
+}
+
+// A graph with memory for what it computes on the way.
+class planned_graph {
+public:
+    planned_graph(ggml_backend_t device, ggml_cgraph * graph) :
+        device(device),
+        graph(graph),
+        memory(ggml_gallocr_new(ggml_backend_get_default_buffer_type(device))) {
+        if (!ggml_gallocr_alloc_graph(memory.get(), graph)) {
+            throw std::runtime_error("there is no memory on the device to compute a least squares fit");
+        }
+    }
+
+    void run() const {
+        if (ggml_backend_graph_compute(device, graph) != GGML_STATUS_SUCCESS) {
+            throw std::runtime_error("the device could not compute a least squares fit");
+        }
+    }
+
+private:
+    const ggml_backend_t   device;
+    ggml_cgraph * const    graph;
+    const ggml_gallocr_ptr memory;
+};
+
+// Products contract the first dimension. Not in half precision, which some backends choose.
+ggml_tensor * product(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
+    ggml_tensor * result = ggml_mul_mat(ctx, a, b);
+    ggml_mul_mat_set_prec(result, GGML_PREC_F32);
+    return result;
+}
+
+ggml_tensor * new_input(ggml_context * ctx, int64_t n_values, int64_t n_tokens) {
+    ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_values, n_tokens);
+    ggml_set_input(t);
+    return t;
+}
+
+std::vector<float> values_of(const ggml_tensor * t) {
+    std::vector<float> values(ggml_nelements(t));
+    ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));
+    return values;
+}
+
+} // namespace
+
+least_squares::least_squares(ggml_backend_t device, int64_t n_in, int64_t n_out) :
+    device(device),
+    n_in(n_in),
+    n_out(n_out),
+    context(ggml_init({ .mem_size = 3 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true })) {
+    gram    = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, n_in, n_in);
+    moments = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, n_in, n_out);
+    weights = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, n_in, n_out);
+    buffer  = allocate(context.get(), device);
+}
+
+void least_squares::add(const float * h, const float * e, int64_t n) {
+    const ggml_context_ptr owner = graph_context();
+    ggml_context *         ctx   = owner.get();
+    ggml_tensor *          hs    = new_input(ctx, n_in, n);
+    ggml_tensor *          es    = new_input(ctx, n_out, n);
+    // the sum is over the tokens, which must be the first dimension
+    ggml_tensor * ht = ggml_cont(ctx, ggml_transpose(ctx, hs));
+    ggml_tensor * et = ggml_cont(ctx, ggml_transpose(ctx, es));
+
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, ggml_add_inplace(ctx, gram, product(ctx, ht, ht)));
+    ggml_build_forward_expand(graph, ggml_add_inplace(ctx, moments, product(ctx, ht, et)));
+    const planned_graph sums(device, graph);
+    ggml_backend_tensor_set(hs, h, 0, ggml_nbytes(hs));
+    ggml_backend_tensor_set(es, e, 0, ggml_nbytes(es));
+    sums.run();
+}
+
+double least_squares::mean_of_diagonal() const {
+    double sum = 0;
+    for (int64_t i = 0; i < n_in; i++) {
+        float value;
+        ggml_backend_tensor_get(gram, &value, i * (gram->nb[0] + gram->nb[1]), sizeof(value));
+        sum += value;
+    }
+    return sum / (double) n_in;
+}
+
+// Conjugate gradients (Hestenes and Stiefel 1952) for (G/m + λ)·X = C/m. Each column is solved by itself, and all of
+// them at once.
+void least_squares::solve(double ridge, const task_control & control) {
+    const double mean = mean_of_diagonal();
+    if (!std::isfinite(mean)) {
+        throw std::runtime_error("the residual stream has values that are not finite: nothing can be fitted to it");
+    }
+    ggml_backend_tensor_memset(weights, 0, 0, ggml_nbytes(weights));
+    if (mean == 0) {
+        return; // where nothing comes in, the ridge alone decides
+    }
+
+    const ggml_context_ptr owner = graph_context();
+    ggml_context *         ctx   = owner.get();
+    ggml_context_ptr       state_context(
+        ggml_init({ .mem_size = 3 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true }));
+    ggml_tensor * residual  = ggml_dup_tensor(state_context.get(), moments);
+    ggml_tensor * direction = ggml_dup_tensor(state_context.get(), moments);
+    ggml_tensor * square    = ggml_new_tensor_2d(state_context.get(), GGML_TYPE_F32, 1, n_out); // |residual|²
+    const ggml_backend_buffer_ptr state = allocate(state_context.get(), device);
+
+    {
+        ggml_cgraph * graph = ggml_new_graph(ctx);
+        ggml_tensor * first = ggml_scale(ctx, moments, (float) (1 / mean));
+        ggml_build_forward_expand(graph, ggml_cpy(ctx, first, residual));
+        ggml_build_forward_expand(graph, ggml_cpy(ctx, first, direction));
+        ggml_build_forward_expand(graph, ggml_cpy(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, first)), square));
+        planned_graph(device, graph).run();
+    }
+    const std::vector<float> at_start = values_of(square);
+
+    ggml_reset(ctx);
+    constexpr float tiny          = 1e-30f; // a column that is solved has no residual left to divide by
+    ggml_cgraph *   graph         = ggml_new_graph(ctx);
+    ggml_tensor *   image         = ggml_add(ctx, ggml_scale(ctx, product(ctx, gram, direction), (float) (1 / mean)),
+                                             ggml_scale(ctx, direction, (float) ridge));
+    ggml_tensor *   curvature     = ggml_sum_rows(ctx, ggml_mul(ctx, direction, image));
+    ggml_tensor *   step          = ggml_div(ctx, square, ggml_scale_bias(ctx, curvature, 1, tiny));
+    ggml_tensor *   new_weights   = ggml_add(ctx, weights, ggml_mul(ctx, direction, step));
+    ggml_tensor *   new_residual  = ggml_sub(ctx, residual, ggml_mul(ctx, image, step));
+    ggml_tensor *   new_square    = ggml_sum_rows(ctx, ggml_sqr(ctx, new_residual));
+    ggml_tensor *   ratio         = ggml_div(ctx, new_square, ggml_scale_bias(ctx, square, 1, tiny));
+    ggml_tensor *   new_direction = ggml_add(ctx, new_residual, ggml_mul(ctx, direction, ratio));
+    for (ggml_tensor * t : { new_weights, new_residual, new_square, new_direction }) {
+        ggml_build_forward_expand(graph, t); // all are computed before the first is overwritten
+    }
+    ggml_build_forward_expand(graph, ggml_cpy(ctx, new_weights, weights));
+    ggml_build_forward_expand(graph, ggml_cpy(ctx, new_residual, residual));
+    ggml_build_forward_expand(graph, ggml_cpy(ctx, new_square, square));
+    ggml_build_forward_expand(graph, ggml_cpy(ctx, new_direction, direction));
+    const planned_graph one_step(device, graph);
+
+    bool is_solved = false;
+    for (int steps = 0; steps < MOST_STEPS && !is_solved; steps += STEPS_AT_ONCE) {
+        control.check();
+        for (int i = 0; i < STEPS_AT_ONCE; i++) {
+            one_step.run();
+        }
+        const std::vector<float> now = values_of(square);
+        is_solved = std::equal(now.begin(), now.end(), at_start.begin(),
+                               [](float value, float first) { return value <= TOLERANCE * TOLERANCE * first; });
+    }
+    const std::vector<float> found = solution();
+    if (!std::all_of(found.begin(), found.end(), [](float value) { return std::isfinite(value); })) {
+        throw std::runtime_error("the residual stream has values that are not finite: nothing can be fitted to it");
+    }
+}
+
+std::vector<float> least_squares::solution() const {
+    return values_of(weights);
+}
+
+std::vector<float> least_squares::apply(const float * h, int64_t n) const {
+    const ggml_context_ptr owner  = graph_context();
+    ggml_context *         ctx    = owner.get();
+    ggml_tensor *          hs     = new_input(ctx, n_in, n);
+    ggml_tensor *          result = product(ctx, weights, hs);
+    ggml_set_output(result);
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, result);
+    const planned_graph products(device, graph);
+    ggml_backend_tensor_set(hs, h, 0, ggml_nbytes(hs));
+    products.run();
+    return values_of(result);
+}

@@ -1,0 +1,47 @@
+// Ridge regression on a device, with ggml's matrix products: every backend has these, and no linear algebra library is
+// needed.
+#pragma once
+
+#include "engine/task.h"
+#include "ggml-cpp.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+// Finds the matrix W that minimises Σ_t |W·h_t − e_t|² + λ·m·|W|², where m is the mean of the diagonal of Σ_t h_t·h_tᵀ.
+// A weight of a token is a factor of both h_t and e_t: its square root.
+//
+// Memory on the device: n_in² + n_in·n_out values of F32 for the sums, seven times n_in·n_out while it is solved, and
+// twice the tokens that are added at a time.
+class least_squares {
+public:
+    // n_in, n_out: the numbers of values of h_t and of e_t
+    least_squares(ggml_backend_t device, int64_t n_in, int64_t n_out);
+
+    // Adds n tokens. h: [n × n_in], e: [n × n_out], token after token.
+    void add(const float * h, const float * e, int64_t n);
+
+    // Finds W. ridge: λ, above 0
+    // Throws where a sum or the solution is not finite.
+    void solve(double ridge, const task_control & control);
+
+    // W: [n_out × n_in], row after row.
+    std::vector<float> solution() const;
+
+    // W·h of n tokens: [n × n_out].
+    std::vector<float> apply(const float * h, int64_t n) const;
+
+private:
+    const ggml_backend_t device;
+    const int64_t        n_in;
+    const int64_t        n_out;
+
+    ggml_context_ptr        context;
+    ggml_backend_buffer_ptr buffer;
+    ggml_tensor *           gram;    // Σ h·hᵀ: [n_in, n_in]
+    ggml_tensor *           moments; // Σ h·eᵀ: [n_in, n_out]
+    ggml_tensor *           weights; // W: [n_in, n_out]
+
+    double mean_of_diagonal() const;
+};
