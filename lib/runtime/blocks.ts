@@ -119,10 +119,22 @@ export function paperName(kind: BlockKind): 'mha' | 'mlp' {
  */
 export type Merges = ReadonlyMap<number, ReadonlyMap<number, number>>;
 
+/** A linear block that a repair puts into the stream: x + W·RMSNorm(x), with a norm without weights. */
+export interface LinearBlock {
+    /** The remaining block right before which it stands; undefined: at the end of the stream. */
+    before: Block | undefined;
+    /** W, F32, row after row: [n_embd × n_embd]; a row gives one value of the stream. */
+    weights: Float32Array;
+    /** The tensor type that W is written in: 'f32', 'f16', 'q8_0', … */
+    type: string;
+}
+
 /** What makes a pruned model of a dense one. */
 export interface Removal {
     removed: readonly Block[];
     merges?: Merges | undefined;
+    /** The linear blocks that are put into the stream, in its order. Default: none. */
+    linear?: readonly LinearBlock[] | undefined;
 }
 
 /** Says what layers become: `blk.5 = -2 blk.5 + 1 blk.6 + 1 blk.7 + 1 blk.8`. */
