@@ -41,6 +41,7 @@ export {
     type Block,
     type BlockKind,
     type BlockSelection,
+    type LinearBlock,
     type Merges,
     type Move,
     type Removal
@@ -97,6 +98,7 @@ export { type Sequences } from './runtime/sequences.js';
 export { apply, type ApplyOptions } from './pipeline/apply.js';
 export { inspect, type Inspection } from './pipeline/inspect.js';
 export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';
+export { repairs, repairTypes, type Repair, type RepairOptions } from './pipeline/repair.js';
 export { type DeliverOptions } from './pipeline/deliver.js';
 export { type Phase, type PhaseProgress, type SearchChoice, type SessionOptions } from './pipeline/session.js';
 export { comparisonReport } from './report/comparison-report.js';
@@ -111,7 +113,7 @@ export {
     type Quality
 } from './report/comparison.js';
 export { pruneReport } from './report/prune-report.js';
-export { type PruneResult } from './report/prune-result.js';
+export { type PruneResult, type RepairResult } from './report/prune-result.js';
 export {
     searchOrder,
     type CandidateEvaluator,

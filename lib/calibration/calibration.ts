@@ -28,12 +28,19 @@ export interface CalibrationOptions {
 }
 
 export interface Calibration extends Sequences {
-    /** The name of the file that the text came from. */
+    /** The file that the text came from, or its URI. */
+    file: string;
+    /** The name of that file. */
     name: string;
+    /** The text's other sequences, which were not chosen: whole ones, one after the other. */
+    rest: Int32Array;
 }
 
 /** The embedded text, on which the embedded model was not trained; see models/README.md. */
 export const defaultCalibration = path.resolve(__dirname, '..', '..', 'models', 'calibration.txt');
+
+/** The embedded instructions with answers, which a repair is fitted to beside the embedded text. */
+export const defaultInstructions = path.resolve(__dirname, '..', '..', 'models', 'instructions.jsonl');
 
 /**
  * The fields that are tried in turn where none is named: those of plain corpora, of Alpaca, and of Alpaca's seed tasks.
@@ -72,11 +79,22 @@ export async function loadCalibration(
         );
     }
     const chosen = pick(available, Math.min(samples, available), seed);
-    const result = new Int32Array(chosen.length * context);
-    chosen.forEach((sequence, index) =>
-        result.set(tokens.subarray(sequence * context, (sequence + 1) * context), index * context)
-    );
-    return { name: nameOf(file), tokens: result, length: context };
+    const used = new Set(chosen);
+    const others = Array.from({ length: available }, (_, index) => index).filter((index) => !used.has(index));
+    return {
+        file,
+        name: nameOf(file),
+        tokens: gather(tokens, chosen, context),
+        length: context,
+        rest: gather(tokens, others, context)
+    };
+}
+
+/** Some sequences of a text's tokens, by their numbers. */
+function gather(tokens: Int32Array, numbers: readonly number[], length: number): Int32Array {
+    const result = new Int32Array(numbers.length * length);
+    numbers.forEach((number, i) => result.set(tokens.subarray(number * length, (number + 1) * length), i * length));
+    return result;
 }
 
 /** @throws ArgumentError if an option is out of its range; nothing is read for that */

@@ -9,7 +9,9 @@ import {
     deviceOptions,
     jsonOption,
     modelArgument,
-    outputOptions
+    outputOptions,
+    repairOf,
+    repairOptions
 } from './options.js';
 import { print, pruneResultLines } from './print.js';
 import { withProgress } from './progress.js';
@@ -27,6 +29,7 @@ export const builder = (yargs: Argv) =>
             },
             remove: { type: 'number', demandOption: true, describe: 'Remove so many blocks of it' },
             ...outputOptions,
+            ...repairOptions,
             ...calibrationOptions,
             ...deviceOptions,
             json: jsonOption
@@ -46,6 +49,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             output,
             force,
             verify,
+            ...repairOf(argv),
             calibration: calibrationOf(argv),
             ...deviceOf(argv),
             signal,

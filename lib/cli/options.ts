@@ -4,6 +4,7 @@ import type { Argv } from 'yargs';
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { checkInteger } from '../check.js';
 import { taskNames } from '../evaluation/tasks.js';
+import { repairs, repairTypes, type RepairOptions } from '../pipeline/repair.js';
 import { devices, type Device } from '../runtime/device.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
 
@@ -114,6 +115,28 @@ interface SearchArguments {
 export function searchOf({ search, confidence, memory }: SearchArguments) {
     checkInteger('memory', memory, { least: 0 });
     return { search, confidence, keepBytes: memory === undefined ? undefined : memory * 2 ** 20 };
+}
+
+export const repairOptions = {
+    repair: {
+        choices: repairs,
+        describe: 'What makes up for what is gone: a linear block in each gap (linear), or nothing (none)',
+        defaultDescription: 'linear, where it can be written'
+    },
+    'repair-tokens': {
+        type: 'number',
+        describe: 'Tokens that the repair is fitted to, beside those that the search is measured on',
+        defaultDescription: '64 a value of the residual stream'
+    },
+    'repair-type': {
+        choices: repairTypes,
+        describe: 'Tensor type of what the repair adds',
+        defaultDescription: 'q8_0 in a quantized model'
+    }
+} as const;
+
+export function repairOf({ repair, repairTokens, repairType }: RepairOptions): RepairOptions {
+    return { repair, repairTokens, repairType };
 }
 
 export const taskOptions = {

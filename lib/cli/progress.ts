@@ -10,6 +10,7 @@ const phases: Record<Phase, string> = {
     load: 'Loading',
     calibrate: 'Calibration',
     search: 'Searching',
+    repair: 'Repairing',
     evaluate: 'Evaluating',
     score: 'Scoring',
     write: 'Writing',

@@ -16,6 +16,8 @@ import {
     jsonOption,
     modelArgument,
     outputOptions,
+    repairOf,
+    repairOptions,
     repeatableTask,
     searchOf,
     searchOptions,
@@ -56,6 +58,7 @@ export const builder = (yargs: Argv) =>
                 defaultDescription: '0'
             },
             ...searchOptions,
+            ...repairOptions,
             resume: {
                 type: 'boolean',
                 describe: 'Go on with the search for this output that was stopped; --no-resume begins anew',
@@ -77,6 +80,10 @@ export const builder = (yargs: Argv) =>
         })
         .example('$0 prune model.gguf --ratio 0.2 -o smaller.gguf', 'a fifth of the parameters')
         .example('$0 prune model.gguf --max-increase 0.1 -o smaller.gguf', 'all that costs at most 10 % perplexity')
+        .example(
+            '$0 prune model.gguf --ratio 0.2 --repair none --search exact -o paper.gguf',
+            'exactly the method of the paper'
+        )
         .example(
             '$0 prune hf:user/repo:Q4_K_M --remove 6 --calibration mine.txt -o smaller.gguf',
             'six blocks, by your own text'
@@ -110,6 +117,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 tasks,
                 limit,
                 ...search,
+                ...repairOf(argv),
                 resume,
                 calibration: calibrationOf(argv),
                 ...deviceOf(argv),

@@ -1,13 +1,13 @@
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
-import type { Decision } from '../methods/method.js';
 import { checkOutput } from '../output.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
+import { checkRepairOptions, repair, type RepairOptions } from './repair.js';
 import { checkSessionOptions, findModel, Session, type SessionOptions } from './session.js';
 
-export interface ApplyOptions extends DeliverOptions, SessionOptions {
+export interface ApplyOptions extends DeliverOptions, SessionOptions, RepairOptions {
     /** The blocks to remove, for instance from {@link readOrder}. */
     order: readonly Block[];
 }
@@ -20,19 +20,22 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
     const started = performance.now();
     const { order, output, force } = options;
     checkSessionOptions(options);
+    checkRepairOptions(options);
 
     const source = await findModel(model, options);
     await checkOutput(output, source.gguf.files, force);
     const session = await Session.open(source, options, { copies: false });
-    const decision: Decision = { removed: bare(order), steps: [] };
-    let measured;
+    const folder = path.dirname(output);
+    let repaired, measured;
     try {
         checkOrder(session, order);
-        measured = await measure(session, decision, { ...options, folder: path.dirname(output) });
+        repaired = await repair(session, { removed: bare(order), steps: [] }, folder, options);
+        measured = await measure(session, repaired.decision, { ...options, folder });
     } finally {
         session.dispose();
     }
-    return deliver(session, { uri: model, method: null, decision, measured, started }, { ...options, speed: false });
+    const decided = { uri: model, method: null, ...repaired, measured, started };
+    return deliver(session, decided, { ...options, speed: false });
 }
 
 /** @throws BlockprunerError unless the model can be written without these blocks */

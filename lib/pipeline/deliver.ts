@@ -6,7 +6,7 @@ import { architectureOf } from '../export/host.js';
 import { writeDraft } from '../export/write.js';
 import type { Method } from '../methods/index.js';
 import type { Decision } from '../methods/method.js';
-import type { PruneResult } from '../report/prune-result.js';
+import type { PruneResult, RepairResult } from '../report/prune-result.js';
 import { formatMerges } from '../runtime/blocks.js';
 import { countParameters, readGguf } from '../runtime/gguf.js';
 import { stockNll, stockSpeed, type StockOptions } from '../stock/stock.js';
@@ -92,10 +92,17 @@ export function scoringOptions({
  */
 export async function deliver(
     session: Session,
-    decided: { uri: string; method: Method | null; decision: Decision; measured: Measured; started: number },
+    decided: {
+        uri: string;
+        method: Method | null;
+        decision: Decision;
+        repair: RepairResult;
+        measured: Measured;
+        started: number;
+    },
     { output, force, verify = true, signal, onProgress, speed: withSpeed }: DeliverOptions & { speed: boolean }
 ): Promise<PruneResult> {
-    const { uri, method, decision, measured, started } = decided;
+    const { uri, method, decision, repair, measured, started } = decided;
     const { gguf, host, blocks, calibrationInfo, parameters, model } = session;
     const provenance = { calibration: calibrationInfo, perplexity: measured.perplexity };
     const { device, gpuLayers, threads, flashAttention } = model;
@@ -131,6 +138,7 @@ export async function deliver(
         method,
         blocks: [...blocks],
         removed: decision.removed,
+        repair,
         steps: decision.steps,
         ...(decision.merges && { merged: formatMerges(decision.merges) }),
         calibration: calibrationInfo,

@@ -14,6 +14,7 @@ import type { Block, BlockSelection } from '../runtime/blocks.js';
 import type { Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
+import { checkRepairOptions, repair, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -24,7 +25,7 @@ import {
     type Source
 } from './session.js';
 
-export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoice {
+export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoice, RepairOptions {
     /** Which blocks may go. Default: `all`. */
     blocks?: BlockSelection | undefined;
     /** Remove so many blocks. Exactly one of `remove`, `ratio` and `maxIncrease` says when to stop. */
@@ -82,20 +83,21 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     const source = await findModel(model, options);
     await checkOutputs(source, options);
     const session = await Session.open(source, options);
-    let decision, measured;
+    let repaired, measured;
     try {
         const context = methodContext(session, method, options);
         method.check(context, goal);
         // These scores come first, so that a task that can't be scored is found before the long work.
         const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
         const denseScores = await scoreTasks(session.model, options.tasks ?? [], scoring);
-        decision = await method.decide(context, goal);
+        const decision = await method.decide(context, goal);
         checkReached(session, goal, decision);
-        measured = await measure(session, decision, { ...options, folder: path.dirname(output), denseScores });
+        repaired = await repair(session, decision, path.dirname(output), options);
+        measured = await measure(session, repaired.decision, { ...options, folder: path.dirname(output), denseScores });
     } finally {
         session.dispose();
     }
-    const decided = { uri: model, method: method.name, decision, measured, started };
+    const decided = { uri: model, method: method.name, ...repaired, measured, started };
     const result = await deliver(session, decided, { ...options, speed: report !== undefined });
     if (report !== undefined) {
         writeText(report, await pruneReport(result), { force, what: 'report' });
@@ -141,6 +143,7 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
     checkSearchChoice(options);
     checkTaskOptions({ limit: options.limit });
     checkSessionOptions(options);
+    checkRepairOptions(options);
     checkNames(options);
     return { method, goal: { remove, ratio, maxIncrease } };
 }

@@ -22,7 +22,7 @@ import { checkConfidence, DEFAULT_CONFIDENCE } from '../search/race.js';
 import { version } from '../version.js';
 
 /** What is being worked on, for progress bars. `done` and `total` are in the unit of the phase. */
-export type Phase = 'download' | 'load' | 'calibrate' | 'score' | 'search' | 'write' | 'verify' | 'speed';
+export type Phase = 'download' | 'load' | 'calibrate' | 'score' | 'search' | 'repair' | 'write' | 'verify' | 'speed';
 
 export type PhaseProgress = (phase: Phase, done: number, total: number) => void;
 
@@ -159,8 +159,8 @@ export class Session {
 
     /**
      * Runs some work on the model that a decision makes of this one: this one without some blocks, or, where layers are
-     * merged, a model of its own.
-     * @param folder where the file of a model with merged layers is for the time of the work
+     * merged or linear blocks put in, a model of its own.
+     * @param folder where the file of such a model is for the time of the work
      */
     async useDecided<T>(
         decision: Decision,
@@ -168,7 +168,7 @@ export class Session {
         work: (model: Model, skip: readonly Block[]) => Promise<T>,
         signal?: AbortSignal
     ): Promise<T> {
-        return decision.merges
+        return decision.merges || decision.linear
             ? this.#mergedFiles(folder, signal).use(decision, (merged) => work(merged, []))
             : work(this.model, decision.removed);
     }

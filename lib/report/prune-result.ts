@@ -7,6 +7,21 @@ import type { BlockInfo } from '../runtime/model.js';
 import type { Step } from '../search/greedy.js';
 import type { Speed } from '../stock/stock.js';
 
+/** What a repair did, or why there was none. */
+export type RepairResult =
+    | { kind: 'none'; reason: string }
+    | {
+          kind: 'linear';
+          /** The linear blocks, by the block right before which each stands; null: at the residual stream's end. */
+          blocks: { before: Block | null; type: string }[];
+          /** How many tokens they were fitted to. */
+          tokens: number;
+          /** Perplexity on the calibration text without them. */
+          unrepaired: number;
+          /** How long the repair took. */
+          seconds: number;
+      };
+
 export interface PruneResult {
     /** The path or the URI of the model, as it was given. */
     model: string;
@@ -23,11 +38,13 @@ export interface PruneResult {
     removed: Block[];
     /** Of `laco`: what the weights of layers became, such as `blk.5 = -1 blk.5 + 1 blk.6 + 1 blk.7`. */
     merged?: string[];
+    /** What was done to make up for the blocks that are gone. */
+    repair: RepairResult;
     /** The removals one by one; empty where all blocks went at once. */
     steps: Step[];
     /** The calibration text's name, and the number and length (in tokens) of the sequences that were used of it. */
     calibration: { name: string; sequences: number; context: number };
-    /** Perplexities on the calibration text. */
+    /** Perplexities on the calibration text, which no repair was fitted to. */
     perplexity: { dense: number; pruned: number };
     /** Parameters of the whole model, counted in the files. */
     parameters: { dense: number; pruned: number };

@@ -82,6 +82,14 @@ export interface NativeEvaluator {
         dense: NativeEvaluator,
         task: NativeTask
     ): Promise<Float32Array>;
+    /** `gaps`: the boundaries before and behind each, as in `influence`. Gives each W, row after row. */
+    fitLinear(
+        tokens: Int32Array,
+        length: number,
+        gaps: Uint32Array,
+        ridge: number,
+        task: NativeTask
+    ): Promise<Float32Array[]>;
     dispose(): void;
 }
 

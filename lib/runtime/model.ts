@@ -356,6 +356,29 @@ export class Model {
         return { denseNll: column(0), nll: column(1), divergence: column(2), sameTop: column(3) };
     }
 
+    /**
+     * Fits a linear block to each gap that blocks leave when they go, x + W·x/rms(x), by ridge regression, so that the
+     * residual stream without those blocks follows the model's own. Memory on the host: 8 bytes for each token and value
+     * of the stream.
+     * @param gaps the neighbouring blocks of each gap, in the order of the residual stream
+     * @param ridge λ, in shares of the mean square of what goes in
+     * @returns each W, [n_embd × n_embd], row after row
+     * @throws BlockprunerError if the stream has values that are not finite, or memory runs out
+     */
+    async fitLinear(
+        sequences: Sequences,
+        gaps: readonly (readonly Block[])[],
+        ridge: number,
+        options: RunOptions = {}
+    ): Promise<Float32Array[]> {
+        checkSequences(sequences);
+        const context = await this.#contextFor(sequences.length, options.signal);
+        const pairs = Uint32Array.from(gaps.flatMap((gap) => this.#boundariesAround(context, gap)));
+        return this.#runOn(context, options, (evaluator, _, task) =>
+            evaluator.fitLinear(sequences.tokens, sequences.length, pairs, ridge, task)
+        );
+    }
+
     /** Frees the weights and all memory of evaluations, kept streams included. */
     dispose(): void {
         this.#streams.forEach((streams) => streams.dispose());

@@ -64,8 +64,11 @@ public:
     // Says that the values are at a later boundary now, since the caller computed them.
     void set_boundary(size_t boundary) { at = boundary; }
 
-    // Where the last values were computed.
-    ggml_backend_dev_t device() const { return ggml_backend_buft_get_device(memory); }
+    // Where the last values were computed. Memory of the host has no device: there it was the CPU.
+    ggml_backend_dev_t device() const {
+        ggml_backend_dev_t found = ggml_backend_buft_get_device(memory);
+        return found ? found : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    }
 
 private:
     evaluator *                on;

@@ -1,0 +1,125 @@
+import path from 'node:path';
+import { checkInteger, checkOneOf } from '../check.js';
+import { BlockprunerError } from '../errors.js';
+import { meanNll } from '../evaluation/perplexity.js';
+import type { Decision } from '../methods/method.js';
+import { fitText } from '../repair/fit-text.js';
+import { fitLinearBlocks, usualType } from '../repair/linear.js';
+import type { RepairResult } from '../report/prune-result.js';
+import { countSequences } from '../runtime/sequences.js';
+import type { PhaseProgress, Session } from './session.js';
+
+/**
+ * What is done, without training, to make up for the blocks that are gone.
+ *
+ * - `none`: nothing. With the method `blockpruner`, this is the paper.
+ * - `linear`: a linear block, one square matrix without KV cache, goes into each gap.
+ */
+export type Repair = 'none' | 'linear';
+
+export const repairs: readonly Repair[] = ['none', 'linear'];
+
+/** The tensor types that linear blocks can be written in. */
+export const repairTypes = ['f32', 'f16', 'bf16', 'q8_0', 'q5_1', 'q5_0', 'q4_1', 'q4_0'] as const;
+
+export interface RepairOptions {
+    /** Default: `linear`, where the model can be written so and the calibration text is long enough; else `none`. */
+    repair?: Repair | undefined;
+    /**
+     * How many tokens of the calibration text the repair is fitted to, those aside that the search is measured on.
+     * Default: 64 for each value of the residual stream, at most 65,536, or as many as there are.
+     */
+    repairTokens?: number | undefined;
+    /** The tensor type of the linear blocks. Default: `q8_0` in a quantized model, else the type of its matrices. */
+    repairType?: (typeof repairTypes)[number] | undefined;
+}
+
+/** @throws ArgumentError if an option is none that there is, or out of its range */
+export function checkRepairOptions({ repair, repairTokens, repairType }: RepairOptions): void {
+    checkOneOf('repair', repair, repairs);
+    checkOneOf('repairType', repairType, repairTypes);
+    checkInteger('repairTokens', repairTokens, { least: 1 });
+}
+
+/** A decision after its repair, and what the repair did. */
+export interface Repaired {
+    decision: Decision;
+    repair: RepairResult;
+}
+
+/**
+ * Repairs what a decision leaves of a model: fits the repair to text that the search has not seen, and accepts it only
+ * if the perplexity on the calibration text falls, measured on the very file that would be written.
+ * @param folder where that file is for the time of its use
+ * @throws BlockprunerError if a repair that was asked for is not possible
+ */
+export async function repair(
+    session: Session,
+    decision: Decision,
+    folder: string,
+    options: RepairOptions & { signal?: AbortSignal | undefined; onProgress?: PhaseProgress | undefined }
+): Promise<Repaired> {
+    const started = performance.now();
+    const { repairTokens, signal, onProgress } = options;
+    if (options.repair === 'none') {
+        return { decision, repair: { kind: 'none', reason: 'none was asked for' } };
+    }
+    const { model, blocks, calibration, gguf } = session;
+    let text, linear;
+    try {
+        checkRepairable(session, decision);
+        onProgress?.('repair', 0, 1);
+        text = await fitText(model, calibration, repairTokens, signal);
+        const type = options.repairType ?? usualType(gguf, model.embedding);
+        linear = await fitLinearBlocks(model, blocks, decision.removed, text, type, {
+            signal,
+            onProgress: (done, total) => onProgress?.('repair', done, total)
+        });
+    } catch (error) {
+        if (options.repair !== undefined || !(error instanceof BlockprunerError)) {
+            throw error;
+        }
+        return { decision, repair: { kind: 'none', reason: error.message } };
+    }
+
+    const nllBefore = decision.nll ?? (await model.evaluate(calibration, { skip: decision.removed, signal }));
+    const fitted: Decision = { ...decision, linear };
+    const nll = await session.useDecided(
+        fitted,
+        path.resolve(folder),
+        (repaired) => repaired.evaluate(calibration, { signal }),
+        signal
+    );
+    const [before, after] = [nllBefore, nll].map((values) => Math.exp(meanNll(values, calibration.length))) as [
+        number,
+        number
+    ];
+    if (!(after < before)) {
+        const reason = `it would change the perplexity on the calibration text from ${before} to ${after}`;
+        return { decision: { ...decision, nll: nllBefore }, repair: { kind: 'none', reason } };
+    }
+    return {
+        decision: { ...fitted, nll },
+        repair: {
+            kind: 'linear',
+            blocks: linear.map((block) => ({ before: block.before ?? null, type: block.type })),
+            tokens: countSequences(text) * text.length,
+            unrepaired: before,
+            seconds: (performance.now() - started) / 1000
+        }
+    };
+}
+
+/** @throws BlockprunerError if a decision's model can't have linear blocks */
+function checkRepairable({ host }: Session, { merges, removed }: Decision): void {
+    const obstacle = !host.linear
+        ? `the model is written as ${host.name}, which has no linear blocks`
+        : merges
+          ? 'layers were merged, and a repair is fitted to the blocks as they are'
+          : removed.length === 0
+            ? 'nothing was removed'
+            : undefined;
+    if (obstacle !== undefined) {
+        throw new BlockprunerError('UNSUPPORTED', `no linear blocks can be put in: ${obstacle}`);
+    }
+}

@@ -1,0 +1,87 @@
+import {
+    defaultCalibration,
+    defaultInstructions,
+    loadCalibration,
+    type Calibration
+} from '../calibration/calibration.js';
+import { BlockprunerError } from '../errors.js';
+import type { Model } from '../runtime/model.js';
+import { countSequences, type Sequences } from '../runtime/sequences.js';
+
+/** So many tokens a value of the residual stream are fitted to by default; docs/how-it-works.md shows the curve. */
+const USUAL_TOKENS_A_VALUE = 64;
+
+/** With fewer tokens a value of the residual stream, a fit follows its text more than the model. */
+const LEAST_TOKENS_A_VALUE = 8;
+
+/** By default, no more are fitted to: the streams of that many take 2 GiB in a model with 4096 values. */
+const MOST_USUAL_TOKENS = 65_536;
+
+/**
+ * The sequences that a repair is fitted to. The search has not seen them, so that what the search was measured on is
+ * held out from the fit: the rest of the calibration text; beside the embedded one, also the embedded instructions, as
+ * many of each as there are.
+ * @param tokens how many tokens; default: 64 for each value of the residual stream, at most 65,536, or as many as there
+ *     are
+ * @throws BlockprunerError if the text is too short, saying how much is needed
+ */
+export async function fitText(
+    model: Model,
+    calibration: Calibration,
+    tokens: number | undefined,
+    signal?: AbortSignal
+): Promise<Sequences> {
+    const { length } = calibration;
+    const rests = [calibration.rest];
+    if (calibration.file === defaultCalibration) {
+        const { tokens: chosen, rest } = await loadCalibration(
+            model,
+            { file: defaultInstructions, samples: 1, context: length },
+            signal
+        );
+        rests.push(Int32Array.from([...chosen, ...rest]));
+    }
+    const wanted = Math.ceil((tokens ?? Math.min(USUAL_TOKENS_A_VALUE * model.embedding, MOST_USUAL_TOKENS)) / length);
+    const least = Math.ceil((LEAST_TOKENS_A_VALUE * model.embedding) / length);
+    const chosen = sharedOut(
+        rests.map((rest) => rest.length / length),
+        wanted
+    ).map((count, i) => spread({ tokens: rests[i]!, length }, count));
+    const found = chosen.reduce((sum, part) => sum + part.length, 0) / length;
+    if (found < least || (tokens !== undefined && found < wanted)) {
+        const needed = tokens === undefined ? least : wanted;
+        throw new BlockprunerError(
+            'INPUT',
+            `${calibration.name} is too short to fit a repair to: beside what the search is measured on, it has ` +
+                `${found * length} tokens in whole sequences of ${length}, and ${needed * length} are needed`
+        );
+    }
+    return { tokens: Int32Array.from(chosen.flatMap((part) => [...part])), length };
+}
+
+/** How many of each source are taken, as evenly as they have so many. */
+function sharedOut(available: readonly number[], wanted: number): number[] {
+    const taken = available.map(() => 0);
+    for (let i = 0, left = wanted, idle = 0; left > 0 && idle < available.length; i = (i + 1) % available.length) {
+        if (taken[i]! < available[i]!) {
+            taken[i]!++;
+            left--;
+            idle = 0;
+        } else {
+            idle++;
+        }
+    }
+    return taken;
+}
+
+/** The tokens of so many sequences, evenly spread over all. */
+function spread(sequences: Sequences, count: number): Int32Array {
+    const { tokens, length } = sequences;
+    const available = countSequences(sequences);
+    const chosen = new Int32Array(count * length);
+    for (let i = 0; i < count; i++) {
+        const from = Math.floor((i * available) / count) * length;
+        chosen.set(tokens.subarray(from, from + length), i * length);
+    }
+    return chosen;
+}
