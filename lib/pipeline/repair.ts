@@ -113,7 +113,7 @@ export async function repair(
 /** @throws BlockprunerError if a decision's model can't have linear blocks */
 function checkRepairable({ host }: Session, { merges, removed }: Decision): void {
     const obstacle = !host.linear
-        ? `the model is written as ${host.name}, which has no linear blocks`
+        ? `the model is written as ${host.name}, which has none`
         : merges
           ? 'layers were merged, and a repair is fitted to the blocks as they are'
           : removed.length === 0

@@ -1,0 +1,176 @@
+// Repairs as prune and apply make them: what is written, when it isn't, and what is refused.
+import fs from 'node:fs';
+import path from 'node:path';
+import {
+    apply,
+    defaultCalibration,
+    inspect,
+    loadCalibration,
+    Model,
+    parseBlocks,
+    perplexityOf,
+    prune,
+    readGguf,
+    type PruneResult
+} from '../../lib/index.js';
+import { hasDraft, onCpu, start } from '../cli/run';
+import { tensorBytes } from '../gguf_bytes';
+import { fixture, randomNumbers, temporaryFolder, tiny } from '../models';
+
+const folder = temporaryFolder();
+const file = (name: string) => path.join(folder, name);
+const options = { device: 'cpu', threads: 1, calibration: { samples: 4, context: 64 }, repairTokens: 4096 } as const;
+const order = parseBlocks('attn.0,attn.4,ffn.4,attn.9,ffn.11');
+
+describe('of a model that deci hosts', () => {
+    let result: PruneResult;
+    beforeAll(async () => {
+        result = await apply(tiny, { ...options, order, output: file('linear.gguf') });
+    });
+
+    test('puts a linear block into each gap, by default', () => {
+        expect(result.repair).toEqual({
+            kind: 'linear',
+            blocks: [
+                { before: { kind: 'ffn', layer: 0 }, type: 'q8_0' },
+                { before: { kind: 'attn', layer: 5 }, type: 'q8_0' },
+                { before: { kind: 'ffn', layer: 9 }, type: 'q8_0' },
+                { before: null, type: 'q8_0' }
+            ],
+            tokens: 4096,
+            unrepaired: expect.any(Number) as number,
+            seconds: expect.any(Number) as number
+        });
+        expect(result.parameters.dense - result.parameters.pruned).toBeGreaterThan(0);
+    });
+
+    test('gains more than half of what was lost, on text that it was not fitted to', async () => {
+        const { repair, perplexity } = result as PruneResult & { repair: { kind: 'linear' } };
+        const unrepaired = await apply(tiny, { ...options, order, output: file('plain.gguf'), repair: 'none' });
+
+        expect(repair.unrepaired).toBeCloseTo(unrepaired.perplexity.pruned, 10);
+        const [lost, left] = [repair.unrepaired - perplexity.dense, perplexity.pruned - perplexity.dense];
+        expect(lost).toBeGreaterThan(5);
+        expect(left).toBeLessThan(lost / 2);
+    });
+
+    test('the written file computes the perplexity that was told', async () => {
+        const written = await Model.load(file('linear.gguf'), { device: 'cpu', threads: 1 });
+        const calibration = await loadCalibration(written, options.calibration);
+        expect(await perplexityOf(written, calibration)).toBeCloseTo(result.perplexity.pruned, 10);
+        written.dispose();
+    });
+
+    test('its linear blocks are blocks of a kind of their own', async () => {
+        const { blocks } = await inspect(file('linear.gguf'), { device: 'cpu' });
+        expect(blocks.filter(({ kind }) => kind === 'linear')).toHaveLength(4);
+        expect(blocks).toHaveLength(24 - order.length + 4);
+    });
+
+    test('every other tensor is what it was, byte for byte', async () => {
+        const [plain, linear] = await Promise.all(
+            ['plain.gguf', 'linear.gguf'].map(async (name) => {
+                const { tensors } = await readGguf(file(name));
+                return tensors.map((tensor) => tensorBytes(file(name), tensor.name).toString('base64'));
+            })
+        );
+        const rest = [...linear!];
+        const missing = plain!.filter((bytes) => {
+            const index = rest.indexOf(bytes);
+            return index < 0 || (rest.splice(index, 1), false);
+        });
+        expect(missing).toEqual([]);
+    });
+
+    test('in another type, of another size', async () => {
+        const wider = await apply(tiny, { ...options, order, output: file('f16.gguf'), repairType: 'f16' });
+        expect(wider.repair).toMatchObject({ kind: 'linear', blocks: Array(4).fill({ type: 'f16' }) });
+        expect(wider.bytes.pruned - result.bytes.pruned).toBeGreaterThan(4 * 256 * 256 * 0.9);
+        expect(wider.perplexity.pruned / result.perplexity.pruned).toBeCloseTo(1, 2);
+    });
+
+    test('after a search', async () => {
+        const pruned = await prune(tiny, { ...options, remove: 2, output: file('searched.gguf') });
+        expect(pruned.repair).toMatchObject({ kind: 'linear', unrepaired: pruned.steps.at(-1)!.perplexity });
+        expect(pruned.perplexity.pruned).toBeLessThan(pruned.steps.at(-1)!.perplexity);
+    });
+});
+
+describe('is none', () => {
+    const expectNone = async (reason: string, more: object) => {
+        const wanted = { ...options, order, verify: false, output: file('none.gguf'), force: true, ...more };
+        const { repair, perplexity } = await apply(tiny, wanted);
+        expect(repair).toEqual({ kind: 'none', reason: expect.stringContaining(reason) as string });
+        return perplexity.pruned;
+    };
+
+    test('if it is not wanted', () => expectNone('none was asked for', { repair: 'none' }));
+
+    test('if it would make the perplexity worse', async () => {
+        // the text that is left for the fit is noise
+        const random = randomNumbers(1);
+        const noise = Array.from({ length: 30_000 }, () => String.fromCharCode(33 + Math.floor(45 * (random() + 1))));
+        const text = `${fs.readFileSync(defaultCalibration, 'utf8').slice(0, 1200)}${noise.join('')}`;
+        fs.writeFileSync(file('noise.txt'), text);
+        const calibration = { file: file('noise.txt'), samples: 4, context: 64 };
+
+        const pruned = await expectNone('it would change the perplexity', { calibration });
+        expect(await expectNone('none was asked for', { calibration, repair: 'none' })).toBe(pruned);
+    });
+
+    const short = () => {
+        fs.writeFileSync(file('short.txt'), fs.readFileSync(defaultCalibration, 'utf8').slice(0, 3000));
+        return { file: file('short.txt'), samples: 4, context: 64 };
+    };
+
+    test('if there is too little text', () =>
+        expectNone('and 2048 are needed', { calibration: short(), repairTokens: undefined }));
+
+    test('which is an error if it was asked for', () =>
+        expect(expectNone('', { calibration: short(), repair: 'linear' })).rejects.toThrow(
+            /^short\.txt is too short to fit a repair to: .* it has \d+ tokens .*, and 4096 are needed$/
+        ));
+
+    test('if the host has no linear blocks', async () => {
+        const gemma = fixture('gemma3-dense', file('gemma3.gguf'));
+        const pair = parseBlocks('attn.1,ffn.1');
+        const wanted = { ...options, order: pair, output: file('gemma.gguf'), verify: false };
+        const { repair } = await apply(gemma, wanted);
+        expect(repair).toEqual({
+            kind: 'none',
+            reason: 'no linear blocks can be put in: the model is written as gemma3, which has none'
+        });
+        await expect(apply(gemma, { ...wanted, repair: 'linear', force: true })).rejects.toThrow('gemma3');
+    });
+
+    test('if layers were merged', async () => {
+        const wanted = { ...options, method: 'laco', remove: 2, output: file('laco.gguf'), verify: false } as const;
+        const { repair } = await prune(tiny, wanted);
+        expect(repair).toEqual({ kind: 'none', reason: expect.stringContaining('layers were merged') as string });
+    });
+});
+
+test.each([
+    ['repair', 'all'],
+    ['repairTokens', 0],
+    ['repairTokens', 1.5],
+    ['repairType', 'q9']
+])('%s: %p is refused', (name, value) =>
+    expect(
+        apply(tiny, { ...options, order, output: file('no.gguf'), [name]: value })
+    ).rejects.toThrow(name)
+);
+
+(process.platform === 'win32' ? test.skip : test)('Ctrl-C stops a fit', async () => {
+    const outputs = fs.mkdtempSync(file('outputs-'));
+    fs.writeFileSync(file('order.json'), '{"1": [["mlp", 3]]}');
+    const { ended, interrupt } = start(
+        ...['apply', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', file('order.json'), '--remove', '1'],
+        ...['--samples', '1', '--context', '512', ...onCpu]
+    );
+    await new Promise((resolve) => setTimeout(resolve, 2500));
+    expect(hasDraft(outputs)).toBe(false);
+    interrupt();
+    expect(await ended).toMatchObject({ code: 130, stdout: '' });
+    expect(fs.readdirSync(outputs)).toEqual([]);
+});
