@@ -41,6 +41,7 @@ export {
     type Block,
     type BlockKind,
     type BlockSelection,
+    type LinearBlock,
     type Merges,
     type Move,
     type Removal
