@@ -2,6 +2,7 @@
 // on means is said there.
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
+import type { BlockKind } from './blocks.js';
 
 /** Stops the calls of the addon that it is given to. */
 export interface Cancellation {
@@ -38,7 +39,7 @@ export interface NativeModel {
 
 /** A block as the compute graph shows it. */
 export interface NativeBlock {
-    kind: 'attn' | 'ffn';
+    kind: BlockKind;
     layer: number;
     /** the weights that only this block reads */
     tensors: string[];
@@ -128,8 +129,9 @@ export interface GgufSource {
 
 /**
  * A tensor to write. `from`: a copy of a tensor of a source file, or of several with their rows one after the other;
- * `ropeHead`: with the rows of each head of this size reordered from NEOX to NORM rope order. `data`: its values, F32;
- * zeros without. `shape`: ggml's order, the length of a row first.
+ * `ropeHead`: with the rows of each head of this size reordered from NEOX to NORM rope order. `data`: its values, F32,
+ * which are converted to the type; zeros without. They must be finite, also in that type, and a type that needs to know
+ * which values matter can't be given. `shape`: ggml's order, the length of a row first.
  */
 export type GgufTensor =
     | { name: string; from: GgufSource[]; ropeHead?: number }

@@ -178,7 +178,7 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
             reads.Set(reads.Length(), (double) other);
         }
         auto object = Napi::Object::New(env);
-        object.Set("kind", block.mixes_tokens ? "attn" : "ffn");
+        object.Set("kind", name_of_kind(block.kind));
         object.Set("layer", block.layer);
         object.Set("tensors", tensors);
         object.Set("parallel", block.parallel);

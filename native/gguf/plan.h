@@ -32,7 +32,8 @@ struct row_source {
     std::vector<summand> sum; // empty: the tensor's own values
 };
 
-// A tensor to write: a copy, of several tensors with their rows one after the other, or values that are given here.
+// A tensor to write: a copy, of several tensors with their rows one after the other, or values that are given here, of
+// which rows are converted to the tensor's type.
 struct planned_tensor {
     std::string name;
 

@@ -8,10 +8,16 @@
 #include <string>
 #include <vector>
 
+// attn mixes tokens. linear mixes none, and is a norm and the product with one weight. ffn is every other branch.
+enum class block_kind { attn, ffn, linear };
+
+// The kind as a block's name begins with it: "attn", "ffn" or "linear".
+const char * name_of_kind(block_kind kind);
+
 // One residual branch of a layer: r_{b+1} = r_b + f_b(r_b).
 struct residual_block {
-    bool mixes_tokens = false; // attn, else ffn
-    int  layer        = -1;    // the N of its weights' names blk.N
+    block_kind kind  = block_kind::ffn;
+    int        layer = -1; // the N of its weights' names blk.N
 
     // names of the tensors that only this branch reads
     std::vector<std::string> weights;
