@@ -6,6 +6,7 @@ import type { Decision } from '../methods/method.js';
 import { fitText } from '../repair/fit-text.js';
 import { fitLinearBlocks, usualType } from '../repair/linear.js';
 import type { RepairResult } from '../report/prune-result.js';
+import { bare } from '../runtime/blocks.js';
 import { countSequences } from '../runtime/sequences.js';
 import type { PhaseProgress, Session } from './session.js';
 
@@ -87,24 +88,24 @@ export async function repair(
     const nll = await session.useDecided(
         fitted,
         path.resolve(folder),
-        (repaired) => repaired.evaluate(calibration, { signal }),
+        (model) => model.evaluate(calibration, { signal }),
         signal
     );
-    const [before, after] = [nllBefore, nll].map((values) => Math.exp(meanNll(values, calibration.length))) as [
+    const [unrepaired, repaired] = [nllBefore, nll].map((values) => Math.exp(meanNll(values, calibration.length))) as [
         number,
         number
     ];
-    if (!(after < before)) {
-        const reason = `it would change the perplexity on the calibration text from ${before} to ${after}`;
+    if (!(repaired < unrepaired)) {
+        const reason = `it would change the perplexity on the calibration text from ${unrepaired} to ${repaired}`;
         return { decision: { ...decision, nll: nllBefore }, repair: { kind: 'none', reason } };
     }
     return {
         decision: { ...fitted, nll },
         repair: {
             kind: 'linear',
-            blocks: linear.map((block) => ({ before: block.before ?? null, type: block.type })),
+            blocks: linear.map(({ before, type }) => ({ before: before ? bare([before])[0]! : null, type })),
             tokens: countSequences(text) * text.length,
-            unrepaired: before,
+            unrepaired,
             seconds: (performance.now() - started) / 1000
         }
     };

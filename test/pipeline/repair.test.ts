@@ -10,11 +10,9 @@ import {
     parseBlocks,
     perplexityOf,
     prune,
-    readGguf,
     type PruneResult
 } from '../../lib/index.js';
-import { hasDraft, onCpu, start } from '../cli/run';
-import { tensorBytes } from '../gguf_bytes';
+import { readBytes } from '../gguf_bytes';
 import { fixture, randomNumbers, temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
@@ -62,24 +60,21 @@ describe('of a model that deci hosts', () => {
     });
 
     test('its linear blocks are blocks of a kind of their own', async () => {
-        const { blocks } = await inspect(file('linear.gguf'), { device: 'cpu' });
+        const { blocks } = await inspect(file('linear.gguf'));
         expect(blocks.filter(({ kind }) => kind === 'linear')).toHaveLength(4);
         expect(blocks).toHaveLength(24 - order.length + 4);
     });
 
-    test('every other tensor is what it was, byte for byte', async () => {
-        const [plain, linear] = await Promise.all(
-            ['plain.gguf', 'linear.gguf'].map(async (name) => {
-                const { tensors } = await readGguf(file(name));
-                return tensors.map((tensor) => tensorBytes(file(name), tensor.name).toString('base64'));
-            })
+    test('every other tensor is what it was, byte for byte', () => {
+        const [dense, linear] = [tiny, file('linear.gguf')].map((name) => readBytes(name).valuesOf);
+        const textsOf = (values: Record<string, Buffer>) =>
+            new Set(Object.values(values).map((bytes) => bytes.toString('base64')));
+        const kept = textsOf(linear!);
+        const gone = Object.entries(dense!).filter(([, bytes]) => !kept.has(bytes.toString('base64')));
+        const ofRemoved = order.flatMap(({ kind, layer }) =>
+            Object.keys(dense!).filter((name) => name.startsWith(`blk.${layer}.${kind}_`))
         );
-        const rest = [...linear!];
-        const missing = plain!.filter((bytes) => {
-            const index = rest.indexOf(bytes);
-            return index < 0 || (rest.splice(index, 1), false);
-        });
-        expect(missing).toEqual([]);
+        expect(gone.map(([name]) => name).sort()).toEqual(ofRemoved.sort());
     });
 
     test('in another type, of another size', async () => {
@@ -107,15 +102,15 @@ describe('is none', () => {
     test('if it is not wanted', () => expectNone('none was asked for', { repair: 'none' }));
 
     test('if it would make the perplexity worse', async () => {
-        // the text that is left for the fit is noise
+        // what is left of the text for the fit is noise, and this block's loss is small
         const random = randomNumbers(1);
         const noise = Array.from({ length: 30_000 }, () => String.fromCharCode(33 + Math.floor(45 * (random() + 1))));
         const text = `${fs.readFileSync(defaultCalibration, 'utf8').slice(0, 1200)}${noise.join('')}`;
         fs.writeFileSync(file('noise.txt'), text);
-        const calibration = { file: file('noise.txt'), samples: 4, context: 64 };
+        const more = { order: parseBlocks('ffn.8'), calibration: { file: file('noise.txt'), samples: 4, context: 64 } };
 
-        const pruned = await expectNone('it would change the perplexity', { calibration });
-        expect(await expectNone('none was asked for', { calibration, repair: 'none' })).toBe(pruned);
+        const pruned = await expectNone('it would change the perplexity', more);
+        expect(await expectNone('none was asked for', { ...more, repair: 'none' })).toBeCloseTo(pruned, 10);
     });
 
     const short = () => {
@@ -156,21 +151,19 @@ test.each([
     ['repairTokens', 1.5],
     ['repairType', 'q9']
 ])('%s: %p is refused', (name, value) =>
-    expect(
-        apply(tiny, { ...options, order, output: file('no.gguf'), [name]: value })
-    ).rejects.toThrow(name)
+    expect(apply(tiny, { ...options, order, output: file('no.gguf'), [name]: value })).rejects.toThrow(name)
 );
 
-(process.platform === 'win32' ? test.skip : test)('Ctrl-C stops a fit', async () => {
+test('is stopped by its signal, and nothing is left behind', async () => {
     const outputs = fs.mkdtempSync(file('outputs-'));
-    fs.writeFileSync(file('order.json'), '{"1": [["mlp", 3]]}');
-    const { ended, interrupt } = start(
-        ...['apply', tiny, '-o', path.join(outputs, 'new.gguf'), '--order', file('order.json'), '--remove', '1'],
-        ...['--samples', '1', '--context', '512', ...onCpu]
-    );
-    await new Promise((resolve) => setTimeout(resolve, 2500));
-    expect(hasDraft(outputs)).toBe(false);
-    interrupt();
-    expect(await ended).toMatchObject({ code: 130, stdout: '' });
+    const stop = new AbortController();
+    const stopped = apply(tiny, {
+        ...options,
+        order,
+        output: path.join(outputs, 'new.gguf'),
+        signal: stop.signal,
+        onProgress: (phase, done) => phase === 'repair' && done > 0 && stop.abort(new Error('enough'))
+    });
+    await expect(stopped).rejects.toThrow('enough');
     expect(fs.readdirSync(outputs)).toEqual([]);
 });

@@ -54,7 +54,5 @@ test('in each gap, the first and the last block of the model among them: the mat
         return norm(found.map((value, j) => value - expected[j]!)) / norm(expected);
     });
     expect(Math.max(...differences)).toBeLessThan(1e-3);
-    linear.forEach(({ weights }, i) =>
-        expect(norm([...weights]) / reference.gaps[i]!.norm).toBeCloseTo(1, 3)
-    );
+    linear.forEach(({ weights }, i) => expect(norm([...weights]) / reference.gaps[i]!.norm).toBeCloseTo(1, 3));
 });
