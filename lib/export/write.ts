@@ -18,9 +18,13 @@ export interface DenseModel {
     host: Host;
 }
 
-/** Metadata keys: what layers became, and where linear blocks were put in. Only files that have such have them. */
+/**
+ * Metadata keys: what layers became, where linear blocks were put in, and which of the source's tensors were fitted anew.
+ * Only files that have such have them.
+ */
 const mergedKey = 'blockpruner.merged',
-    linearKey = 'blockpruner.linear';
+    linearKey = 'blockpruner.linear',
+    refittedKey = 'blockpruner.refitted';
 
 /** What a file remembers, as `blockpruner.*` keys, of how it was made, beside what was removed. */
 export interface Provenance {
@@ -94,7 +98,7 @@ export async function writeDraft(
  * @throws BlockprunerError if it can't be written so
  */
 export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): Omit<GgufPlan, 'output'> {
-    const { removed, merges = new Map<never, never>(), linear = [] } = removal;
+    const { removed, merges = new Map<never, never>(), linear = [], changes = new Map<never, never>() } = removal;
     if (linear.length > 0 && !host.linear) {
         throw new BlockprunerError('UNSUPPORTED', `linear blocks can't be written as ${host.name}, only as deci`);
     }
@@ -118,12 +122,16 @@ export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): 
         });
         return { ...from, sum };
     };
+    const changed = (from: GgufSource): GgufSource => {
+        const change: Float32Array | undefined = changes.get(from.name);
+        return change ? { ...from, sum: from.sum ?? [{ file: from.file, name: from.name, weight: 1 }], change } : from;
+    };
     return {
         ...plan,
         sources: gguf.files,
-        remove: [...splitKeys, mergedKey, linearKey], // the last two may tell what made the source what it is
+        remove: [...splitKeys, mergedKey, linearKey, refittedKey], // the last ones may tell what made the source
         tensors: plan.tensors.map((tensor) =>
-            'from' in tensor && merges.size > 0 ? { ...tensor, from: tensor.from.map(merged) } : tensor
+            'from' in tensor ? { ...tensor, from: tensor.from.map((from) => changed(merged(from))) } : tensor
         )
     };
 }
@@ -156,7 +164,7 @@ async function checkRoom(output: string, folder: string, needed: number): Promis
 }
 
 function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provenance, hash: string): GgufValue[] {
-    const { removed, merges, linear = [] } = removal;
+    const { removed, merges, linear = [], changes } = removal;
     const { calibration, perplexity } = provenance;
     return [
         { key: 'blockpruner.version', type: 'string', value: version },
@@ -166,6 +174,7 @@ function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provenance, ha
         { key: 'blockpruner.removed', type: 'string[]', value: removed.map(formatBlock) },
         ...(merges ? [{ key: mergedKey, type: 'string[]' as const, value: formatMerges(merges) }] : []),
         ...(linear.length > 0 ? [{ key: linearKey, type: 'string[]' as const, value: formatLinear(linear) }] : []),
+        ...(changes?.size ? [{ key: refittedKey, type: 'string[]' as const, value: [...changes.keys()] }] : []),
         { key: 'blockpruner.calibration.name', type: 'string', value: calibration.name },
         { key: 'blockpruner.calibration.sequences', type: 'u32', value: calibration.sequences },
         { key: 'blockpruner.calibration.context', type: 'u32', value: calibration.context },

@@ -83,14 +83,18 @@ export interface NativeEvaluator {
         dense: NativeEvaluator,
         task: NativeTask
     ): Promise<Float32Array>;
-    /** `gaps`: the boundaries before and behind each, as in `influence`. Gives each W, row after row. */
-    fitLinear(
+    /** `gaps`: the boundaries before and behind each, as in `influence`. Matrices are row after row. */
+    fitRepair(
         tokens: Int32Array,
         length: number,
         gaps: Uint32Array,
-        ridge: number,
-        task: NativeTask
-    ): Promise<Float32Array[]>;
+        options: NativeTask & {
+            linear: boolean;
+            refit: 'none' | 'adjacent' | 'all';
+            linearRidge?: number | undefined;
+            refitRidge?: number | undefined;
+        }
+    ): Promise<{ linear: Float32Array[]; refits: { tensor: string; change: Float32Array }[] }>;
     dispose(): void;
 }
 
@@ -119,12 +123,13 @@ export type GgufValue =
 
 /**
  * A tensor of a source file. `sum`: in its type, the sum of these tensors' values times their weights instead of its
- * own.
+ * own. `change`: what is added to that sum, row after row.
  */
 export interface GgufSource {
     file: number;
     name: string;
     sum?: { file: number; name: string; weight: number }[];
+    change?: Float32Array;
 }
 
 /**

@@ -150,6 +150,8 @@ export interface Removal {
     merges?: Merges | undefined;
     /** The linear blocks that are put into the stream; before the same block, in their order. Default: none. */
     linear?: readonly LinearBlock[] | undefined;
+    /** By how much tensors of blocks that stay change: by name, F32, row after row. Default: none. */
+    changes?: ReadonlyMap<string, Float32Array> | undefined;
 }
 
 /** Says what layers become: `blk.5 = -2 blk.5 + 1 blk.6 + 1 blk.7 + 1 blk.8`. */

@@ -98,6 +98,7 @@ private:
             ggml_type           type   = gguf_get_tensor_type(source.header(), id);
             shape               ne     = shape_of(source, id);
             check_sum(part, ne, files);
+            check_change(part, ne);
             if (!part.sum.empty() && ggml_quantize_requires_imatrix(type)) {
                 type = GGML_TYPE_F16; // a sum can't be quantized to it
             }
@@ -112,6 +113,13 @@ private:
             d = ggml_new_tensor(ctx.get(), type, GGML_MAX_DIMS, ne.data());
         }
         return d;
+    }
+
+    static void check_change(const row_source & part, const shape & ne) {
+        const auto n_values = (size_t) (ne[0] * ne[1] * ne[2] * ne[3]);
+        if (!part.change.empty() && (part.sum.empty() || part.change.size() != n_values)) {
+            throw std::runtime_error("the change of tensor " + part.tensor.name + " has another size than the tensor");
+        }
     }
 
     static void check_sum(const row_source & part, const shape & ne, const sources & files) {
@@ -271,7 +279,11 @@ private:
         }
         const int64_t length = described->ne[0];
         const size_t  row    = ggml_row_size(described->type, length);
-        const auto    values = sum_rows(files, part.sum, length, offset / row, n / row);
+        auto          values = sum_rows(files, part.sum, length, offset / row, n / row);
+        if (!part.change.empty()) {
+            const float * change = part.change.data() + offset / row * length;
+            std::transform(values.begin(), values.end(), change, values.begin(), std::plus<>());
+        }
         ggml_quantize_chunk(described->type, values.data(), to, 0, (int64_t) (n / row), length, nullptr);
     }
 };

@@ -153,6 +153,9 @@ void describe_branch(const graph_view & graph, found_block & found, const std::v
         not_understood("a branch of it reads no layer's weights, at '" + std::string(found.branch->name) + "'", above);
     }
     block.weights.assign(weights.begin(), weights.end());
+    if (const ggml_tensor * projection = output_projection(found)) {
+        block.output = projection->src[0]->name;
+    }
     block.kind = mixes ? block_kind::attn : is_linear(found) ? block_kind::linear : block_kind::ffn;
 }
 
@@ -261,6 +264,16 @@ std::vector<found_block> find_blocks(const graph_view & graph, ggml_tensor * end
     check_one_of_a_kind(found);
     take_weights_of_stream(found, on_stream);
     return found;
+}
+
+ggml_tensor * output_projection(const found_block & found) {
+    ggml_tensor * t = strip_selection(found.branch);
+    if (t->op == GGML_OP_ADD && !is_computed(t->src[1])) {
+        t = strip_selection(t->src[0]);
+    }
+    const bool is_projection = t->op == GGML_OP_MUL_MAT && !is_computed(t->src[0]) && is_computed(t->src[1]) &&
+                               layer_of(t->src[0]) >= 0 && ggml_n_dims(t->src[0]) == 2;
+    return is_projection ? t : nullptr;
 }
 
 graph_layout layout_of(const graph_view & graph, const std::vector<found_block> & found) {

@@ -29,12 +29,13 @@ describe('of a model that deci hosts', () => {
     test('puts a linear block into each gap, by default', () => {
         expect(result.repair).toEqual({
             kind: 'linear',
-            blocks: [
+            linear: [
                 { before: { kind: 'ffn', layer: 0 }, type: 'q8_0' },
                 { before: { kind: 'attn', layer: 5 }, type: 'q8_0' },
                 { before: { kind: 'ffn', layer: 9 }, type: 'q8_0' },
                 { before: null, type: 'q8_0' }
             ],
+            refitted: [],
             tokens: 4096,
             unrepaired: expect.any(Number) as number,
             seconds: expect.any(Number) as number
@@ -79,7 +80,7 @@ describe('of a model that deci hosts', () => {
 
     test('in another type, of another size', async () => {
         const wider = await apply(tiny, { ...options, order, output: file('f16.gguf'), repairType: 'f16' });
-        expect(wider.repair).toMatchObject({ kind: 'linear', blocks: Array(4).fill({ type: 'f16' }) });
+        expect(wider.repair).toMatchObject({ kind: 'linear', linear: Array(4).fill({ type: 'f16' }) });
         expect(wider.bytes.pruned - result.bytes.pruned).toBeGreaterThan(4 * 256 * 256 * 0.9);
         expect(wider.perplexity.pruned / result.perplexity.pruned).toBeCloseTo(1, 2);
     });
@@ -146,7 +147,7 @@ describe('is none', () => {
 });
 
 test.each([
-    ['repair', 'all'],
+    ['repair', 'some'],
     ['repairTokens', 0],
     ['repairTokens', 1.5],
     ['repairType', 'q9']
