@@ -87,9 +87,11 @@ export {
     type Choice,
     type Divergence,
     type EvaluateOptions,
+    type FittedRepair,
     type Influence,
     type LoadOptions,
     type ModelGraph,
+    type RepairFit,
     type RunOptions
 } from './runtime/model.js';
 export { KeptStreams, type KeepOptions } from './runtime/kept-streams.js';
@@ -98,7 +100,8 @@ export { type Sequences } from './runtime/sequences.js';
 export { apply, type ApplyOptions } from './pipeline/apply.js';
 export { inspect, type Inspection } from './pipeline/inspect.js';
 export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';
-export { repairs, repairTypes, type Repair, type RepairOptions } from './pipeline/repair.js';
+export { repairTypes, type RepairOptions } from './pipeline/repair.js';
+export { repairs, type Repair } from './repair/fit.js';
 export { type DeliverOptions } from './pipeline/deliver.js';
 export { type Phase, type PhaseProgress, type SearchChoice, type SessionOptions } from './pipeline/session.js';
 export { comparisonReport } from './report/comparison-report.js';

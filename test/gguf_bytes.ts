@@ -9,6 +9,8 @@ export interface GgufBytes {
     tensors: Buffer;
     /** The tensors' values: the end of the file. */
     data: Buffer;
+    /** Each tensor's values, with what is between them and the next one's. */
+    valuesOf: Record<string, Buffer>;
 }
 
 /** Bytes of a value by GGUF's number of its type; 8 is a string and 9 an array. */
@@ -47,16 +49,20 @@ export function readBytes(file: string): GgufBytes {
         metadata.set(key, bytes.subarray(start, at));
     }
     const described = at;
+    const places: [name: string, place: number][] = [];
     for (let i = 0; i < tensors; i++) {
-        string();
+        const name = string();
         const dimensions = u32();
-        at += 8 * dimensions + 4 + 8; // shape, type, place
+        at += 8 * dimensions + 4; // shape, type
+        places.push([name, u64()]);
     }
     const alignment = metadata.get('general.alignment')?.readUInt32LE(4) ?? 32;
+    const data = bytes.subarray(alignment * Math.ceil(at / alignment));
     return {
         metadata,
         tensors: bytes.subarray(described, at),
-        data: bytes.subarray(alignment * Math.ceil(at / alignment))
+        data,
+        valuesOf: Object.fromEntries(places.map(([name, place], i) => [name, data.subarray(place, places[i + 1]?.[1])]))
     };
 }
 

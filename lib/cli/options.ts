@@ -4,7 +4,8 @@ import type { Argv } from 'yargs';
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { checkInteger } from '../check.js';
 import { taskNames } from '../evaluation/tasks.js';
-import { repairs, repairTypes, type RepairOptions } from '../pipeline/repair.js';
+import { repairTypes, type RepairOptions } from '../pipeline/repair.js';
+import { repairs } from '../repair/fit.js';
 import { devices, type Device } from '../runtime/device.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
 
@@ -120,8 +121,10 @@ export function searchOf({ search, confidence, memory }: SearchArguments) {
 export const repairOptions = {
     repair: {
         choices: repairs,
-        describe: 'What makes up for what is gone: a linear block in each gap (linear), or nothing (none)',
-        defaultDescription: 'linear, where it can be written'
+        describe:
+            'What makes up for what is gone: a linear block in each gap (linear), also the output projections before ' +
+            'the gaps fitted anew (adjacent), or all from there on (all); none is the paper',
+        defaultDescription: 'linear; all where the host has no linear blocks'
     },
     'repair-tokens': {
         type: 'number',

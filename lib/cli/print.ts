@@ -36,10 +36,14 @@ function repairLine(repair: RepairResult): string {
     if (repair.kind === 'none') {
         return `none: ${repair.reason}`;
     }
-    const places = repair.blocks.map(({ before }) => (before ? `before ${formatBlock(before)}` : 'at the end'));
+    const places = repair.linear.map(({ before }) => (before ? `before ${formatBlock(before)}` : 'at the end'));
+    const parts = [
+        ...(places.length > 0 ? [`linear blocks ${places.join(', ')}`] : []),
+        ...(repair.refitted.length > 0 ? [`${repair.refitted.length} output projections`] : [])
+    ];
     return (
-        `linear blocks ${places.join(', ')}, fitted to ${repair.tokens} tokens ` +
-        `(perplexity without them ${formatFixed(repair.unrepaired, 4)})`
+        `${parts.join('; ')}; fitted to ${repair.tokens} tokens ` +
+        `(perplexity without ${formatFixed(repair.unrepaired, 4)})`
     );
 }
 

@@ -1,6 +1,6 @@
 import { BlockprunerError } from '../errors.js';
 import type { GgufTensor } from '../runtime/addon.js';
-import type { Block } from '../runtime/blocks.js';
+import { formatBlock, SkipSet, type Block, type LinearBlock } from '../runtime/blocks.js';
 import { fillerKey, type Gguf, type GgufTensorInfo } from '../runtime/gguf.js';
 import {
     architectureOf,
@@ -11,8 +11,9 @@ import {
     singleMoves,
     splitName,
     zeros,
-    type Plan,
     type Host,
+    type Plan,
+    type PlannedLayer,
     type Source
 } from './host.js';
 
@@ -35,8 +36,8 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
         return `not deci, which has no ${unknown.name}`;
     }
     const ropes = new Set(graph.blocks.filter(({ kind }) => kind === 'attn').map(({ rope }) => rope));
-    const [rope] = ropes;
-    if (ropes.size !== 1 || (rope !== 'norm' && rope !== 'neox')) {
+    const [rope = 'norm'] = ropes; // without attention, nothing is rotated
+    if (ropes.size > 1 || (rope !== 'norm' && rope !== 'neox')) {
         return 'not deci, which has rotary positions in each layer';
     }
     let whole: Plan;
@@ -65,17 +66,24 @@ export async function deciHost({ gguf, graph, probe }: Source): Promise<Host | s
             'single blocks can go: deci computes the same, ' +
             'and its layers have head counts and FFN sizes of their own, down to none',
         tolerance: rope === 'norm' ? 1e-4 : isQuantized(gguf) ? 1e-2 : 1e-3,
+        linear: true,
         moves: singleMoves,
-        plan: (remaining) => planDeci(gguf, rope, remaining)
+        plan: (remaining, linear) => planDeci(gguf, rope, remaining, linear)
     };
 }
 
 /**
- * Plans a `deci` file of some blocks. A layer without attention has no heads. A layer without FFN would lose its
- * attention in llama.cpp, so it gets an FFN of length 1 with zero weights. Layer 0 must have a head, since llama.cpp
- * computes the head size from it, so it gets a zero one where it has none.
+ * Plans a `deci` file of some blocks. A layer without attention has no heads. A layer with heads, however many, but
+ * without heads of keys and values is a linear block: its output projection is that block's one matrix. A layer without
+ * FFN would lose its attention in llama.cpp, so it gets an FFN of length 1 with zero weights. Layer 0 must have a head,
+ * since llama.cpp computes the head size from it, so it gets a zero one where it has none.
  */
-function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): Plan {
+function planDeci(
+    gguf: Gguf,
+    rope: 'norm' | 'neox',
+    blocks: readonly Block[],
+    inserted: readonly LinearBlock[] = []
+): Plan {
     const { metadata, tensors } = gguf;
     const architecture = architectureOf(gguf);
     const key = (name: string) => `${architecture}.${name}`;
@@ -108,10 +116,17 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
         );
     }
 
-    const layers = packLayers(blocks);
-    if (layers.length === 0) {
+    if (blocks.length === 0) {
         throw new BlockprunerError('UNSUPPORTED', 'a model needs at least one block');
     }
+    const layers = packLayers(insertLinear(blocks, inserted));
+    const startsLinear = layers[0]!.linear !== undefined;
+    if (startsLinear && layers.every(({ attn }) => attn === undefined)) {
+        // Without any attention, llama.cpp's graph would not read its mask, and llama.cpp aborts where it sets that.
+        layers.unshift({});
+    }
+    const hasZeroHead = (index: number) =>
+        index === 0 && layers[0]!.attn === undefined && layers[0]!.linear === undefined;
     const byBlock = new Map<string, GgufTensorInfo[]>();
     for (const tensor of tensors) {
         const { layer, rest } = splitName(tensor.name);
@@ -134,6 +149,39 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
         zeros(`blk.${layer}.attn_output.weight`, headSize, embedding)
     ];
 
+    const linear = (block: number | LinearBlock, layer: number): GgufTensor[] => {
+        if (typeof block === 'number') {
+            return copy('attn', block, layer);
+        }
+        const { weights, type } = block;
+        if (weights.length !== embedding ** 2) {
+            throw new BlockprunerError(
+                'ARGUMENT',
+                `a linear block of this model needs ${embedding} × ${embedding} weights, not ${weights.length}`
+            );
+        }
+        const norm = new Float32Array(embedding).fill(1);
+        return [
+            { name: `blk.${layer}.attn_norm.weight`, type: 'f32', shape: [embedding], data: norm },
+            { name: `blk.${layer}.attn_output.weight`, type, shape: [embedding, embedding], data: weights }
+        ];
+    };
+    const attention = (planned: PlannedLayer, layer: number): GgufTensor[] => {
+        if (planned.attn !== undefined) {
+            return copy('attn', planned.attn, layer);
+        }
+        if (planned.linear !== undefined) {
+            return linear(planned.linear, layer);
+        }
+        return hasZeroHead(layer) ? zeroHead(layer) : [];
+    };
+    const headCount = (planned: PlannedLayer, layer: number): number => {
+        if (planned.attn !== undefined) {
+            return heads(planned.attn);
+        }
+        return planned.linear !== undefined ? heads(0) : Number(hasZeroHead(layer));
+    };
+
     return {
         rename: architecture === 'deci' ? [] : [[`${architecture}.`, 'deci.']],
         select: [],
@@ -143,12 +191,14 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
             {
                 key: 'deci.attention.head_count',
                 type: 'u32[]',
-                value: layers.map(({ attn }, index) => (attn !== undefined ? heads(attn) : index === 0 ? 1 : 0))
+                value: layers.map(headCount)
             },
             {
                 key: 'deci.attention.head_count_kv',
                 type: 'u32[]',
-                value: layers.map(({ attn }, index) => (attn !== undefined ? headsKv(attn) : index === 0 ? 1 : 0))
+                value: layers.map(({ attn }, layer) =>
+                    attn !== undefined ? headsKv(attn) : Number(hasZeroHead(layer))
+                )
             },
             {
                 key: 'deci.feed_forward_length',
@@ -162,19 +212,37 @@ function planDeci(gguf: Gguf, rope: 'norm' | 'neox', blocks: readonly Block[]): 
                 key: fillerKey,
                 type: 'string',
                 value: layers
-                    .flatMap(({ attn, ffn }, index) => [
-                        ...(attn === undefined && index === 0 ? ['attn.0'] : []),
-                        ...(ffn === undefined ? [`ffn.${index}`] : [])
+                    .flatMap(({ ffn }, layer) => [
+                        ...(hasZeroHead(layer) ? ['attn.0'] : []),
+                        ...(ffn === undefined ? [`ffn.${layer}`] : [])
                     ])
                     .join()
             }
         ],
         tensors: [
             ...globalTensors(gguf),
-            ...layers.flatMap(({ attn, ffn }, index) => [
-                ...(attn !== undefined ? copy('attn', attn, index) : index === 0 ? zeroHead(index) : []),
-                ...(ffn !== undefined ? copy('ffn', ffn, index) : fillerFfn(index, embedding))
+            ...layers.flatMap((planned, layer) => [
+                ...attention(planned, layer),
+                ...(planned.ffn !== undefined ? copy('ffn', planned.ffn, layer) : fillerFfn(layer, embedding))
             ])
         ]
     };
+}
+
+/** Puts linear blocks into the stream. */
+function insertLinear(blocks: readonly Block[], inserted: readonly LinearBlock[]): (Block | LinearBlock)[] {
+    const staying = new SkipSet(blocks);
+    const lost = inserted.find(({ before }) => before && !staying.has(before));
+    if (lost) {
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `a linear block can't stand before ${formatBlock(lost.before!)}, which is not among the blocks that stay`
+        );
+    }
+    const standingBefore = (block: Block) =>
+        inserted.filter(({ before }) => before && formatBlock(before) === formatBlock(block));
+    return [
+        ...blocks.flatMap((block) => [...standingBefore(block), block]),
+        ...inserted.filter(({ before }) => before === undefined)
+    ];
 }

@@ -1,5 +1,5 @@
 import type { GgufPlan, GgufTensor } from '../runtime/addon.js';
-import type { Block, Move } from '../runtime/blocks.js';
+import type { Block, LinearBlock, Move } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
 import type { ModelGraph } from '../runtime/model.js';
 
@@ -18,6 +18,8 @@ export interface Host {
      * Q·K taken in another order, and quantized matrices, whose inputs llama.cpp rounds to 8 bits, magnify that.
      */
     tolerance: number;
+    /** Whether linear blocks can be put into the stream. */
+    readonly linear: boolean;
     /**
      * Gives what can be removed next so that what is left can be written.
      * @param remaining the blocks that are left, in the order of the residual stream
@@ -26,9 +28,10 @@ export interface Host {
     /**
      * Plans the file of some of the model's blocks.
      * @param remaining the blocks that stay, in the order of the residual stream
+     * @param linear blocks to put into the stream, if the host can write such blocks
      * @throws BlockprunerError if the host can't express them
      */
-    plan(remaining: readonly Block[]): Plan;
+    plan(remaining: readonly Block[], linear?: readonly LinearBlock[]): Plan;
 }
 
 /** A model for which a host is looked for. */
@@ -80,28 +83,33 @@ export function isQuantized(gguf: Gguf): boolean {
 }
 
 /**
- * A layer of a pruned model: the source layers that its two blocks come from. An undefined one is filler, or isn't
- * there.
+ * A layer of a pruned model: the source layers that its blocks come from, or the linear block that is put there. It has
+ * an attention block, a linear one or neither; what is undefined is filler, or isn't there.
  */
-interface PlannedLayer {
-    attn: number | undefined;
-    ffn: number | undefined;
+export interface PlannedLayer {
+    attn?: number;
+    linear?: number | LinearBlock;
+    ffn?: number;
 }
 
 /**
- * Packs blocks, in the order of the residual stream, into layers of one attention and one FFN block. An attention block
- * shares a layer with the FFN block right after it; each other block gets a layer of its own.
+ * Packs blocks, in the order of the residual stream, into layers of one attention or linear block and one FFN block.
+ * Such a block shares a layer with the FFN block right after it; each other block gets a layer of its own.
  */
-export function packLayers(blocks: readonly Block[]): PlannedLayer[] {
+export function packLayers(blocks: readonly (Block | LinearBlock)[]): PlannedLayer[] {
     const layers: PlannedLayer[] = [];
-    for (const { kind, layer } of blocks) {
+    for (const block of blocks) {
         const last = layers.at(-1);
-        if (kind === 'attn') {
-            layers.push({ attn: layer, ffn: undefined });
+        if ('weights' in block) {
+            layers.push({ linear: block });
+        } else if (block.kind === 'attn') {
+            layers.push({ attn: block.layer });
+        } else if (block.kind === 'linear') {
+            layers.push({ linear: block.layer });
         } else if (last && last.ffn === undefined) {
-            last.ffn = layer;
+            last.ffn = block.layer;
         } else {
-            layers.push({ attn: undefined, ffn: layer });
+            layers.push({ ffn: block.layer });
         }
     }
     return layers;

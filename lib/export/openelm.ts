@@ -179,6 +179,7 @@ export async function openelmHost({ gguf, graph, probe }: Source): Promise<Host 
             'single blocks can go: openelm computes the same, with Q, K and V joined, ' +
             'and its layers have head counts and FFN sizes of their own',
         tolerance: isQuantized(gguf) ? 1e-2 : 1e-4,
+        linear: false,
         moves: singleMoves,
         plan
     };

@@ -11,6 +11,9 @@ import { architectureOf, globalTensors, splitName, type Plan, type Host, type So
  */
 type DecidedBy = 'tensors' | 'position';
 
+/** The kinds of blocks that such a file has: linear ones have no place in it. */
+type Kind = Exclude<BlockKind, 'linear'>;
+
 /** The blocks of the source that a layer of a pruned model has. */
 type Layer = Block[];
 
@@ -30,6 +33,9 @@ export async function ownHost(source: Source): Promise<Host | string> {
     if (layers.some((blocks, index) => blocks.some(({ layer }) => layer !== index))) {
         return 'not its own architecture, since its blocks are not in the order of its layers';
     }
+    if (graph.blocks.some(({ kind }) => kind === 'linear')) {
+        return 'not its own architecture, since it has linear blocks, which only deci places freely';
+    }
     const indirect = graph.blocks.find(({ direct }) => !direct);
     if (indirect) {
         const where = formatBlock(indirect);
@@ -43,7 +49,7 @@ export async function ownHost(source: Source): Promise<Host | string> {
     const pinned = graph.blocks.flatMap(({ reads, layer }) => reads.filter((block) => block.layer !== layer));
 
     // The first of these that llama.cpp confirms is taken: the more the tensors decide, the more can go.
-    const guesses: Record<BlockKind, DecidedBy>[] = [
+    const guesses: Record<Kind, DecidedBy>[] = [
         { attn: 'tensors', ffn: 'tensors' },
         ...(pairs
             ? [{ attn: 'tensors', ffn: 'position' } as const, { attn: 'position', ffn: 'tensors' } as const]
@@ -57,6 +63,7 @@ export async function ownHost(source: Source): Promise<Host | string> {
                 name: architectureOf(source.gguf),
                 reason: host.reason,
                 tolerance: 1e-4,
+                linear: false,
                 moves: (remaining) => host.moves(remaining),
                 plan: (remaining) => host.plan(remaining)
             };
@@ -75,7 +82,7 @@ class OwnHost {
     /** How many different signatures there are. */
     readonly #kinds: number;
     /** By kind and position, the signature that a layer's block must have, where the position decides. */
-    readonly #atPosition: Record<BlockKind, (string | undefined)[]>;
+    readonly #atPosition: Record<Kind, (string | undefined)[]>;
 
     /**
      * @param pairs whether the attention and the FFN of different layers can be paired
@@ -85,13 +92,13 @@ class OwnHost {
         private readonly source: Source,
         private readonly pairs: boolean,
         private readonly pinned: readonly Block[],
-        private readonly decidedBy: Record<BlockKind, DecidedBy>
+        private readonly decidedBy: Record<Kind, DecidedBy>
     ) {
         const { blocks } = source.graph;
         this.#layers = layersOf(blocks);
         this.#signatures = new Map(blocks.map((block) => [formatBlock(block), block.signature]));
         this.#kinds = new Set(this.#signatures.values()).size;
-        const at = (kind: BlockKind) =>
+        const at = (kind: Kind) =>
             this.#layers.map((layer) => {
                 const block = layer.find((candidate) => candidate.kind === kind);
                 return block && this.#signature(block);
@@ -205,7 +212,7 @@ class OwnHost {
         const architecture = architectureOf(gguf);
         const key = (name: string) => `${architecture}.${name}`;
         const count = this.#layers.length;
-        const sources = (kind: BlockKind) =>
+        const sources = (kind: Kind) =>
             layers.map((layer) => (layer.find((block) => block.kind === kind) ?? layer[0]!).layer);
         const [attn, ffn] = [sources('attn'), sources('ffn')];
 

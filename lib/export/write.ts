@@ -3,7 +3,7 @@ import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 import { checkOutput, giveName, partialIn } from '../output.js';
 import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../runtime/addon.js';
-import { formatBlock, formatMerges, without, type Block, type Removal } from '../runtime/blocks.js';
+import { formatBlock, formatLinear, formatMerges, without, type Block, type Removal } from '../runtime/blocks.js';
 import { hashGguf, parametersOf, type Gguf } from '../runtime/gguf.js';
 import { version } from '../version.js';
 import { architectureOf, splitKeys, splitName, type Host } from './host.js';
@@ -17,6 +17,14 @@ export interface DenseModel {
     blocks: readonly Block[];
     host: Host;
 }
+
+/**
+ * Metadata keys: what layers became, where linear blocks were put in, and which of the source's tensors were fitted anew.
+ * Only files that have such have them.
+ */
+const mergedKey = 'blockpruner.merged',
+    linearKey = 'blockpruner.linear',
+    refittedKey = 'blockpruner.refitted';
 
 /** What a file remembers, as `blockpruner.*` keys, of how it was made, beside what was removed. */
 export interface Provenance {
@@ -86,12 +94,15 @@ export async function writeDraft(
 }
 
 /**
- * Plans how a model is written without some blocks: all but the name of the output.
+ * Plans how a model is written without some blocks, and with those that are put in: all but the name of the output.
  * @throws BlockprunerError if it can't be written so
  */
 export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): Omit<GgufPlan, 'output'> {
-    const { removed, merges = new Map<never, never>() } = removal;
-    const plan = host.plan(without(blocks, removed));
+    const { removed, merges = new Map<never, never>(), linear = [], changes = new Map<never, never>() } = removal;
+    if (linear.length > 0 && !host.linear) {
+        throw new BlockprunerError('UNSUPPORTED', `linear blocks can't be written as ${host.name}, only as deci`);
+    }
+    const plan = host.plan(without(blocks, removed), linear);
     const tensors = new Map(gguf.tensors.map((tensor) => [tensor.name, tensor]));
     const merged = (from: GgufSource): GgufSource => {
         const { layer, rest } = splitName(from.name);
@@ -111,12 +122,16 @@ export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): 
         });
         return { ...from, sum };
     };
+    const changed = (from: GgufSource): GgufSource => {
+        const change: Float32Array | undefined = changes.get(from.name);
+        return change ? { ...from, sum: from.sum ?? [{ file: from.file, name: from.name, weight: 1 }], change } : from;
+    };
     return {
         ...plan,
         sources: gguf.files,
-        remove: splitKeys,
+        remove: [...splitKeys, mergedKey, linearKey, refittedKey], // the last ones may tell what made the source
         tensors: plan.tensors.map((tensor) =>
-            'from' in tensor && merges.size > 0 ? { ...tensor, from: tensor.from.map(merged) } : tensor
+            'from' in tensor ? { ...tensor, from: tensor.from.map((from) => changed(merged(from))) } : tensor
         )
     };
 }
@@ -149,7 +164,7 @@ async function checkRoom(output: string, folder: string, needed: number): Promis
 }
 
 function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provenance, hash: string): GgufValue[] {
-    const { removed, merges } = removal;
+    const { removed, merges, linear = [], changes } = removal;
     const { calibration, perplexity } = provenance;
     return [
         { key: 'blockpruner.version', type: 'string', value: version },
@@ -157,7 +172,9 @@ function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provenance, ha
         { key: 'blockpruner.source.sha256', type: 'string', value: hash },
         { key: 'blockpruner.source.architecture', type: 'string', value: architectureOf(gguf) },
         { key: 'blockpruner.removed', type: 'string[]', value: removed.map(formatBlock) },
-        ...(merges ? [{ key: 'blockpruner.merged', type: 'string[]' as const, value: formatMerges(merges) }] : []),
+        ...(merges ? [{ key: mergedKey, type: 'string[]' as const, value: formatMerges(merges) }] : []),
+        ...(linear.length > 0 ? [{ key: linearKey, type: 'string[]' as const, value: formatLinear(linear) }] : []),
+        ...(changes?.size ? [{ key: refittedKey, type: 'string[]' as const, value: [...changes.keys()] }] : []),
         { key: 'blockpruner.calibration.name', type: 'string', value: calibration.name },
         { key: 'blockpruner.calibration.sequences', type: 'u32', value: calibration.sequences },
         { key: 'blockpruner.calibration.context', type: 'u32', value: calibration.context },

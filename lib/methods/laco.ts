@@ -1,5 +1,5 @@
 import { BlockprunerError, MethodError } from '../errors.js';
-import { bare, layersOf, type Block, type Merges, type Removal } from '../runtime/blocks.js';
+import { bare, layersOf, type Block, type Merges } from '../runtime/blocks.js';
 import type { Sequences } from '../runtime/sequences.js';
 import {
     removedShare,
@@ -96,7 +96,7 @@ export async function collapse(form: LacoForm, options: CollapseOptions): Promis
     const sequences: Sequences = { tokens: calibration.tokens.subarray(0, SEQUENCES * length), length };
     const size = model.embedding * (length - 1); // the number of values of a sequence
     const dense = await model.hidden(sequences, { signal });
-    const toRemoval = (layers: readonly MergedLayer[]): Removal & Pick<Collapsed, 'removed' | 'merges'> => {
+    const toRemoval = (layers: readonly MergedLayer[]): Pick<Collapsed, 'removed' | 'merges'> => {
         const removed = bare(blocks.filter(({ layer }) => !layers.some((kept) => kept.layer === layer)));
         const changed = layers.filter(({ layer, weights }) => weights.size > 1 || weights.get(layer) !== 1);
         return { removed, merges: new Map(changed.map(({ layer, weights }) => [layer, weights])) };

@@ -24,6 +24,8 @@ export interface Decision {
     merges?: Merges | undefined;
     /** The linear blocks that a repair puts in. */
     linear?: readonly LinearBlock[] | undefined;
+    /** What a repair adds to tensors of blocks that stay. */
+    changes?: ReadonlyMap<string, Float32Array> | undefined;
     /** The removals one after the other; none where all went at once. */
     steps: Step[];
     /** Perplexity of the dense model on the calibration text, where the method measured it. */

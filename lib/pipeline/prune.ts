@@ -10,7 +10,7 @@ import type { Decision, Goal, MethodContext, PruningMethod, SearchStart } from '
 import { checkOutput, writeText } from '../output.js';
 import { pruneReport } from '../report/prune-report.js';
 import type { PruneResult } from '../report/prune-result.js';
-import type { Block, BlockSelection } from '../runtime/blocks.js';
+import { paperName, type Block, type BlockSelection } from '../runtime/blocks.js';
 import type { Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
@@ -204,6 +204,10 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
 function methodContext(session: Session, method: PruningMethod, options: PruneOptions): MethodContext {
     const { output, blocks = 'all', search, confidence, keepBytes, methodSeed, orderFile, resume, signal } = options;
     const order: Block[] = [];
+    if (orderFile !== undefined) {
+        // an order file that can't be written is refused before the search
+        session.blocks.filter(({ kind }) => blocks === 'all' || kind === blocks).forEach(paperName);
+    }
     return session.methodContext(path.dirname(output), {
         selection: blocks,
         seed: methodSeed,

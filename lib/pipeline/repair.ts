@@ -4,26 +4,20 @@ import { BlockprunerError } from '../errors.js';
 import { meanNll } from '../evaluation/perplexity.js';
 import type { Decision } from '../methods/method.js';
 import { fitText } from '../repair/fit-text.js';
-import { fitLinearBlocks, usualType } from '../repair/linear.js';
+import { fitRepair, repairs, usualType, type Repair } from '../repair/fit.js';
 import type { RepairResult } from '../report/prune-result.js';
+import { bare } from '../runtime/blocks.js';
 import { countSequences } from '../runtime/sequences.js';
 import type { PhaseProgress, Session } from './session.js';
-
-/**
- * What is done, without training, to make up for the blocks that are gone.
- *
- * - `none`: nothing. With the method `blockpruner`, this is the paper.
- * - `linear`: a linear block, one square matrix without KV cache, goes into each gap.
- */
-export type Repair = 'none' | 'linear';
-
-export const repairs: readonly Repair[] = ['none', 'linear'];
 
 /** The tensor types that linear blocks can be written in. */
 export const repairTypes = ['f32', 'f16', 'bf16', 'q8_0', 'q5_1', 'q5_0', 'q4_1', 'q4_0'] as const;
 
 export interface RepairOptions {
-    /** Default: `linear`, where the model can be written so and the calibration text is long enough; else `none`. */
+    /**
+     * Default: `linear` where the model's host has linear blocks, else `all`; `none` where nothing can be fitted or the
+     * calibration text is too short.
+     */
     repair?: Repair | undefined;
     /**
      * How many tokens of the calibration text the repair is fitted to, those aside that the search is measured on.
@@ -64,14 +58,16 @@ export async function repair(
     if (options.repair === 'none') {
         return { decision, repair: { kind: 'none', reason: 'none was asked for' } };
     }
-    const { model, blocks, calibration, gguf } = session;
-    let text, linear;
+    const { model, blocks, calibration, gguf, host } = session;
+    const kind = options.repair ?? (host.linear ? 'linear' : 'all');
+    let text, fit;
     try {
-        checkRepairable(session, decision);
+        checkRepairable(session, decision, kind);
         onProgress?.('repair', 0, 1);
         text = await fitText(model, calibration, repairTokens, signal);
         const type = options.repairType ?? usualType(gguf, model.embedding);
-        linear = await fitLinearBlocks(model, blocks, decision.removed, text, type, {
+        const wanted = { repair: kind, linear: host.linear, type };
+        fit = await fitRepair(model, blocks, decision.removed, text, wanted, {
             signal,
             onProgress: (done, total) => onProgress?.('repair', done, total)
         });
@@ -83,43 +79,48 @@ export async function repair(
     }
 
     const nllBefore = decision.nll ?? (await model.evaluate(calibration, { skip: decision.removed, signal }));
-    const fitted: Decision = { ...decision, linear };
+    const fitted: Decision = { ...decision, ...fit };
     const nll = await session.useDecided(
         fitted,
         path.resolve(folder),
-        (repaired) => repaired.evaluate(calibration, { signal }),
+        (model) => model.evaluate(calibration, { signal }),
         signal
     );
-    const [before, after] = [nllBefore, nll].map((values) => Math.exp(meanNll(values, calibration.length))) as [
+    const [unrepaired, repaired] = [nllBefore, nll].map((values) => Math.exp(meanNll(values, calibration.length))) as [
         number,
         number
     ];
-    if (!(after < before)) {
-        const reason = `it would change the perplexity on the calibration text from ${before} to ${after}`;
+    if (!(repaired < unrepaired)) {
+        const reason = `it would change the perplexity on the calibration text from ${unrepaired} to ${repaired}`;
         return { decision: { ...decision, nll: nllBefore }, repair: { kind: 'none', reason } };
     }
     return {
         decision: { ...fitted, nll },
         repair: {
-            kind: 'linear',
-            blocks: linear.map((block) => ({ before: block.before ?? null, type: block.type })),
+            kind,
+            linear: (fit.linear ?? []).map(({ before, type }) => ({
+                before: before ? bare([before])[0]! : null,
+                type
+            })),
+            refitted: [...(fit.changes ?? new Map<string, never>()).keys()],
             tokens: countSequences(text) * text.length,
-            unrepaired: before,
+            unrepaired,
             seconds: (performance.now() - started) / 1000
         }
     };
 }
 
-/** @throws BlockprunerError if a decision's model can't have linear blocks */
-function checkRepairable({ host }: Session, { merges, removed }: Decision): void {
-    const obstacle = !host.linear
-        ? `the model is written as ${host.name}, which has no linear blocks`
-        : merges
-          ? 'layers were merged, and a repair is fitted to the blocks as they are'
-          : removed.length === 0
-            ? 'nothing was removed'
-            : undefined;
+/** @throws BlockprunerError if there is nothing to repair, or a repair can't be written */
+function checkRepairable({ host }: Session, { merges, removed }: Decision, repair: Repair): void {
+    const obstacle =
+        repair === 'linear' && !host.linear
+            ? `the model is written as ${host.name}, which has no linear blocks`
+            : merges
+              ? 'layers were merged, and a repair is fitted to the blocks as they are'
+              : removed.length === 0
+                ? 'nothing was removed'
+                : undefined;
     if (obstacle !== undefined) {
-        throw new BlockprunerError('UNSUPPORTED', `no linear blocks can be put in: ${obstacle}`);
+        throw new BlockprunerError('UNSUPPORTED', `no repair is possible: ${obstacle}`);
     }
 }

@@ -159,7 +159,7 @@ export class Session {
 
     /**
      * Runs some work on the model that a decision makes of this one: this one without some blocks, or, where layers are
-     * merged or linear blocks put in, a model of its own.
+     * merged or it is repaired, a model of its own.
      * @param folder where the file of such a model is for the time of the work
      */
     async useDecided<T>(
@@ -168,7 +168,7 @@ export class Session {
         work: (model: Model, skip: readonly Block[]) => Promise<T>,
         signal?: AbortSignal
     ): Promise<T> {
-        return decision.merges || decision.linear
+        return decision.merges || decision.linear || decision.changes
             ? this.#mergedFiles(folder, signal).use(decision, (merged) => work(merged, []))
             : work(this.model, decision.removed);
     }

@@ -288,7 +288,10 @@ export function columnWidth(columns: number, rows: readonly string[], most: numb
     return Math.max(7, Math.min(most, Math.floor(room / columns)));
 }
 
-/** Maps of the layers, with attention and feed-forward blocks side by side, each of at most `rows` layers. */
+/**
+ * Maps of the layers, each of at most `rows` layers, with attention and feed-forward blocks side by side, and linear
+ * blocks between them where there are any.
+ */
 export async function layerMaps(
     blocks: readonly Block[],
     cellOf: (block: Block) => Omit<Cell, 'row' | 'column'>,
@@ -307,6 +310,7 @@ export async function layerMaps(
     }
 ): Promise<Html[]> {
     const layers = [...new Set(blocks.map(({ layer }) => layer))];
+    const columns = blocks.some(({ kind }) => kind === 'linear') ? ['attn', 'linear', 'ffn'] : ['attn', 'ffn'];
     const pieces = Math.max(1, Math.ceil(layers.length / rows));
     const size = Math.ceil(layers.length / pieces);
     return Promise.all(
@@ -319,7 +323,7 @@ export async function layerMaps(
                 {
                     scale,
                     classes,
-                    columns: ['attn', 'ffn'],
+                    columns,
                     rows: shown.map(String),
                     cellWidth: small ? 28 : 52,
                     cellHeight: small ? 15 : 19,

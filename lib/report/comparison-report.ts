@@ -277,11 +277,12 @@ function lowestRatio({ removals }: MethodRun, block: Block): number | undefined 
     return removals.find(({ removed }) => removed.has(block))?.ratio;
 }
 
-/** How many blocks went at the highest ratio: `shortgpt 2 + 2 at 20 %`. */
+/** How many attention and FFN blocks, and linear ones if any, went at the highest ratio: `shortgpt 2 + 2 at 20 %`. */
 function formatCounts({ name, removals }: MethodRun): string {
     const { ratio, removed } = removals.at(-1)!;
     const count = (kind: Block['kind']) => [...removed].filter((block) => block.kind === kind).length;
-    return `${name} ${count('attn')} + ${count('ffn')} at ${formatShare(ratio)}`;
+    const linear = count('linear') > 0 ? ` + ${count('linear')} linear` : '';
+    return `${name} ${count('attn')} + ${count('ffn')}${linear} at ${formatShare(ratio)}`;
 }
 
 async function runMaps(

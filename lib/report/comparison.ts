@@ -12,7 +12,7 @@ const measured = z
     .number()
     .nullable()
     .transform((value) => value ?? Infinity);
-const blockSchema = z.object({ kind: z.enum(['attn', 'ffn']), layer: z.number().int().nonnegative() });
+const blockSchema = z.object({ kind: z.enum(['attn', 'ffn', 'linear']), layer: z.number().int().nonnegative() });
 const scoreSchema = z.object({ value: z.number(), stderr: z.number().nullable() });
 const qualitySchema = z.object({
     /** The perplexity on the calibration text. */

@@ -111,6 +111,7 @@ function panelsOf(importances: readonly Importance[]): Panel[] {
     return [
         panel('Attention blocks', (move) => move.length === 1 && move[0]!.kind === 'attn'),
         panel('Feed-forward blocks', (move) => move.length === 1 && move[0]!.kind === 'ffn'),
+        panel('Linear blocks', (move) => move.length === 1 && move[0]!.kind === 'linear'),
         panel('Blocks that go together', (move) => move.length > 1)
     ].filter(({ rows }) => rows.length > 0);
 }

@@ -181,13 +181,15 @@ async function layerFigure({ blocks, steps, removed }: PruneResult): Promise<Fig
         const number = numberOf(block);
         return number === undefined ? 'stays' : hasOrder ? `removed as number ${number}` : 'removed';
     };
+    const hasLinear = blocks.some(({ kind }) => kind === 'linear');
+    const linear = hasLinear ? `, ${formatCount(removed, blocks, 'linear')} linear blocks (linear)` : '';
     const classes = Math.min(4, moves.length);
     const classOf = (number: number) => Math.floor(((number - 1) * classes) / moves.length);
     const order = `The numbers say in which order, first ${formatMove(moves[0]!)}; empty blocks stay. `;
     return {
         title: hasOrder ? 'Which blocks went, and when' : 'Which blocks went',
         caption:
-            `${formatCount(removed, blocks, 'attn')} attention blocks (attn) and ` +
+            `${formatCount(removed, blocks, 'attn')} attention blocks (attn)${linear} and ` +
             `${formatCount(removed, blocks, 'ffn')} feed-forward blocks (ffn) were removed. ` +
             `${hasOrder ? order : ''}Layer 0 is the one next to the input.`,
         charts: await layerMaps(

@@ -1,6 +1,7 @@
 // What prune and apply give: what was removed, and what that cost and gained.
 import type { TaskScores } from '../evaluation/scores.js';
 import type { Method } from '../methods/index.js';
+import type { Repair } from '../repair/fit.js';
 import type { Device } from '../runtime/device.js';
 import type { Block } from '../runtime/blocks.js';
 import type { BlockInfo } from '../runtime/model.js';
@@ -11,12 +12,14 @@ import type { Speed } from '../stock/stock.js';
 export type RepairResult =
     | { kind: 'none'; reason: string }
     | {
-          kind: 'linear';
+          kind: Exclude<Repair, 'none'>;
           /** The linear blocks, by the block right before which each stands; null: at the residual stream's end. */
-          blocks: { before: Block | null; type: string }[];
-          /** How many tokens they were fitted to. */
+          linear: { before: Block | null; type: string }[];
+          /** The tensors that were fitted anew, as the model has them. */
+          refitted: string[];
+          /** How many tokens it was fitted to. */
           tokens: number;
-          /** Perplexity on the calibration text without them. */
+          /** Perplexity on the calibration text without it. */
           unrepaired: number;
           /** How long the repair took. */
           seconds: number;

@@ -2,6 +2,7 @@
 // on means is said there.
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
+import type { BlockKind } from './blocks.js';
 
 /** Stops the calls of the addon that it is given to. */
 export interface Cancellation {
@@ -50,7 +51,7 @@ export interface NativeModel {
 
 /** A block as the compute graph shows it. */
 export interface NativeBlock {
-    kind: 'attn' | 'ffn';
+    kind: BlockKind;
     layer: number;
     /** the weights that only this block reads */
     tensors: string[];
@@ -94,14 +95,18 @@ export interface NativeEvaluator {
         dense: NativeEvaluator,
         task: NativeTask
     ): Promise<Float32Array>;
-    /** `gaps`: the boundaries before and behind each, as in `influence`. Gives each W, row after row. */
-    fitLinear(
+    /** `gaps`: the boundaries before and behind each, as in `influence`. Matrices are row after row. */
+    fitRepair(
         tokens: Int32Array,
         length: number,
         gaps: Uint32Array,
-        ridge: number,
-        task: NativeTask
-    ): Promise<Float32Array[]>;
+        options: NativeTask & {
+            linear: boolean;
+            refit: 'none' | 'adjacent' | 'all';
+            linearRidge?: number | undefined;
+            refitRidge?: number | undefined;
+        }
+    ): Promise<{ linear: Float32Array[]; refits: { tensor: string; change: Float32Array }[] }>;
     dispose(): void;
 }
 
@@ -130,18 +135,20 @@ export type GgufValue =
 
 /**
  * A tensor of a source file. `sum`: in its type, the sum of these tensors' values times their weights instead of its
- * own.
+ * own. `change`: what is added to that sum, row after row.
  */
 export interface GgufSource {
     file: number;
     name: string;
     sum?: { file: number; name: string; weight: number }[];
+    change?: Float32Array;
 }
 
 /**
  * A tensor to write. `from`: a copy of a tensor of a source file, or of several with their rows one after the other;
- * `ropeHead`: with the rows of each head of this size reordered from NEOX to NORM rope order. `data`: its values, F32;
- * zeros without. `shape`: ggml's order, the length of a row first.
+ * `ropeHead`: with the rows of each head of this size reordered from NEOX to NORM rope order. `data`: its values, F32,
+ * which are converted to the type; zeros without. They must be finite, also in that type, and a type that needs to know
+ * which values matter can't be given. `shape`: ggml's order, the length of a row first.
  */
 export type GgufTensor =
     | { name: string; from: GgufSource[]; ropeHead?: number }

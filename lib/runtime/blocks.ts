@@ -1,7 +1,10 @@
 import { BlockprunerError } from '../errors.js';
 
-/** `attn`: attention, the paper's MHA; `ffn`: feed-forward, the paper's MLP. */
-export type BlockKind = 'attn' | 'ffn';
+/**
+ * `attn`: attention, the paper's MHA, or whatever else mixes tokens; `ffn`: feed-forward, the paper's MLP; `linear`: a
+ * product of one matrix and the normed stream.
+ */
+export type BlockKind = 'attn' | 'ffn' | 'linear';
 
 /** One residual branch of a transformer layer; `layer` is the N of `blk.N` in the GGUF. */
 export interface Block {
@@ -12,12 +15,12 @@ export interface Block {
 /** Blocks that are removed together: one, or where only more can go, those. */
 export type Move = readonly Block[];
 
-/** Which blocks a search may remove. */
-export type BlockSelection = 'all' | BlockKind;
+/** Which blocks a search may remove. `all`: linear blocks too, where the model has any. */
+export type BlockSelection = 'all' | 'attn' | 'ffn';
 
-const paperNames: Record<string, BlockKind> = { mha: 'attn', mlp: 'ffn', attn: 'attn', ffn: 'ffn' };
+const kindsByName: Record<string, BlockKind> = { mha: 'attn', mlp: 'ffn', attn: 'attn', ffn: 'ffn', linear: 'linear' };
 
-/** `attn.12`, `ffn.7` */
+/** `attn.12`, `ffn.7`, `linear.3` */
 export function formatBlock(block: Block): string {
     return `${block.kind}.${block.layer}`;
 }
@@ -89,15 +92,18 @@ export function layersOf(blocks: readonly Block[]): Block[][] {
 }
 
 /**
- * Reads `attn.12` or `ffn.7`; the paper's `mha.12` and `mlp.7` mean the same.
+ * Reads `attn.12`, `ffn.7` or `linear.3`; the paper's `mha.12` and `mlp.7` mean the same.
  * @throws BlockprunerError for anything else
  */
 export function parseBlock(text: string): Block {
-    const [, name, layer] = /^(attn|ffn|mha|mlp)\.(\d{1,6})$/.exec(text.trim()) ?? [];
+    const [, name, layer] = /^(attn|ffn|linear|mha|mlp)\.(\d{1,6})$/.exec(text.trim()) ?? [];
     if (name === undefined || layer === undefined) {
-        throw new BlockprunerError('ARGUMENT', `'${text}' is no block: write attn.LAYER or ffn.LAYER, such as attn.12`);
+        throw new BlockprunerError(
+            'ARGUMENT',
+            `'${text}' is no block: write attn.LAYER, ffn.LAYER or linear.LAYER, such as attn.12`
+        );
     }
-    return { kind: paperNames[name]!, layer: Number(layer) };
+    return { kind: kindsByName[name]!, layer: Number(layer) };
 }
 
 /** A comma-separated list of blocks; empty text is the empty list. */
@@ -108,9 +114,18 @@ export function parseBlocks(text: string): Block[] {
         .map(parseBlock);
 }
 
-/** The paper's name of a kind, as its order files have it. */
-export function paperName(kind: BlockKind): 'mha' | 'mlp' {
-    return kind === 'attn' ? 'mha' : 'mlp';
+/**
+ * The paper's name of a block's kind, as its order files have it.
+ * @throws BlockprunerError for a linear block, which the paper has no name for
+ */
+export function paperName(block: Block): 'mha' | 'mlp' {
+    if (block.kind === 'linear') {
+        throw new BlockprunerError(
+            'UNSUPPORTED',
+            `the paper's order files have attention and FFN blocks only: they can't tell of ${formatBlock(block)}`
+        );
+    }
+    return block.kind === 'attn' ? 'mha' : 'mlp';
 }
 
 /**
@@ -133,8 +148,10 @@ export interface LinearBlock {
 export interface Removal {
     removed: readonly Block[];
     merges?: Merges | undefined;
-    /** The linear blocks that are put into the stream, in its order. Default: none. */
+    /** The linear blocks that are put into the stream; before the same block, in their order. Default: none. */
     linear?: readonly LinearBlock[] | undefined;
+    /** By how much tensors of blocks that stay change: by name, F32, row after row. Default: none. */
+    changes?: ReadonlyMap<string, Float32Array> | undefined;
 }
 
 /** Says what layers become: `blk.5 = -2 blk.5 + 1 blk.6 + 1 blk.7 + 1 blk.8`. */
@@ -143,4 +160,9 @@ export function formatMerges(merges: Merges): string[] {
         const terms = [...weights].map(([from, weight]) => `${weight} blk.${from}`);
         return `blk.${layer} = ${terms.join(' + ')}`;
     });
+}
+
+/** Says where linear blocks are put, by the source's names of blocks: `before attn.5`, `at the end`. */
+export function formatLinear(linear: readonly LinearBlock[]): string[] {
+    return linear.map(({ before }) => (before ? `before ${formatBlock(before)}` : 'at the end'));
 }

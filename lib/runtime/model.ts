@@ -79,6 +79,25 @@ export interface EvaluateOptions extends RunOptions {
     skip?: readonly Block[] | undefined;
 }
 
+/** Which matrices of a model are fitted after blocks went. */
+export interface RepairFit {
+    /** A linear block in each gap: x + W·x/rms(x). */
+    linear: boolean;
+    /** The output projections of the blocks before a gap, or of all from there on. */
+    refit: 'none' | 'adjacent' | 'all';
+    /** λ of linear blocks, in shares of the mean square of what goes in. Default: 0.03. */
+    linearRidge?: number | undefined;
+    /** λ of output projections. Default: 0.3. */
+    refitRidge?: number | undefined;
+}
+
+export interface FittedRepair {
+    /** W of each gap, [n_embd × n_embd], row after row. */
+    linear: Float32Array[];
+    /** By how much output projections change, [n_embd × n_inner], row after row. */
+    refits: { tensor: string; change: Float32Array }[];
+}
+
 /** What blocks do to the residual stream: means over all tokens. */
 export interface Influence {
     /** the cosine between the stream before the blocks and behind them */
@@ -368,25 +387,24 @@ export class Model {
     }
 
     /**
-     * Fits a linear block to each gap that blocks leave when they go, x + W·x/rms(x), by ridge regression, so that the
-     * residual stream without those blocks follows the model's own. Memory on the host: 8 bytes for each token and value
-     * of the stream.
+     * Fits what makes up for blocks that go, so that the residual stream without them follows the model's own: by ridge
+     * regression, walking through the blocks that stay. Memory on the host: 8 bytes for each token and value of the
+     * stream, and what is found.
      * @param gaps the neighbouring blocks of each gap, in the order of the residual stream
-     * @param ridge λ, in shares of the mean square of what goes in
-     * @returns each W, [n_embd × n_embd], row after row
+     * @throws ArgumentError unless the tokens are whole sequences
      * @throws BlockprunerError if the stream has values that are not finite, or memory runs out
      */
-    async fitLinear(
+    async fitRepair(
         sequences: Sequences,
         gaps: readonly (readonly Block[])[],
-        ridge: number,
+        fit: RepairFit,
         options: RunOptions = {}
-    ): Promise<Float32Array[]> {
+    ): Promise<FittedRepair> {
         checkSequences(sequences);
         const context = await this.#contextFor(sequences.length, options.signal);
         const pairs = Uint32Array.from(gaps.flatMap((gap) => this.#boundariesAround(context, gap)));
         return this.#runOn(context, options, (evaluator, _, task) =>
-            evaluator.fitLinear(sequences.tokens, sequences.length, pairs, ridge, task)
+            evaluator.fitRepair(sequences.tokens, sequences.length, pairs, { ...task, ...fit })
         );
     }
 

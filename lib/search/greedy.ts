@@ -1,6 +1,6 @@
 import { checkOneOf } from '../check.js';
 import { BlockprunerError, MethodError } from '../errors.js';
-import { bare, type Block, type Move } from '../runtime/blocks.js';
+import { bare, type Block, type BlockKind, type Move } from '../runtime/blocks.js';
 import { perplexityOfAll, type Candidate, type Contest } from './contest.js';
 import { ExactSearch } from './exact.js';
 import { checkConfidence, DEFAULT_CONFIDENCE, Race } from './race.js';
@@ -135,7 +135,12 @@ export async function searchOrder(evaluator: CandidateEvaluator, options: Search
     return { dense, steps, nll: current };
 }
 
-/** Attention blocks by layer, then FFN blocks by layer; a move of several blocks stands where its first one does. */
+const kindsInOrder: readonly BlockKind[] = ['attn', 'ffn', 'linear'];
+
+/**
+ * Attention blocks by layer, then FFN blocks by layer, then linear ones, which the paper doesn't have; a move of
+ * several blocks stands where its first one does.
+ */
 function inThePapersOrder([a]: Move, [b]: Move): number {
-    return a!.kind === b!.kind ? a!.layer - b!.layer : a!.kind === 'attn' ? -1 : 1;
+    return kindsInOrder.indexOf(a!.kind) - kindsInOrder.indexOf(b!.kind) || a!.layer - b!.layer;
 }

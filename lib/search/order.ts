@@ -13,11 +13,14 @@ const schema = z.record(
     z.array(z.tuple([z.enum(['mha', 'mlp']), z.number().int().nonnegative()]))
 );
 
-/** Writes an order as the paper's repository does: `{"1": [["mha", 25]], "2": [["mha", 25], ["mha", 27]], …}`. */
+/**
+ * Writes an order as the paper's repository does: `{"1": [["mha", 25]], "2": [["mha", 25], ["mha", 27]], …}`.
+ * @throws BlockprunerError for an order that has a linear block, which such files can't tell of
+ */
 export function formatOrder(order: readonly Block[]): string {
     const entries = order.map((_, index) => [
         String(index + 1),
-        order.slice(0, index + 1).map(({ kind, layer }) => [paperName(kind), layer])
+        order.slice(0, index + 1).map((block) => [paperName(block), block.layer])
     ]);
     return JSON.stringify(Object.fromEntries(entries)) + '\n';
 }

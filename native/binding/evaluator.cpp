@@ -5,7 +5,7 @@
 #include "engine/divergence.h"
 #include "engine/endings.h"
 #include "engine/influence.h"
-#include "engine/linear_fit.h"
+#include "engine/repair.h"
 #include "llama-model.h"
 
 #include <string>
@@ -115,7 +115,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
                                          InstanceMethod<&Evaluator::influence>("influence"),
                                          InstanceMethod<&Evaluator::hidden>("hidden"),
                                          InstanceMethod<&Evaluator::diverge>("diverge"),
-                                         InstanceMethod<&Evaluator::fit_linear>("fitLinear"),
+                                         InstanceMethod<&Evaluator::fit_repair>("fitRepair"),
                                          InstanceMethod<&Evaluator::dispose>("dispose"),
                                      });
 
@@ -178,7 +178,7 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
             reads.Set(reads.Length(), (double) other);
         }
         auto object = Napi::Object::New(env);
-        object.Set("kind", block.mixes_tokens ? "attn" : "ffn");
+        object.Set("kind", name_of_kind(block.kind));
         object.Set("layer", block.layer);
         object.Set("tensors", tensors);
         object.Set("parallel", block.parallel);
@@ -269,21 +269,39 @@ Napi::Value Evaluator::diverge(const Napi::CallbackInfo & info) {
         [values](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *values); });
 }
 
-Napi::Value Evaluator::fit_linear(const Napi::CallbackInfo & info) {
-    const auto   on        = engine(info.Env());
-    const auto   sequences = std::make_shared<token_sequences>(read_sequences(*on, info[0], info[1]));
-    const auto   gaps      = read_boundary_pairs(*on, info[2]);
-    const double ridge     = info[3].As<Napi::Number>().DoubleValue();
-    auto         weights   = std::make_shared<std::vector<std::vector<float>>>();
+Napi::Value Evaluator::fit_repair(const Napi::CallbackInfo & info) {
+    const auto     on        = engine(info.Env());
+    const auto     sequences = std::make_shared<token_sequences>(read_sequences(*on, info[0], info[1]));
+    const auto     options   = info[3].As<Napi::Object>();
+    const auto     refit     = options.Get("refit").ToString().Utf8Value();
+    repair_request request = { .gaps = read_boundary_pairs(*on, info[2]), .linear = options.Get("linear").ToBoolean() };
+    request.refit          = refit == "all"      ? repair_request::refit_kind::all :
+                             refit == "adjacent" ? repair_request::refit_kind::adjacent :
+                                                   repair_request::refit_kind::none;
+    request.linear_ridge   = number_of(options, "linearRidge", request.linear_ridge);
+    request.refit_ridge    = number_of(options, "refitRidge", request.refit_ridge);
+    auto found             = std::make_shared<repair_result>();
     return run_on(
-        info.Env(), { on }, info[4],
-        [=](const task_control & control) { *weights = fit_linear_blocks(*on, *sequences, gaps, ridge, control); },
-        [weights](Napi::Env env) {
-            auto array = Napi::Array::New(env);
-            for (const auto & matrix : *weights) {
-                array.Set(array.Length(), typed_array<Napi::Float32Array>(env, matrix));
+        info.Env(), { on }, options,
+        [=](const task_control & control) { *found = ::fit_repair(*on, *sequences, request, control); },
+        [on, found](Napi::Env env) {
+            auto linear = Napi::Array::New(env);
+            for (auto & weights : found->linear) {
+                linear.Set(linear.Length(), typed_array<Napi::Float32Array>(env, weights));
+                weights = {}; // so that there are no two copies of all
             }
-            return array;
+            auto refits = Napi::Array::New(env);
+            for (auto & [block, change] : found->refits) {
+                auto refit = Napi::Object::New(env);
+                refit.Set("tensor", on->blocks()[block].output);
+                refit.Set("change", typed_array<Napi::Float32Array>(env, change));
+                refits.Set(refits.Length(), refit);
+                change = {};
+            }
+            auto result = Napi::Object::New(env);
+            result.Set("linear", linear);
+            result.Set("refits", refits);
+            return result;
         });
 }
 

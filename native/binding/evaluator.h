@@ -30,7 +30,7 @@ private:
     Napi::Value influence(const Napi::CallbackInfo & info);
     Napi::Value hidden(const Napi::CallbackInfo & info);
     Napi::Value diverge(const Napi::CallbackInfo & info);
-    Napi::Value fit_linear(const Napi::CallbackInfo & info);
+    Napi::Value fit_repair(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };
 

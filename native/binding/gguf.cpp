@@ -109,9 +109,13 @@ summand read_summand(const Napi::Value & value) {
 
 row_source read_row_source(const Napi::Value & value) {
     const auto object = value.As<Napi::Object>();
-    row_source source = { .tensor = read_reference(object), .sum = {} };
+    row_source source = { .tensor = read_reference(object), .sum = {}, .change = {} };
     if (object.Get("sum").IsArray()) {
         source.sum = read_each(object.Get("sum"), read_summand);
+    }
+    if (object.Get("change").IsTypedArray()) {
+        const auto change = object.Get("change").As<Napi::Float32Array>();
+        source.change.assign(change.Data(), change.Data() + change.ElementLength());
     }
     return source;
 }

@@ -95,7 +95,7 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
     }
     for (auto & block : patch.blocks) {
         // the graph doesn't show it: the masks of all layers have one name
-        if (block.mixes_tokens && this->model->hparams.is_swa(block.layer)) {
+        if (block.kind == block_kind::attn && this->model->hparams.is_swa(block.layer)) {
             block.signature += " sliding window";
         }
     }

@@ -12,7 +12,7 @@
 // Finds the matrix W that minimises Σ_t |W·h_t − e_t|² + λ·m·|W|², where m is the mean of the diagonal of Σ_t h_t·h_tᵀ.
 // A weight of a token is a factor of both h_t and e_t: its square root.
 //
-// Memory on the device: n_in² + n_in·n_out values of F32 for the sums, seven times n_in·n_out while it is solved, and
+// Memory on the device: n_in² + 2·n_in·n_out values of F32, about six times n_in·n_out more while it is solved, and
 // twice the tokens that are added at a time.
 class least_squares {
 public:

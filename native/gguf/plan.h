@@ -26,13 +26,16 @@ struct summand {
     float            weight = 1;
 };
 
-// What a tensor's rows come from: a tensor's values; or, in its type and shape, a sum of tensors times their weights.
+// What a tensor's rows come from: a tensor's values; or, in its type and shape, a sum of tensors times their weights, and a
+// change.
 struct row_source {
     tensor_reference     tensor;
-    std::vector<summand> sum; // empty: the tensor's own values
+    std::vector<summand> sum;    // empty: the tensor's own values
+    std::vector<float>   change; // is added to the sum, row after row; empty: nothing
 };
 
-// A tensor to write: a copy, of several tensors with their rows one after the other, or values that are given here.
+// A tensor to write: a copy, of several tensors with their rows one after the other, or values that are given here, of
+// which rows are converted to the tensor's type.
 struct planned_tensor {
     std::string name;
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -20,6 +21,18 @@ constexpr size_t CHUNK_BYTES = 8 * 1024 * 1024;
 using ggml_ptr = std::unique_ptr<ggml_context, decltype(&ggml_free)>;
 using sources  = std::vector<std::unique_ptr<gguf_source>>;
 using shape    = std::array<int64_t, GGML_MAX_DIMS>;
+
+bool all_finite(const float * values, size_t n) {
+    return std::all_of(values, values + n, [](float value) { return std::isfinite(value); });
+}
+
+// Whether rows of F32 can be converted to a type by themselves, without being told which values matter.
+bool can_convert_to(ggml_type type) {
+    const bool is_float = type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+    // ggml keeps only intermediate results in these two
+    const bool is_stored = type != GGML_TYPE_Q8_1 && type != GGML_TYPE_Q8_K;
+    return is_float || (ggml_is_quantized(type) && is_stored && !ggml_quantize_requires_imatrix(type));
+}
 
 shape shape_of(const gguf_source & source, int64_t tensor) {
     shape ne;
@@ -52,9 +65,26 @@ private:
     }
 
     ggml_tensor * describe_given(const planned_tensor & t) {
+        const std::string type = ggml_type_name(t.type);
+        if (t.shape.at(0) % ggml_blck_size(t.type) != 0) {
+            throw std::runtime_error("tensor " + t.name + " can't be " + type + ": its rows of " +
+                                     std::to_string(t.shape[0]) + " values are no multiple of " +
+                                     std::to_string(ggml_blck_size(t.type)));
+        }
         ggml_tensor * d = ggml_new_tensor(ctx.get(), t.type, (int) t.shape.size(), t.shape.data());
-        if (!t.data.empty() && (t.type != GGML_TYPE_F32 || (int64_t) t.data.size() != ggml_nelements(d))) {
-            throw std::runtime_error("tensor " + t.name + ": values must be F32 and fill its shape");
+        if (t.data.empty()) {
+            return d;
+        }
+        if ((int64_t) t.data.size() != ggml_nelements(d)) {
+            throw std::runtime_error("tensor " + t.name + " has " + std::to_string(t.data.size()) +
+                                     " values, and its shape " + std::to_string(ggml_nelements(d)));
+        }
+        if (!can_convert_to(t.type)) {
+            throw std::runtime_error("tensor " + t.name + " can't be " + type +
+                                     ": values can't be converted to that type by themselves");
+        }
+        if (!all_finite(t.data.data(), t.data.size())) {
+            throw std::runtime_error("tensor " + t.name + " has values that are not finite");
         }
         return d;
     }
@@ -68,6 +98,7 @@ private:
             ggml_type           type   = gguf_get_tensor_type(source.header(), id);
             shape               ne     = shape_of(source, id);
             check_sum(part, ne, files);
+            check_change(part, ne);
             if (!part.sum.empty() && ggml_quantize_requires_imatrix(type)) {
                 type = GGML_TYPE_F16; // a sum can't be quantized to it
             }
@@ -82,6 +113,13 @@ private:
             d = ggml_new_tensor(ctx.get(), type, GGML_MAX_DIMS, ne.data());
         }
         return d;
+    }
+
+    static void check_change(const row_source & part, const shape & ne) {
+        const auto n_values = (size_t) (ne[0] * ne[1] * ne[2] * ne[3]);
+        if (!part.change.empty() && (part.sum.empty() || part.change.size() != n_values)) {
+            throw std::runtime_error("the change of tensor " + part.tensor.name + " has another size than the tensor");
+        }
     }
 
     static void check_sum(const row_source & part, const shape & ne, const sources & files) {
@@ -124,7 +162,7 @@ private:
     }
 };
 
-// Writes tensors in chunks: where rows are added, of whole rows; where they are reordered, of whole heads.
+// Writes tensors in chunks: where rows are added or converted, of whole rows; where they are reordered, of whole heads.
 class tensor_writer {
 public:
     tensor_writer(output_file & out, sources & files, double total, const task_control & control) :
@@ -135,7 +173,7 @@ public:
 
     void write(const planned_tensor & planned, const ggml_tensor * described) {
         if (planned.from.empty()) {
-            write_given(planned, ggml_nbytes(described));
+            write_given(planned, described);
         } else if (planned.rope_head) {
             write_reordered(planned, described);
         } else {
@@ -166,21 +204,42 @@ private:
         }
     }
 
-    void write_given(const planned_tensor & planned, size_t size) {
-        const char * data = reinterpret_cast<const char *>(planned.data.data());
-        write_chunks(size, CHUNK_BYTES, [&](size_t offset, size_t n, char * to) {
-            if (planned.data.empty()) {
-                std::fill(to, to + n, 0);
-            } else {
-                std::copy(data + offset, data + offset + n, to);
-            }
+    void write_given(const planned_tensor & planned, const ggml_tensor * described) {
+        if (planned.data.empty()) {
+            write_chunks(ggml_nbytes(described), CHUNK_BYTES,
+                         [](size_t, size_t n, char * to) { std::fill(to, to + n, 0); });
+            return;
+        }
+        const int64_t length = described->ne[0];
+        const size_t  row    = ggml_row_size(described->type, length);
+        const size_t  chunk  = rows_at_once(length) * row;
+        write_chunks(ggml_nbytes(described), chunk, [&](size_t offset, size_t n, char * to) {
+            const float * values = planned.data.data() + offset / row * length;
+            ggml_quantize_chunk(described->type, values, to, 0, (int64_t) (n / row), length, nullptr);
+            check_range(planned, described->type, to, n / row * length);
         });
     }
 
+    // A value that is too large for a type, or for the scale of a quantized one, becomes infinite in it.
+    void check_range(const planned_tensor & planned, ggml_type type, const char * converted, size_t n) {
+        const auto to_float = ggml_get_type_traits(type)->to_float;
+        if (!to_float) {
+            return; // F32
+        }
+        std::vector<float> values(n);
+        to_float(converted, values.data(), (int64_t) n);
+        if (!all_finite(values.data(), n)) {
+            throw std::runtime_error("tensor " + planned.name + " has values that are too large for " +
+                                     ggml_type_name(type));
+        }
+    }
+
+    // How many rows of so many values are converted at once.
+    static size_t rows_at_once(int64_t length) { return std::max<size_t>(1, CHUNK_BYTES / (sizeof(float) * length)); }
+
     void write_rows(const row_source & part, const ggml_tensor * described) {
         const size_t row   = ggml_row_size(described->type, described->ne[0]);
-        const size_t added = sizeof(float) * described->ne[0]; // a row while it is added to others
-        const size_t chunk = part.sum.empty() ? CHUNK_BYTES : std::max<size_t>(1, CHUNK_BYTES / added) * row;
+        const size_t chunk = part.sum.empty() ? CHUNK_BYTES : rows_at_once(described->ne[0]) * row;
         write_chunks(size_of(part, described), chunk,
                      [&](size_t offset, size_t n, char * to) { read_rows(part, described, offset, n, to); });
     }
@@ -220,7 +279,11 @@ private:
         }
         const int64_t length = described->ne[0];
         const size_t  row    = ggml_row_size(described->type, length);
-        const auto    values = sum_rows(files, part.sum, length, offset / row, n / row);
+        auto          values = sum_rows(files, part.sum, length, offset / row, n / row);
+        if (!part.change.empty()) {
+            const float * change = part.change.data() + offset / row * length;
+            std::transform(values.begin(), values.end(), change, values.begin(), std::plus<>());
+        }
         ggml_quantize_chunk(described->type, values.data(), to, 0, (int64_t) (n / row), length, nullptr);
     }
 };

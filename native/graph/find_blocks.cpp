@@ -111,14 +111,31 @@ std::vector<found_block> split_sum(const graph_view & graph, ggml_tensor * cur) 
     return split_parallel(graph, cur);
 }
 
-// Fills in what a block's branch computes, its layer, and the weights that it reads.
+// Whether a branch that mixes no tokens is the product of one weight and the normed stream, W·norm(r). The norm may have
+// weights and a bias of its own.
+bool is_linear(const found_block & found) {
+    int products = 0;
+    int norms    = 0;
+    for (const ggml_tensor * t : found.inner) {
+        const bool is_product = t->op == GGML_OP_MUL_MAT && layer_of(t->src[0]) >= 0;
+        if (!is_product && !is_view(t) && !(is_pointwise(t) && below_pointwise(t))) {
+            return false;
+        }
+        products += is_product;
+        norms += t->op == GGML_OP_NORM || t->op == GGML_OP_RMS_NORM;
+    }
+    return products == 1 && norms == 1;
+}
+
+// Fills in what a block's branch computes, its kind, its layer, and the weights that it reads.
 void describe_branch(const graph_view & graph, found_block & found, const std::vector<found_block> & above) {
     residual_block &      block = found.block;
     std::set<std::string> weights;
+    bool                  mixes = false;
     graph.visit_beyond(found.boundary, found.branch, [&](ggml_tensor * t) {
-        block.mixes_tokens = block.mixes_tokens || mixes_tokens(t);
-        found.reads_cache  = found.reads_cache || graph.is_cache(t);
-        const int layer    = layer_of(t);
+        mixes             = mixes || mixes_tokens(t);
+        found.reads_cache = found.reads_cache || graph.is_cache(t);
+        const int layer   = layer_of(t);
         if (layer >= 0) {
             if (block.layer >= 0 && block.layer != layer) {
                 not_understood("a branch reads the weights of layers " + std::to_string(block.layer) + " and " +
@@ -136,6 +153,10 @@ void describe_branch(const graph_view & graph, found_block & found, const std::v
         not_understood("a branch of it reads no layer's weights, at '" + std::string(found.branch->name) + "'", above);
     }
     block.weights.assign(weights.begin(), weights.end());
+    if (const ggml_tensor * projection = output_projection(found)) {
+        block.output = projection->src[0]->name;
+    }
+    block.kind = mixes ? block_kind::attn : is_linear(found) ? block_kind::linear : block_kind::ffn;
 }
 
 // One step of the walk: what is below an operation that the stream itself passes, such as a norm.
@@ -167,21 +188,23 @@ void check_embedding(const graph_view & graph, ggml_tensor * embedding, const st
 void recognize_linear_attention(std::vector<found_block> & found) {
     std::set<int> with_attention;
     for (const auto & f : found) {
-        if (f.block.mixes_tokens) {
+        if (f.block.kind == block_kind::attn) {
             with_attention.insert(f.block.layer);
         }
     }
     for (auto & f : found) {
-        f.block.mixes_tokens = f.block.mixes_tokens || (f.reads_cache && !with_attention.count(f.block.layer));
+        if (f.reads_cache && !with_attention.count(f.block.layer)) {
+            f.block.kind = block_kind::attn;
+        }
     }
 }
 
 void check_one_of_a_kind(const std::vector<found_block> & found) {
-    std::set<std::pair<int, bool>> seen;
+    std::set<std::pair<int, block_kind>> seen;
     for (const auto & f : found) {
-        if (!seen.insert({ f.block.layer, f.block.mixes_tokens }).second) {
-            const std::string kind = f.block.mixes_tokens ? "attention" : "FFN";
-            not_understood("layer " + std::to_string(f.block.layer) + " has two " + kind + " blocks", {});
+        if (!seen.insert({ f.block.layer, f.block.kind }).second) {
+            not_understood(
+                "layer " + std::to_string(f.block.layer) + " has two blocks of kind " + name_of_kind(f.block.kind), {});
         }
     }
 }
@@ -198,6 +221,17 @@ void take_weights_of_stream(std::vector<found_block> & found, const std::vector<
 }
 
 } // namespace
+
+const char * name_of_kind(block_kind kind) {
+    switch (kind) {
+        case block_kind::attn:
+            return "attn";
+        case block_kind::linear:
+            return "linear";
+        default:
+            return "ffn";
+    }
+}
 
 std::vector<found_block> find_blocks(const graph_view & graph, ggml_tensor * end) {
     std::vector<found_block>         found;     // from the last to the first
@@ -230,6 +264,16 @@ std::vector<found_block> find_blocks(const graph_view & graph, ggml_tensor * end
     check_one_of_a_kind(found);
     take_weights_of_stream(found, on_stream);
     return found;
+}
+
+ggml_tensor * output_projection(const found_block & found) {
+    ggml_tensor * t = strip_selection(found.branch);
+    if (t->op == GGML_OP_ADD && !is_computed(t->src[1])) {
+        t = strip_selection(t->src[0]);
+    }
+    const bool is_projection = t->op == GGML_OP_MUL_MAT && !is_computed(t->src[0]) && is_computed(t->src[1]) &&
+                               layer_of(t->src[0]) >= 0 && ggml_n_dims(t->src[0]) == 2;
+    return is_projection ? t : nullptr;
 }
 
 graph_layout layout_of(const graph_view & graph, const std::vector<found_block> & found) {

@@ -8,10 +8,16 @@
 #include <string>
 #include <vector>
 
+// attn mixes tokens. linear mixes none, and is a norm and the product with one weight. ffn is every other branch.
+enum class block_kind { attn, ffn, linear };
+
+// The kind as a block's name begins with it: "attn", "ffn" or "linear".
+const char * name_of_kind(block_kind kind);
+
 // One residual branch of a layer: r_{b+1} = r_b + f_b(r_b).
 struct residual_block {
-    bool mixes_tokens = false; // attn, else ffn
-    int  layer        = -1;    // the N of its weights' names blk.N
+    block_kind kind  = block_kind::ffn;
+    int        layer = -1; // the N of its weights' names blk.N
 
     // names of the tensors that only this branch reads
     std::vector<std::string> weights;
@@ -24,6 +30,10 @@ struct residual_block {
 
     // the blocks of which it reads inner values, or the stream before them, beside its own boundary
     std::vector<size_t> reads;
+
+    // The weights of its output projection: the matrix by which the branch ends, a bias aside. Empty where it ends in
+    // something else.
+    std::string output;
 
     // what it computes, apart from its weights' values and types, its layer and its rope
     std::string signature;
@@ -64,6 +74,10 @@ struct graph_layout {
 // Walks the residual stream from its end back to the embedding, and returns the blocks in the order of the stream.
 // Throws where the stream can't be followed.
 std::vector<found_block> find_blocks(const graph_view & graph, ggml_tensor * end);
+
+// The product of a block's output projection with its inner values, by which its branch ends, a bias aside. Null where it
+// ends in something else.
+ggml_tensor * output_projection(const found_block & found);
 
 graph_layout layout_of(const graph_view & graph, const std::vector<found_block> & found);
 

@@ -139,6 +139,18 @@ void capture_boundaries(graph_edit & edit) {
     }
 }
 
+void capture_inner_values(graph_edit & edit) {
+    for (const size_t i : edit.request.inner) {
+        const ggml_tensor * projection = output_projection(edit.found[i]);
+        if (!projection) {
+            throw std::runtime_error("a block has no output projection");
+        }
+        // a copy, since they may be a view of memory that is used again
+        edit.outputs.inner[i] = ggml_cont(edit.ctx, projection->src[1]);
+        edit.results.push_back(edit.outputs.inner[i]);
+    }
+}
+
 void compare_boundaries(graph_edit & edit) {
     ggml_context * ctx = edit.ctx;
     for (const auto & [first, second] : edit.request.compare) {
@@ -254,8 +266,8 @@ int rebuild(graph_edit & edit, ggml_tensor * targets) {
 // Whether the graph of one request serves the other too: all but which tokens are to be predicted is equal.
 bool have_one_graph(const graph_request & a, const graph_request & b) {
     return a.skip == b.skip && a.start == b.start && a.boundary == b.boundary && a.capture == b.capture &&
-           a.compare == b.compare && a.output == b.output && a.targets.size() == b.targets.size() &&
-           a.outputs_first == b.outputs_first;
+           a.inner == b.inner && a.compare == b.compare && a.output == b.output &&
+           a.targets.size() == b.targets.size() && a.outputs_first == b.outputs_first;
 }
 
 } // namespace
@@ -300,6 +312,7 @@ void graph_patch::apply(llm_graph_result & res) {
     start_at_boundary(edit);
     edit.change.apply(graph);
     capture_boundaries(edit);
+    capture_inner_values(edit);
     compare_boundaries(edit);
     ggml_tensor * targets = add_targets(edit, *this);
     build_outputs(edit, targets, logits_bytes);

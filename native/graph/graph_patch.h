@@ -28,6 +28,9 @@ struct graph_request {
     // boundary may have the output positions alone.
     std::vector<size_t> capture;
 
+    // The blocks whose inner values shall be readable: what their output projections multiply.
+    std::vector<size_t> inner;
+
     // Pairs of boundaries to compare, named in the same way.
     std::vector<std::pair<size_t, size_t>> compare;
 
@@ -51,6 +54,8 @@ struct graph_request {
 // The tensors of a graph that tell what was asked for; F32.
 struct graph_outputs {
     std::map<size_t, ggml_tensor *> captured; // by block: [n_embd, n_tokens]
+
+    std::map<size_t, ggml_tensor *> inner; // by block: [n_inner, n_tokens]
 
     // of each pair (a, b) to compare: a·b, |a|², |b|², |b − a|²; [1, n_tokens]
     struct comparison {

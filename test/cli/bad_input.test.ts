@@ -5,7 +5,7 @@ import path from 'node:path';
 import type { GgufTensor, GgufValue } from '../../lib/runtime/addon.js';
 import { readGguf } from '../../lib/index.js';
 import { fixture, randomNumbers, temporaryFolder, tiny, writeGguf } from '../models';
-import { expectRefused, onCpu, short, shortSearch } from './run';
+import { expectRefused, onCpu, shortPrune, shortSearch } from './run';
 
 const inputs = temporaryFolder();
 const outputs = temporaryFolder();
@@ -247,7 +247,7 @@ describe('a model whose metadata has', () => {
 });
 
 describe('options:', () => {
-    const some = ['--blocks', 'attn', ...short];
+    const some = ['--blocks', 'attn', ...shortPrune];
     test.each<[string, string[], string | RegExp]>([
         ['--remove 0', ['--remove', '0', ...some], '--remove must be a whole number of at least 1, not 0'],
         ['--remove -1', ['--remove', '-1', ...some], '--remove must be a whole number of at least 1, not -1'],
@@ -255,7 +255,7 @@ describe('options:', () => {
         ['--remove abc', ['--remove', 'abc', ...some], '--remove must be a whole number of at least 1'],
         [
             '--remove of all blocks',
-            ['--remove', '24', ...short],
+            ['--remove', '24', ...shortPrune],
             "can't remove 24 blocks: at most 23 of this model's 24 blocks can go"
         ],
         [
@@ -263,7 +263,7 @@ describe('options:', () => {
             ['--remove', '13', ...some],
             "can't remove 13 blocks: at most 12 of this model's 12 attn blocks can go"
         ],
-        ['--ratio 0.99', ['--ratio', '0.99', ...short], "can't remove 99.0 % of the parameters"],
+        ['--ratio 0.99', ['--ratio', '0.99', ...shortPrune], "can't remove 99.0 % of the parameters"],
         ['--ratio 0', ['--ratio', '0', ...some], 'ratio must be above 0: nothing would be removed'],
         ['--ratio 1.5', ['--ratio', '1.5', ...some], /ratio .* 1\.5/],
         ['--ratio -0.5', ['--ratio', '-0.5', ...some], /ratio .* -0\.5/],
@@ -371,5 +371,5 @@ test.each<[string, string | undefined, string]>([
     ['too short', '{"2": [["mha", 1], ["mlp", 1]]}', 'has no order for 1 blocks']
 ])('an order that is %s', async (name, content, says) => {
     const order = content === undefined ? input('missing.json') : write(`${name}.json`, content);
-    await expectRefused(outputs, ['apply', tiny, '-o', output, '--order', order, '--remove', '1', ...short], says);
+    await expectRefused(outputs, ['apply', tiny, '-o', output, '--order', order, '--remove', '1', ...shortPrune], says);
 });

@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { readGguf, type Inspection, type Perplexity, type PruneResult } from '../../lib/index.js';
 import { temporaryFolder, tiny } from '../models';
-import { expectRefused, hasDraft, onCpu, run, runJson, short, shortSearch, start } from './run';
+import { expectRefused, hasDraft, onCpu, run, runJson, shortPrune, shortSearch, start } from './run';
 
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
@@ -116,7 +116,7 @@ describe('prune and apply', () => {
             '2',
             '--blocks',
             'attn',
-            ...short
+            ...shortPrune
         );
     });
 
@@ -180,7 +180,7 @@ describe('prune and apply', () => {
             order,
             '--remove',
             '2',
-            ...short
+            ...shortPrune
         );
         expect(applied).toEqual({
             ...result,
@@ -204,7 +204,7 @@ describe('prune and apply', () => {
     });
 
     test('stop by a share of the parameters and by the rise of the perplexity', async () => {
-        const search = [...short, '--no-verify'];
+        const search = [...shortPrune, '--no-verify'];
         const byRatio = await runJson<PruneResult>(
             'prune',
             tiny,
@@ -405,7 +405,7 @@ test('prune by another method', async () => {
         'shortgpt',
         '--remove',
         '4',
-        ...short
+        ...shortPrune
     );
     expect(result.steps.map(({ removed }) => removed.map(({ kind }) => kind))).toEqual([
         ['attn', 'ffn'],

@@ -36,7 +36,13 @@ const update = process.env.BLOCKPRUNER_UPDATE === '1';
 const folder = temporaryFolder();
 const model = path.join(folder, 'f32.gguf'),
     pruned = path.join(folder, 'pruned.gguf');
-const options = { verify: false, device: 'cpu', threads: 1, calibration: { samples: 1, context: 32 } } as const;
+const options = {
+    verify: false,
+    repair: 'none',
+    device: 'cpu',
+    threads: 1,
+    calibration: { samples: 1, context: 32 }
+} as const;
 
 beforeAll(async () => {
     for (const [name, lines] of Object.entries(recording.files)) {

@@ -19,6 +19,8 @@ const search = (output: string, ...options: string[]) => [
     '--context',
     '64',
     '--no-verify',
+    '--repair',
+    'none',
     ...onCpu,
     ...options
 ];

@@ -14,8 +14,10 @@ export interface Ended {
 /** One thread: more wait for each other where the cores are busy with something else. */
 export const onCpu = ['--device', 'cpu', '--threads', '1'];
 export const short = ['--samples', '1', '--context', '32', ...onCpu];
+/** The same for what prunes, as the paper does: a repair takes seconds, and has tests of its own. */
+export const shortPrune = [...short, '--repair', 'none'];
 /** A search that takes a second: one attention block, by 32 tokens. */
-export const shortSearch = ['--blocks', 'attn', '--remove', '1', ...short];
+export const shortSearch = ['--blocks', 'attn', '--remove', '1', ...shortPrune];
 
 /** Starts Node.js on a script; `interrupt` is Ctrl-C in its terminal, which child processes get too. */
 export function startNode(args: string[]): {

@@ -113,7 +113,7 @@ test('sleb offers all layers that are left', async () => {
 });
 
 test('sleb removes the layer without which the perplexity is lowest', async () => {
-    const options = { device: 'cpu', calibration: { samples: 2, context: 64 } } as const;
+    const options = { device: 'cpu', repair: 'none', calibration: { samples: 2, context: 64 } } as const;
     const { steps } = await prune(tiny, {
         ...options,
         output: path.join(folder, 'sleb.gguf'),
@@ -147,6 +147,7 @@ test.each(methods.filter((method) => method !== 'sleb'))(
         const options = {
             method,
             remove: 2,
+            repair: 'none',
             device: 'cpu',
             calibration: { samples: 2, context: 32 },
             force: true
@@ -187,6 +188,7 @@ test('what does not go from a model is refused before the work', async () => {
 describe('of layers with one block and with two', () => {
     const options = {
         method: 'shortgpt',
+        repair: 'none',
         device: 'cpu',
         calibration: { samples: 2, context: 32 },
         verify: false,

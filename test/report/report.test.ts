@@ -17,7 +17,7 @@ import {
     type PruneResult,
     type Quality
 } from '../../lib/index.js';
-import { expectRefused, hasDraft, onCpu, run, runJson, short, shortSearch, start } from '../cli/run';
+import { expectRefused, hasDraft, onCpu, run, runJson, shortPrune, shortSearch, start } from '../cli/run';
 import { temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
@@ -185,7 +185,7 @@ describe('a report is refused before the search', () => {
             'attn',
             '--remove',
             '1',
-            ...short
+            ...shortPrune
         );
         while (!hasDraft(outputs)) {
             await new Promise((resolve) => setTimeout(resolve, 5));

@@ -1,0 +1,102 @@
+import { BlockprunerError } from '../errors.js';
+import { SkipSet, type Block, type Removal } from '../runtime/blocks.js';
+import type { Gguf } from '../runtime/gguf.js';
+import type { Model, RunOptions } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
+
+/**
+ * What is done, without training, to make up for the blocks that are gone.
+ *
+ * - `none`: nothing. With the method `blockpruner`, this is the paper.
+ * - `linear`: a linear block, one square matrix without KV cache, goes into each gap. Nothing else changes.
+ * - `adjacent`: also, the output projections of the blocks before a gap are fitted.
+ * - `all`: also, those of all blocks from there on.
+ *
+ * Where the host has no linear blocks, `adjacent` and `all` do without.
+ */
+export type Repair = 'none' | 'linear' | 'adjacent' | 'all';
+
+export const repairs: readonly Repair[] = ['none', 'linear', 'adjacent', 'all'];
+
+/** Neighbouring blocks that are gone. */
+interface Gap {
+    removed: Block[];
+    /** The block behind them that stays; undefined: they were the last. */
+    before: Block | undefined;
+}
+
+/**
+ * Fits a repair to the gaps that removed blocks leave, by ridge regression in closed form, so that the residual stream of
+ * the pruned model follows that of the dense one. Neural Block Linearization (Erdogan et al. 2025, arXiv 2505.21077)
+ * fits linear blocks in the place of single attention blocks. Here what goes in is the pruned model's own stream, so that
+ * each fit also corrects what is left of the errors before it.
+ *
+ * Memory on the host: 8 bytes for each token and value of the residual stream, and the matrices that are found, F32; on
+ * the device, for a matrix of n_in columns and n_out rows, 4·n_in² + 32·n_in·n_out bytes.
+ * @param blocks all blocks of the model, in the order of the residual stream
+ * @param linear whether linear blocks can be put in
+ * @param type the tensor type that linear blocks are to be written in
+ * @throws BlockprunerError if nothing of the model can be fitted so
+ */
+export async function fitRepair(
+    model: Model,
+    blocks: readonly Block[],
+    removed: readonly Block[],
+    sequences: Sequences,
+    { repair, linear, type }: { repair: Exclude<Repair, 'none'>; linear: boolean; type: string },
+    options?: RunOptions
+): Promise<Pick<Removal, 'linear' | 'changes'>> {
+    const gaps = gapsOf(blocks, removed);
+    const fit = { linear, refit: repair === 'linear' ? 'none' : repair } as const;
+    const found = await model.fitRepair(
+        sequences,
+        gaps.map((gap) => gap.removed),
+        fit,
+        options
+    );
+    if (found.linear.length + found.refits.length === 0) {
+        throw new BlockprunerError(
+            'UNSUPPORTED',
+            'no repair is possible: no block that could be fitted ends in an output projection that is added to the ' +
+                'residual stream as it is'
+        );
+    }
+    return {
+        linear: found.linear.map((weights, i) => ({ before: gaps[i]!.before, weights, type })),
+        changes: new Map(found.refits.map(({ tensor, change }) => [tensor, change]))
+    };
+}
+
+/** The gaps that removed blocks leave, in the order of the residual stream. */
+export function gapsOf(blocks: readonly Block[], removed: readonly Block[]): Gap[] {
+    const gone = new SkipSet(removed);
+    const gaps: Gap[] = [];
+    let open: Gap | undefined;
+    for (const block of blocks) {
+        if (!gone.has(block)) {
+            if (open) {
+                open.before = block;
+            }
+            open = undefined;
+        } else if (open) {
+            open.removed.push(block);
+        } else {
+            open = { removed: [block], before: undefined };
+            gaps.push(open);
+        }
+    }
+    return gaps;
+}
+
+/**
+ * The tensor type that linear blocks are written in by default: Q8_0 in a quantized model, which costs nothing that can
+ * be measured, else the type of the model's matrices.
+ */
+export function usualType(gguf: Gguf, embedding: number): string {
+    const types = new Set(gguf.tensors.filter(({ shape }) => shape.length > 1).map(({ type }) => type));
+    if ([...types].every((type) => type === 'f32')) {
+        return 'f32';
+    }
+    const isQuantized = [...types].some((type) => !/^(f32|f16|bf16)$/.test(type));
+    return isQuantized && embedding % 32 === 0 ? 'q8_0' : 'f16';
+}

@@ -1,0 +1,378 @@
+#include "engine/repair.h"
+
+#include "engine/least_squares.h"
+#include "ggml-backend.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <iterator>
+#include <memory>
+#include <stdexcept>
+
+namespace {
+
+// The residual streams of all sequences at one boundary, carried on from boundary to boundary.
+class stream_walk {
+public:
+    stream_walk(evaluator & on, const token_sequences & sequences, skip_set skip) :
+        on(&on),
+        sequences(&sequences),
+        skip(std::move(skip)) {}
+
+    // Of each sequence: [n_tokens × n_embd]. The last layer computes one token less than there are.
+    std::vector<std::vector<float>> values;
+
+    // Another model's walk, from where this one is: so far they leave out the same blocks.
+    stream_walk fork(skip_set other) const {
+        stream_walk forked = *this;
+        forked.skip        = std::move(other);
+        return forked;
+    }
+
+    // What one sequence's stream is at a later boundary.
+    struct step {
+        std::vector<float> stream; // [n_tokens × n_embd]
+        std::vector<float>
+               inner; // of the first block on the way, what its output projection multiplies: n_inner a token
+        size_t n_inner = 0;
+    };
+
+    // Computes the blocks up to a boundary, named by the block behind it; the number of blocks is the stream's end.
+    step compute(size_t sequence, size_t to, bool with_inner, const task_control & control) {
+        control.check();
+        graph_request request;
+        request.skip    = skip;
+        request.capture = { to };
+        request.output  = graph_request::output_kind::none;
+        if (with_inner) {
+            request.inner = { at };
+        }
+        if (!values.empty() && at > 0) {
+            request.start    = at;
+            request.boundary = put_on_device(values[sequence]);
+        }
+        const graph_outputs & outputs =
+            on->run_sequence(std::move(request), sequences->sequence(sequence), sequences->length, control);
+        const ggml_tensor * stream = outputs.captured.at(to);
+        memory                     = ggml_backend_buffer_get_type(stream->buffer);
+        step computed;
+        computed.stream = values_of(stream);
+        if (with_inner) {
+            computed.inner   = values_of(outputs.inner.at(at));
+            computed.n_inner = outputs.inner.at(at)->ne[0];
+        }
+        return computed;
+    }
+
+    // Goes on to a boundary with all sequences.
+    // counted: is called after each sequence
+    void advance(size_t to, const task_control & control, const std::function<void()> & counted) {
+        if (!values.empty() && to == at) {
+            return;
+        }
+        std::vector<std::vector<float>> next(sequences->count());
+        for (size_t i = 0; i < next.size(); i++) {
+            next[i] = compute(i, to, false, control).stream;
+            counted();
+        }
+        values = std::move(next);
+        at     = to;
+    }
+
+    size_t boundary() const { return at; }
+
+    // Says that the values are at a later boundary now, since the caller computed them.
+    void set_boundary(size_t boundary) { at = boundary; }
+
+    // Where the last values were computed. Memory of the host has no device: there it was the CPU.
+    ggml_backend_dev_t device() const {
+        ggml_backend_dev_t found = ggml_backend_buft_get_device(memory);
+        return found ? found : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    }
+
+private:
+    evaluator *                on;
+    const token_sequences *    sequences;
+    skip_set                   skip;
+    size_t                     at     = 0;
+    ggml_backend_buffer_type_t memory = nullptr;
+
+    // Where graphs read the stream that they start from; one tensor for all sequences, so that one graph serves them.
+    std::shared_ptr<ggml_tensor> start;
+
+    static std::vector<float> values_of(const ggml_tensor * t) {
+        std::vector<float> values(ggml_nelements(t));
+        ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));
+        return values;
+    }
+
+    std::shared_ptr<ggml_tensor> put_on_device(const std::vector<float> & stream) {
+        const int64_t n_embd   = on->model->hparams.n_embd;
+        const auto    n_tokens = (int64_t) stream.size() / n_embd;
+        if (!start || start->ne[1] != n_tokens || ggml_backend_buffer_get_type(start->buffer) != memory) {
+            start = allocate(n_embd, n_tokens);
+        }
+        ggml_backend_tensor_set(start.get(), stream.data(), 0, ggml_nbytes(start.get()));
+        return start;
+    }
+
+    // Memory where the last values were computed.
+    std::shared_ptr<ggml_tensor> allocate(int64_t n_embd, int64_t n_tokens) const {
+        struct owned {
+            ggml_context_ptr        context;
+            ggml_backend_buffer_ptr buffer;
+        };
+        const auto owner = std::make_shared<owned>();
+        owner->context.reset(
+            ggml_init({ .mem_size = ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true }));
+        ggml_tensor * t = ggml_new_tensor_2d(owner->context.get(), GGML_TYPE_F32, n_embd, n_tokens);
+        owner->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(owner->context.get(), memory));
+        if (!owner->buffer) {
+            throw std::runtime_error("there is no memory on the device for a sequence's residual stream");
+        }
+        return { owner, t };
+    }
+};
+
+// A backend of a device; on the CPU, with as many threads as the evaluator has.
+ggml_backend_ptr backend_of(ggml_backend_dev_t device, int n_threads) {
+    ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
+    if (!backend) {
+        throw std::runtime_error("the device could not be used for a least squares fit");
+    }
+    using set_threads_function = void (*)(ggml_backend_t, int);
+    const auto set_threads     = (set_threads_function) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
+    if (set_threads) {
+        set_threads(backend.get(), n_threads);
+    }
+    return backend;
+}
+
+double mean_square(const float * values, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        sum += (double) values[i] * values[i];
+    }
+    return sum / (double) n;
+}
+
+// x/rms(x) of each token, as llama.cpp's RMSNorm computes it.
+std::vector<float> normalized(const std::vector<float> & x, size_t n_embd, float epsilon) {
+    std::vector<float> result(x.size());
+    for (size_t t = 0; t < x.size(); t += n_embd) {
+        const auto scale = (float) (1 / std::sqrt(mean_square(&x[t], n_embd) + epsilon));
+        for (size_t i = t; i < t + n_embd; i++) {
+            result[i] = scale * x[i];
+        }
+    }
+    return result;
+}
+
+// Adds a sequence's tokens, each with its weight.
+// h: what is multiplied, [n_tokens × n_in]; x, dense: the streams, [n_tokens × n_embd]
+void add_sequence(least_squares &            fit,
+                  std::vector<float>         h,
+                  const std::vector<float> & x,
+                  const std::vector<float> & dense,
+                  size_t                     n_embd) {
+    const size_t       n_tokens = x.size() / n_embd;
+    const size_t       n_in     = h.size() / n_tokens;
+    std::vector<float> error(x.size());
+    for (size_t t = 0; t < n_tokens; t++) {
+        const double square = mean_square(&dense[t * n_embd], n_embd);
+        const auto   root   = (float) (square > 0 ? 1 / std::sqrt(square) : 0);
+        for (size_t i = t * n_in; i < (t + 1) * n_in; i++) {
+            h[i] *= root;
+        }
+        for (size_t i = t * n_embd; i < (t + 1) * n_embd; i++) {
+            error[i] = root * (dense[i] - x[i]);
+        }
+    }
+    fit.add(h.data(), error.data(), (int64_t) n_tokens);
+}
+
+// Adds W·h to a sequence's stream.
+void apply_fit(const least_squares & fit, const std::vector<float> & h, std::vector<float> & x, size_t n_embd) {
+    const std::vector<float> added = fit.apply(h.data(), (int64_t) (x.size() / n_embd));
+    std::transform(x.begin(), x.end(), added.begin(), x.begin(), std::plus<>());
+}
+
+void check_gaps(const std::vector<gap> & gaps, size_t n_blocks) {
+    if (gaps.empty()) {
+        throw std::runtime_error("there is no gap");
+    }
+    size_t free_from = 0; // the first boundary that the next gap may begin at
+    for (const auto & [before, behind] : gaps) {
+        if (before < free_from || behind <= before || behind > n_blocks) {
+            throw std::runtime_error("the gaps are not in ascending order, or there are no such boundaries");
+        }
+        free_from = behind + 1;
+    }
+}
+
+// The walk through both models, and what is fitted on the way.
+class repair_walk {
+public:
+    repair_walk(evaluator &             on,
+                const token_sequences & sequences,
+                const repair_request &  request,
+                const task_control &    control) :
+        on(on),
+        sequences(sequences),
+        request(request),
+        control(control),
+        n_embd(on.model->hparams.n_embd),
+        n_blocks(on.blocks().size()),
+        dense(on, sequences, skip_set(n_blocks)),
+        pruned(dense) {
+        check_gaps(request.gaps, n_blocks);
+    }
+
+    repair_result run() {
+        skip_set removed(n_blocks);
+        for (const auto & [before, behind] : request.gaps) {
+            std::fill(removed.begin() + (ptrdiff_t) before, removed.begin() + (ptrdiff_t) behind, true);
+        }
+        // both models are the same up to the first gap
+        dense.advance(first_change(0), control, counted());
+        pruned = dense.fork(removed);
+        for (next = request.gaps.begin(); next != request.gaps.end(); next++) {
+            refit_before_gap();
+            pass_gap();
+        }
+        if (request.refit == refit_kind::all) {
+            refit_up_to(n_blocks);
+        }
+        return std::move(result);
+    }
+
+private:
+    using refit_kind = repair_request::refit_kind;
+
+    evaluator &             on;
+    const token_sequences & sequences;
+    const repair_request &  request;
+    const task_control &    control;
+    const size_t            n_embd;
+    const size_t            n_blocks;
+    stream_walk             dense;
+    stream_walk             pruned;
+    repair_result           result;
+
+    std::vector<gap>::const_iterator next; // the gap that the pruned stream comes to next
+
+    std::function<void()> counted() {
+        return [this] {
+            const double total = (double) n_blocks * (double) sequences.count();
+            const double done  = (double) pruned.boundary() * (double) sequences.count();
+            control.progress(std::min(done, total), total);
+        };
+    }
+
+    bool can_refit(size_t block) const {
+        const residual_block & b         = on.blocks()[block];
+        const bool             is_shared = block + 1 < n_blocks && on.blocks()[block + 1].parallel;
+        return !b.output.empty() && b.direct && !b.parallel && !is_shared;
+    }
+
+    // Where the first block is that changes, from the first gap on.
+    size_t first_change(size_t i) const {
+        const size_t before = request.gaps[i].first;
+        return request.refit == refit_kind::none || before == 0 ? before : before - 1;
+    }
+
+    void refit_before_gap() {
+        const size_t before = next->first;
+        if (request.refit == refit_kind::adjacent && before > pruned.boundary()) {
+            pruned.advance(before - 1, control, counted());
+        }
+        if (request.refit != refit_kind::none) {
+            refit_up_to(before);
+        }
+        pruned.advance(before, control, counted());
+    }
+
+    void refit_up_to(size_t boundary) {
+        while (pruned.boundary() < boundary) {
+            const size_t block = pruned.boundary();
+            if (can_refit(block)) {
+                refit(block);
+            } else {
+                pruned.advance(block + 1, control, counted());
+            }
+        }
+    }
+
+    void refit(size_t block) {
+        const bool is_before_gap = next != request.gaps.end() && next->first == block + 1;
+        dense.advance(is_before_gap ? next->second : block + 1, control, counted());
+
+        const ggml_backend_ptr         backend = backend_of(dense.device(), on.options.n_threads);
+        std::unique_ptr<least_squares> fit;
+        for (size_t i = 0; i < sequences.count(); i++) {
+            stream_walk::step step = computed_block(i);
+            if (!fit) {
+                fit = std::make_unique<least_squares>(backend.get(), (int64_t) step.n_inner, (int64_t) n_embd);
+            }
+            add_sequence(*fit, std::move(step.inner), step.stream, dense.values[i], n_embd);
+        }
+        fit->solve(request.refit_ridge, control);
+        std::vector<std::vector<float>> refitted(sequences.count());
+        for (size_t i = 0; i < sequences.count(); i++) {
+            const stream_walk::step step = computed_block(i);
+            refitted[i]                  = step.stream;
+            apply_fit(*fit, step.inner, refitted[i], n_embd);
+        }
+        pruned.values = std::move(refitted);
+        pruned.set_boundary(block + 1);
+        result.refits.push_back({ .block = block, .change = fit->solution() });
+        counted()();
+    }
+
+    // The pruned stream behind its next block, and the block's inner values, of the same tokens as the dense stream.
+    stream_walk::step computed_block(size_t sequence) {
+        stream_walk::step step     = pruned.compute(sequence, pruned.boundary() + 1, true, control);
+        const size_t      n_tokens = std::min(step.stream.size(), dense.values[sequence].size()) / n_embd;
+        // the last attention block drops the token that predicts nothing behind its projection only
+        step.inner.resize(n_tokens * step.n_inner);
+        step.stream.resize(n_tokens * n_embd);
+        return step;
+    }
+
+    void pass_gap() {
+        dense.advance(next->second, control, counted());
+        if (!request.linear) {
+            pruned.advance(next->second, control, counted());
+            return;
+        }
+        const float            epsilon = on.model->hparams.f_norm_rms_eps;
+        const ggml_backend_ptr backend = backend_of(dense.device(), on.options.n_threads);
+        least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
+        for (size_t i = 0; i < sequences.count(); i++) {
+            control.check();
+            auto & x = pruned.values[i];
+            x.resize(std::min(x.size(), dense.values[i].size()));
+            add_sequence(fit, normalized(x, n_embd, epsilon), x, dense.values[i], n_embd);
+        }
+        fit.solve(request.linear_ridge, control);
+        for (auto & x : pruned.values) {
+            control.check();
+            apply_fit(fit, normalized(x, n_embd, epsilon), x, n_embd);
+        }
+        pruned.set_boundary(next->second);
+        result.linear.push_back(fit.solution());
+        counted()();
+    }
+};
+
+} // namespace
+
+repair_result fit_repair(evaluator &             on,
+                         const token_sequences & sequences,
+                         const repair_request &  request,
+                         const task_control &    control) {
+    return repair_walk(on, sequences, request, control).run();
+}

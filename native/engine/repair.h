@@ -1,0 +1,56 @@
+// What makes up for blocks that are left out, fitted in closed form so that the pruned model's residual stream follows the
+// dense one's: linear blocks in the gaps, and changes of the output projections of blocks that stay.
+#pragma once
+
+#include "engine/evaluator.h"
+
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+// The boundaries before and behind neighbouring blocks that are left out.
+using gap = std::pair<size_t, size_t>;
+
+struct repair_request {
+    std::vector<gap> gaps; // in ascending order, none of them empty and no two of them with a common boundary
+
+    // Whether each gap gets a linear block, x + W·x/rms(x).
+    bool linear = true;
+
+    // Which blocks' output projections are fitted: none, those before a gap, or all from there on.
+    enum class refit_kind { none, adjacent, all };
+    refit_kind refit = refit_kind::none;
+
+    // λ of the ridge regressions
+    double linear_ridge = 0.03;
+    double refit_ridge  = 0.3;
+};
+
+struct repair_result {
+    std::vector<std::vector<float>> linear; // W of each gap: [n_embd × n_embd], row after row
+
+    struct refit {
+        size_t             block;
+        std::vector<float> change; // of its output projection: [n_embd × n_inner], row after row
+    };
+    std::vector<refit> refits;
+};
+
+// Walks through the pruned model, from before the first gap on. x is its residual stream as it becomes by the repair, S the
+// dense model's stream before the next block that stays, and each token counts by w = 1/mean(S²), as the next norm sees
+// the error.
+//
+// - After a block whose output projection is fitted, with inner values h: Δ minimises Σ w·|Δ·h − (S − x)|² + λ·m·|Δ|².
+// - In a gap, n = x/rms(x): W minimises Σ w·|W·n − (S − x)|² + λ·m·|W|².
+//
+// m is the mean of the diagonal of the Gram matrix, Σ w·h·hᵀ or Σ w·n·nᵀ. Blocks without an output projection, and those
+// that aren't added to the stream as it is, stay as they are.
+//
+// Both models' streams of all tokens are in memory, on the host, 8·n_embd bytes a token, and are carried on, so that each
+// block is computed once a model, and twice where it is fitted. For the sums, see least_squares.
+//
+// Throws where the stream is not finite.
+repair_result fit_repair(evaluator &             on,
+                         const token_sequences & sequences,
+                         const repair_request &  request,
+                         const task_control &    control);

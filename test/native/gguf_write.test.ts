@@ -1,0 +1,66 @@
+// Values that the addon writes in other types than F32, against what llama.cpp's own quantizer makes of them.
+import fs from 'node:fs';
+import path from 'node:path';
+import { readGguf } from '../../lib/index.js';
+import { fileTypes, quantize, randomNumbers, temporaryFolder, tiny, writeGguf } from '../models';
+
+const folder = temporaryFolder();
+const file = (name: string) => path.join(folder, name);
+
+/** Writes a file with one tensor of given values, which is its end. */
+async function writeOne(type: string, shape: number[], data: Float32Array): Promise<string> {
+    const output = file('one.gguf');
+    await writeGguf({ output, sources: [tiny], tensors: [{ name: 'given', type, shape, data }] });
+    return output;
+}
+
+const tensor = 'blk.1.ffn_up.weight';
+
+test.each(Object.keys(fileTypes) as (keyof typeof fileTypes)[])('%s', async (fileType) => {
+    // a matrix of the embedded model with other values, more than are converted at once
+    const rows = 9000,
+        length = 256;
+    const random = randomNumbers(3);
+    const data = Float32Array.from({ length: rows * length }, () => random());
+    const { tensors } = await readGguf(tiny);
+    const source = file('source.gguf');
+    await writeGguf({
+        output: source,
+        sources: [tiny],
+        tensors: tensors.map(({ name }) =>
+            name === tensor ? { name, type: 'f32', shape: [length, rows], data } : { name, from: [{ file: 0, name }] }
+        )
+    });
+    const theirs = await quantize(source, file('theirs.gguf'), fileType);
+    const { type, bytes } = (await readGguf(theirs)).tensors.find(({ name }) => name === tensor)!;
+    const alone = file('alone.gguf');
+    await writeGguf({
+        output: alone,
+        sources: [theirs],
+        tensors: [{ name: tensor, from: [{ file: 0, name: tensor }] }]
+    });
+    const end = (of: string) => fs.readFileSync(of).subarray(-bytes);
+    const ours = await writeOne(type, [length, rows], data);
+    expect((await readGguf(ours)).tensors[0]).toMatchObject({ type, bytes });
+    expect(end(ours).equals(end(alone))).toBe(true);
+});
+
+test('values that a type can’t have are refused', async () => {
+    const values = (value: number) => new Float32Array(512).fill(1).fill(value, 300, 301);
+    for (const value of [NaN, Infinity, -Infinity]) {
+        for (const type of ['f32', 'f16', 'q8_0']) {
+            await expect(writeOne(type, [256, 2], values(value))).rejects.toThrow(
+                'tensor given has values that are not finite'
+            );
+        }
+    }
+    await expect(writeOne('f16', [256, 2], values(1e6))).rejects.toThrow('has values that are too large for f16');
+    await expect(writeOne('q8_0', [256, 2], values(1e30))).rejects.toThrow('has values that are too large for q8_0');
+    await expect(writeOne('q4_K', [128, 4], values(1))).rejects.toThrow(
+        "tensor given can't be q4_K: its rows of 128 values are no multiple of 256"
+    );
+    for (const type of ['iq2_xxs', 'q8_K', 'i32']) {
+        await expect(writeOne(type, [256, 2], values(1))).rejects.toThrow(`tensor given can't be ${type}`);
+    }
+    await expect(writeOne('f32', [256, 3], values(1))).rejects.toThrow('has 512 values, and its shape 768');
+});

@@ -1,0 +1,205 @@
+// Repairs as prune and apply make them: what is written, when it isn't, and what is refused.
+import fs from 'node:fs';
+import path from 'node:path';
+import {
+    apply,
+    defaultCalibration,
+    inspect,
+    loadCalibration,
+    Model,
+    parseBlocks,
+    perplexityOf,
+    prune,
+    type PruneResult
+} from '../../lib/index.js';
+import { readBytes, textsOf } from '../gguf_bytes';
+import { fixture, randomNumbers, temporaryFolder, tiny } from '../models';
+
+const folder = temporaryFolder();
+const file = (name: string) => path.join(folder, name);
+const options = { device: 'cpu', threads: 1, calibration: { samples: 4, context: 64 }, repairTokens: 4096 } as const;
+const order = parseBlocks('attn.0,attn.4,ffn.4,attn.9,ffn.11');
+
+describe('of a model that deci hosts', () => {
+    let result: PruneResult;
+    beforeAll(async () => {
+        result = await apply(tiny, { ...options, order, output: file('linear.gguf') });
+    });
+
+    test('puts a linear block into each gap, by default', () => {
+        expect(result.repair).toEqual({
+            kind: 'linear',
+            linear: [
+                { before: { kind: 'ffn', layer: 0 }, type: 'q8_0' },
+                { before: { kind: 'attn', layer: 5 }, type: 'q8_0' },
+                { before: { kind: 'ffn', layer: 9 }, type: 'q8_0' },
+                { before: null, type: 'q8_0' }
+            ],
+            refitted: [],
+            tokens: 4096,
+            unrepaired: expect.any(Number) as number,
+            seconds: expect.any(Number) as number
+        });
+        expect(result.parameters.dense - result.parameters.pruned).toBeGreaterThan(0);
+    });
+
+    test('gains more than half of what was lost, on text that it was not fitted to', async () => {
+        const { repair, perplexity } = result as PruneResult & { repair: { kind: 'linear' } };
+        const unrepaired = await apply(tiny, { ...options, order, output: file('plain.gguf'), repair: 'none' });
+
+        expect(repair.unrepaired).toBeCloseTo(unrepaired.perplexity.pruned, 10);
+        const [lost, left] = [repair.unrepaired - perplexity.dense, perplexity.pruned - perplexity.dense];
+        expect(lost).toBeGreaterThan(5);
+        expect(left).toBeLessThan(lost / 2);
+    });
+
+    test('the written file computes the perplexity that was told', async () => {
+        const written = await Model.load(file('linear.gguf'), { device: 'cpu', threads: 1 });
+        const calibration = await loadCalibration(written, options.calibration);
+        expect(await perplexityOf(written, calibration)).toBeCloseTo(result.perplexity.pruned, 10);
+        written.dispose();
+    });
+
+    test('its linear blocks are blocks of a kind of their own', async () => {
+        const { blocks } = await inspect(file('linear.gguf'));
+        expect(blocks.filter(({ kind }) => kind === 'linear')).toHaveLength(4);
+        expect(blocks).toHaveLength(24 - order.length + 4);
+    });
+
+    test('every other tensor is what it was, byte for byte', () => {
+        const [dense, linear] = [tiny, file('linear.gguf')].map((name) => readBytes(name).valuesOf);
+        const bytesOf = (values: Record<string, Buffer>) =>
+            new Set(Object.values(values).map((bytes) => bytes.toString('base64')));
+        const kept = bytesOf(linear!);
+        const gone = Object.entries(dense!).filter(([, bytes]) => !kept.has(bytes.toString('base64')));
+        const ofRemoved = order.flatMap(({ kind, layer }) =>
+            Object.keys(dense!).filter((name) => name.startsWith(`blk.${layer}.${kind}_`))
+        );
+        expect(gone.map(([name]) => name).sort()).toEqual(ofRemoved.sort());
+    });
+
+    test('in another type, of another size', async () => {
+        const wider = await apply(tiny, { ...options, order, output: file('f16.gguf'), repairType: 'f16' });
+        expect(wider.repair).toMatchObject({ kind: 'linear', linear: Array(4).fill({ type: 'f16' }) });
+        expect(wider.bytes.pruned - result.bytes.pruned).toBeGreaterThan(4 * 256 * 256 * 0.9);
+        expect(wider.perplexity.pruned / result.perplexity.pruned).toBeCloseTo(1, 2);
+    });
+
+    test('after a search', async () => {
+        const pruned = await prune(tiny, { ...options, remove: 2, output: file('searched.gguf') });
+        expect(pruned.repair).toMatchObject({ kind: 'linear', unrepaired: pruned.steps.at(-1)!.perplexity });
+        expect(pruned.perplexity.pruned).toBeLessThan(pruned.steps.at(-1)!.perplexity);
+    });
+});
+
+describe.each(['adjacent', 'all'] as const)('of output projections, %s', (repair) => {
+    let result: PruneResult & { repair: { kind: 'adjacent' | 'all' } };
+    beforeAll(async () => {
+        result = (await apply(tiny, { ...options, order, output: file(`${repair}.gguf`), repair })) as typeof result;
+    });
+
+    test('fits those of the blocks that it says', () => {
+        // the first gap has no block before it
+        const beforeGaps = ['blk.3.ffn_down.weight', 'blk.8.ffn_down.weight', 'blk.11.attn_output.weight'];
+        const { kind, refitted } = result.repair;
+        expect(kind).toBe(repair);
+        expect(refitted).toEqual(repair === 'adjacent' ? beforeGaps : expect.arrayContaining(beforeGaps));
+        expect(refitted).toHaveLength(repair === 'adjacent' ? 3 : 24 - order.length);
+        expect(textsOf(file(`${repair}.gguf`), 'blockpruner.refitted')).toEqual(refitted);
+    });
+
+    // that the stock runtime computes the same was checked when it was written
+    test('the written file computes the perplexity that was told, lower than without', async () => {
+        const written = await Model.load(file(`${repair}.gguf`), { device: 'cpu', threads: 1 });
+        const calibration = await loadCalibration(written, options.calibration);
+        expect(await perplexityOf(written, calibration)).toBeCloseTo(result.perplexity.pruned, 10);
+        expect(result.perplexity.pruned).toBeLessThan(result.repair.unrepaired);
+        written.dispose();
+    });
+
+    test('every tensor that it does not tell is what it was, byte for byte', () => {
+        const [dense, written] = [tiny, file(`${repair}.gguf`)].map((name) => readBytes(name).valuesOf);
+        const kept = new Set(Object.values(written!).map((bytes) => bytes.toString('base64')));
+        const changed = Object.entries(dense!).filter(([, bytes]) => !kept.has(bytes.toString('base64')));
+        const ofRemoved = order.flatMap(({ kind, layer }) =>
+            Object.keys(dense!).filter((name) => name.startsWith(`blk.${layer}.${kind}_`))
+        );
+        expect(changed.map(([name]) => name).sort()).toEqual([...ofRemoved, ...result.repair.refitted].sort());
+    });
+});
+
+describe('is none', () => {
+    const expectNone = async (reason: string, more: object) => {
+        const wanted = { ...options, order, verify: false, output: file('none.gguf'), force: true, ...more };
+        const { repair, perplexity } = await apply(tiny, wanted);
+        expect(repair).toEqual({ kind: 'none', reason: expect.stringContaining(reason) as string });
+        return perplexity.pruned;
+    };
+
+    test('if it is not wanted', () => expectNone('none was asked for', { repair: 'none' }));
+
+    test('if it would make the perplexity worse', async () => {
+        // what is left of the text for the fit is noise, and this block's loss is small
+        const random = randomNumbers(1);
+        const noise = Array.from({ length: 30_000 }, () => String.fromCharCode(33 + Math.floor(45 * (random() + 1))));
+        const text = `${fs.readFileSync(defaultCalibration, 'utf8').slice(0, 1200)}${noise.join('')}`;
+        fs.writeFileSync(file('noise.txt'), text);
+        const more = { order: parseBlocks('ffn.8'), calibration: { file: file('noise.txt'), samples: 4, context: 64 } };
+
+        const pruned = await expectNone('it would change the perplexity', more);
+        expect(await expectNone('none was asked for', { ...more, repair: 'none' })).toBeCloseTo(pruned, 10);
+    });
+
+    const short = () => {
+        fs.writeFileSync(file('short.txt'), fs.readFileSync(defaultCalibration, 'utf8').slice(0, 3000));
+        return { file: file('short.txt'), samples: 4, context: 64 };
+    };
+
+    test('if there is too little text', () =>
+        expectNone('and 2048 are needed', { calibration: short(), repairTokens: undefined }));
+
+    test('which is an error if it was asked for', () =>
+        expect(expectNone('', { calibration: short(), repair: 'linear' })).rejects.toThrow(
+            /^short\.txt is too short to fit a repair to: .* it has \d+ tokens .*, and 4096 are needed$/
+        ));
+
+    test('if the model has no projections that could be fitted, and its host no linear blocks', async () => {
+        const gemma = fixture('gemma3-dense', file('gemma3.gguf'));
+        const pair = parseBlocks('attn.1,ffn.1');
+        const wanted = { ...options, order: pair, output: file('gemma.gguf'), verify: false };
+        const { repair } = await apply(gemma, wanted);
+        expect(repair).toEqual({ kind: 'none', reason: expect.stringContaining('no block that could be') as string });
+        await expect(apply(gemma, { ...wanted, repair: 'linear', force: true })).rejects.toThrow(
+            'no repair is possible: the model is written as gemma3, which has no linear blocks'
+        );
+    });
+
+    test('if layers were merged', async () => {
+        const wanted = { ...options, method: 'laco', remove: 2, output: file('laco.gguf'), verify: false } as const;
+        const { repair } = await prune(tiny, wanted);
+        expect(repair).toEqual({ kind: 'none', reason: expect.stringContaining('layers were merged') as string });
+    });
+});
+
+test.each([
+    ['repair', 'some'],
+    ['repairTokens', 0],
+    ['repairTokens', 1.5],
+    ['repairType', 'q9']
+])('%s: %p is refused', (name, value) =>
+    expect(apply(tiny, { ...options, order, output: file('no.gguf'), [name]: value })).rejects.toThrow(name)
+);
+
+test('is stopped by its signal, and nothing is left behind', async () => {
+    const outputs = fs.mkdtempSync(file('outputs-'));
+    const stop = new AbortController();
+    const stopped = apply(tiny, {
+        ...options,
+        order,
+        output: path.join(outputs, 'new.gguf'),
+        signal: stop.signal,
+        onProgress: (phase, done) => phase === 'repair' && done > 0 && stop.abort(new Error('enough'))
+    });
+    await expect(stopped).rejects.toThrow('enough');
+    expect(fs.readdirSync(outputs)).toEqual([]);
+});
