@@ -5,18 +5,22 @@ import { ArgumentError, BlockprunerError, option } from '../errors.js';
 import { randomNumbers } from '../random.js';
 import type { Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
+import { applyTemplate, readConversation, type Conversation } from './chat.js';
 import type { DownloadOptions } from './download.js';
+import { parquetRows } from './parquet.js';
 import { formatOf, jsonLines, jsonList, nameOf, readText, valueAt, type PlacedRecord } from './text.js';
 
 export interface CalibrationOptions {
     /**
-     * A text file, JSON Lines (by its ending .jsonl or .ndjson), or a JSON list (.json), each also compressed (.gz), or
-     * a URI of one. Default: the embedded text, {@link defaultCalibration}.
+     * A text file, JSON Lines (by its ending .jsonl or .ndjson), a JSON list (.json), each also compressed (.gz), a
+     * parquet file (.parquet), or a URI of one. Default: the embedded text, {@link defaultCalibration}.
      */
     file?: string | undefined;
     /**
-     * The fields of a sample of JSON, separated by commas; their texts are joined by a new line. `a.0.b` goes into
-     * objects and lists. Default: `text`, or Alpaca's fields.
+     * The fields of a sample of JSON, or columns of a parquet file, separated by commas; their texts are joined by a new
+     * line. `a.0.b` goes into objects and lists. A single field may hold a conversation, which is written by the model's
+     * chat template: a list of `{role, content}` or `{from, value}`. Default: `messages` or `conversations`, if there
+     * is a list, else `text`, or Alpaca's fields.
      */
     field?: string | undefined;
     /** How many sequences are used. Default: 16, or as many as the text has. */
@@ -42,17 +46,20 @@ export const defaultCalibration = path.resolve(__dirname, '..', '..', 'models', 
 /** The embedded instructions with answers, which a repair is fitted to beside the embedded text. */
 export const defaultInstructions = path.resolve(__dirname, '..', '..', 'models', 'instructions.jsonl');
 
-/**
- * The fields that are tried in turn where none is named: those of plain corpora, of Alpaca, and of Alpaca's seed tasks.
- */
-const usualFields = ['text', 'instruction,input,output', 'instruction,instances.0.input,instances.0.output'];
+/** The fields of conversations that are tried in turn where none is named: the usual one, and ShareGPT's. */
+const chatFields = ['messages', 'conversations'];
+
+/** Then these: those of plain corpora, of Alpaca, and of Alpaca's seed tasks. */
+const textFields = ['text', 'instruction,input,output', 'instruction,instances.0.input,instances.0.output'];
 
 /**
  * Makes a model's calibration set as BlockPruner's own code does: the samples are joined by a blank line, tokenised
  * once (so that there is a BOS only at the very start) and cut into sequences of equal length; the remainder is
- * dropped.
+ * dropped. Conversations are written by the model's chat template, and follow each other with nothing in between, each
+ * tokenised by itself with the BOS that the template or the model wants.
  * @throws ArgumentError if an option is out of its range
- * @throws BlockprunerError if the file can't be read, or is too short for the sequences
+ * @throws BlockprunerError if the file can't be read, is too short for the sequences, or has conversations that the
+ *     model's chat template can't write
  */
 export async function loadCalibration(
     model: Model,
@@ -61,8 +68,7 @@ export async function loadCalibration(
 ): Promise<Calibration> {
     checkCalibration(options);
     const { file = defaultCalibration, samples = 16, context = 512, seed } = options;
-    const text = await readSamples(file, options.field, { signal });
-    const tokens = await model.tokenize(text, signal);
+    const tokens = await tokenizeFile(model, file, options.field, signal);
     const available = Math.floor(tokens.length / context);
     if (available === 0) {
         throw new BlockprunerError(
@@ -111,43 +117,96 @@ export function describeSequences({ tokens, length }: Sequences): string {
 }
 
 /**
- * Reads a text file whole, or the samples of JSON Lines or of a JSON list, joined by a blank line; see {@link
- * formatOf}.
- * @throws ArgumentError if a field is named, and the file is a text without fields
- * @throws BlockprunerError that names the file, and the line or sample that is wrong
+ * The tokens of all text of a file: of {@link readSamples}, conversations written by the model's chat template.
+ * @throws as readSamples, and BlockprunerError if the chat template can't write the conversations
  */
-export async function readSamples(file: string, field?: string, options?: DownloadOptions): Promise<string> {
+export async function tokenizeFile(
+    model: Model,
+    file: string,
+    field?: string,
+    signal?: AbortSignal
+): Promise<Int32Array> {
+    const samples = await readSamples(file, field, { signal });
+    return typeof samples === 'string'
+        ? model.tokenize(samples, signal)
+        : model.tokenizePieces(await applyTemplate(model, samples, signal), signal);
+}
+
+/**
+ * Reads a text file whole, or the samples of JSON Lines, a JSON list or a parquet file, joined by a blank line; see
+ * {@link formatOf}. Samples that are conversations stay apart.
+ * @throws ArgumentError if a field is named, and the file is a text without fields
+ * @throws BlockprunerError that names the file, and the line, sample or row that is wrong
+ */
+export async function readSamples(
+    file: string,
+    field?: string,
+    options?: DownloadOptions
+): Promise<string | Conversation[]> {
     const format = formatOf(file);
     if (format === 'text' && field !== undefined) {
-        const hint = `${file} is read as a plain text; fields are those of .jsonl, .ndjson and .json files`;
+        const hint = `${file} is read as a plain text; fields are those of .jsonl, .ndjson, .json and .parquet files`;
         throw new ArgumentError('field', 'left out', field, hint);
     }
-    const text = await readText(file, options);
-    const read = { text: undefined, lines: jsonLines, list: jsonList }[format];
-    const samples = read ? samplesOf(file, read(file, text), field).join('\n\n') : text;
-    if (samples.trim() === '') {
+    const samples =
+        format === 'text'
+            ? await readText(file, options)
+            : samplesOf(file, await readRecords(file, format, field, options), field);
+    if (typeof samples === 'string' && samples.trim() === '') {
         throw new BlockprunerError('INPUT', `the text ${file} is empty`);
     }
     return samples;
 }
 
-function samplesOf(file: string, records: readonly PlacedRecord[], field?: string): string[] {
-    let fields = field;
-    return records.map(({ record, place }) => {
-        fields ??= usualFields.find((list) => valueAt(record, list.split(',').at(-1)!) !== undefined) ?? 'text';
-        const parts = fields.split(',').map((name) => {
-            const value = valueAt(record, name.trim());
+async function readRecords(
+    file: string,
+    format: 'lines' | 'list' | 'parquet',
+    field?: string,
+    options?: DownloadOptions
+): Promise<PlacedRecord[]> {
+    if (format === 'parquet') {
+        const names = field?.split(',') ?? [...chatFields, ...textFields].flatMap((list) => list.split(','));
+        const columns = names.map((name) => name.trim().split('.')[0]!);
+        return parquetRows(file, [...new Set(columns)], options);
+    }
+    const text = await readText(file, options);
+    return format === 'lines' ? jsonLines(file, text) : jsonList(file, text);
+}
+
+/** The first record decides which fields are read where none is named, and whether they are conversations. */
+function samplesOf(file: string, records: readonly PlacedRecord[], field?: string): string | Conversation[] {
+    const first = records[0]?.record;
+    const fields =
+        field?.trim() ??
+        chatFields.find((name) => Array.isArray(valueAt(first, name))) ??
+        textFields.find((list) => valueAt(first, list.split(',').at(-1)!) !== undefined) ??
+        'text';
+    const wrong = (place: string, what: string, name: string) =>
+        new BlockprunerError(
+            'INPUT',
+            `${file}, ${place}: it has no ${what} in field '${name}'; name the field with ${option('field')}`
+        );
+    if (Array.isArray(valueAt(first, fields))) {
+        return records.map(({ record, place }) => {
+            const list = valueAt(record, fields);
+            if (!Array.isArray(list)) {
+                throw wrong(place, 'conversation', fields);
+            }
+            return readConversation(list, `${file}, ${place}`);
+        });
+    }
+    const names = fields.split(',').map((name) => name.trim());
+    const texts = records.map(({ record, place }) => {
+        const parts = names.map((name) => {
+            const value = valueAt(record, name);
             if (typeof value !== 'string') {
-                throw new BlockprunerError(
-                    'INPUT',
-                    `${file}, ${place}: it has no text in field '${name.trim()}'; ` +
-                        `name the field with ${option('field')}`
-                );
+                throw wrong(place, 'text', name);
             }
             return value;
         });
         return parts.filter((part) => part !== '').join('\n');
     });
+    return texts.join('\n\n');
 }
 
 /** Picks `count` of the numbers 0 … available−1: the first ones, or with a seed a random choice in ascending order. */

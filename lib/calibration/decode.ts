@@ -13,13 +13,18 @@ const gunzip = promisify(zlib.gunzip);
  */
 export async function decodeText(bytes: Buffer): Promise<string> {
     const plain = bytes[0] === 0x1f && bytes[1] === 0x8b ? await unpack(bytes) : bytes;
-    const [first, second] = plain;
+    return decodeUtf8(plain);
+}
+
+/** @throws Error with a message that says why these bytes are no UTF-8 text */
+export function decodeUtf8(bytes: Uint8Array): string {
+    const [first, second] = bytes;
     if ((first === 0xff && second === 0xfe) || (first === 0xfe && second === 0xff)) {
         throw new Error('it is UTF-16, and must be UTF-8');
     }
     let text: string;
     try {
-        text = new TextDecoder('utf-8', { fatal: true }).decode(plain);
+        text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
     } catch (error) {
         throw new Error('it is not UTF-8 text', { cause: error });
     }

@@ -25,16 +25,33 @@ export function cacheFolder(): string {
 }
 
 /**
- * Gives the text behind a URI. It is downloaded once: what is in the cache, whole and undamaged, needs no network. Only
- * a whole text gets into the cache.
+ * Gives the text behind a URI, as {@link downloadFile} does.
  * @throws BlockprunerError that names the URI and what is wrong with it
  */
-export async function downloadText(uri: string, options: DownloadOptions = {}): Promise<string> {
+export async function downloadText(uri: string, options?: DownloadOptions): Promise<string> {
+    const bytes = await downloadFile(uri, options, async (raw) => {
+        const text = await decodeText(raw);
+        return Buffer.from(text.trim() === '' ? '' : text); // the reader of the text refuses an empty one
+    });
+    return bytes.toString();
+}
+
+/**
+ * Gives what is behind a URI. It is downloaded once: what is in the cache, whole and undamaged, needs no network. Only
+ * a whole file that isn't empty gets into the cache.
+ * @param prepare makes of what came what is kept; it throws if that isn't what was wanted
+ * @throws BlockprunerError that names the URI and what is wrong with it
+ */
+export async function downloadFile(
+    uri: string,
+    options: DownloadOptions = {},
+    prepare: (bytes: Buffer) => Promise<Buffer>
+): Promise<Buffer> {
     const { signal } = options;
     signal?.throwIfAborted();
     const cached = await cacache.get(cacheFolder(), uri).catch(() => undefined); // it isn't there, or is damaged
     if (cached) {
-        return cached.data.toString();
+        return cached.data;
     }
     let bytes: Buffer;
     try {
@@ -43,20 +60,19 @@ export async function downloadText(uri: string, options: DownloadOptions = {}): 
         signal?.throwIfAborted();
         throw new BlockprunerError('DOWNLOAD', `can't download ${uri}: ${reasonOf(error)}`, { cause: error });
     }
-    let text: string;
     try {
-        text = await decodeText(bytes);
+        bytes = await prepare(bytes);
     } catch (error) {
         throw new BlockprunerError(
             'DOWNLOAD',
             `can't use ${uri}: ${messageOf(error)}; unpack or convert it, and give the file`
         );
     }
-    if (text.trim() === '') {
-        return text; // the reader of the text refuses that
+    if (bytes.length === 0) {
+        return bytes;
     }
     try {
-        await cacache.put(cacheFolder(), uri, Buffer.from(text)); // it appears in the cache once it is written
+        await cacache.put(cacheFolder(), uri, bytes); // it appears in the cache once it is written
     } catch (error) {
         throw new BlockprunerError(
             'DOWNLOAD',
@@ -64,7 +80,7 @@ export async function downloadText(uri: string, options: DownloadOptions = {}): 
             { cause: error }
         );
     }
-    return text;
+    return bytes;
 }
 
 async function download(uri: string, { signal, onProgress }: DownloadOptions): Promise<Buffer> {

@@ -20,10 +20,15 @@ async function readLocal(file: string): Promise<string> {
     try {
         return await decodeText(await fs.readFile(file));
     } catch (error) {
-        const isMissing = (error as NodeJS.ErrnoException).code === 'ENOENT';
-        const why = isMissing ? 'there is no such file' : messageOf(error);
-        throw new BlockprunerError('INPUT', `can't read the text ${file}: ${why}`, { cause: error });
+        throw unreadable(file, error);
     }
+}
+
+/** The error for a file of text that can't be read, or not as what its name says. */
+export function unreadable(file: string, error: unknown): BlockprunerError {
+    const isMissing = (error as NodeJS.ErrnoException).code === 'ENOENT';
+    const why = isMissing ? 'there is no such file' : messageOf(error).split('\n')[0];
+    return new BlockprunerError('INPUT', `can't read the text ${file}: ${why}`, { cause: error });
 }
 
 /** The name of a file without its folder; of a URI, that of the file which it names. */
@@ -32,16 +37,20 @@ export function nameOf(file: string): string {
 }
 
 /**
- * How a file's name says that its text is to be read: as it is, as JSON Lines (`.jsonl`, `.ndjson`), or as one JSON
- * list (`.json`), in capitals or small letters; `.gz` may follow.
+ * How a file's name says that its text is to be read: as it is, as JSON Lines (`.jsonl`, `.ndjson`), as one JSON list
+ * (`.json`), or as a parquet file (`.parquet`), in capitals or small letters; `.gz` may follow, but for parquet.
  */
-export function formatOf(file: string): 'text' | 'lines' | 'list' {
-    const [, ending = ''] = /\.(\w+)$/.exec(nameOf(file).replace(/\.gz$/i, '')) ?? [];
+export function formatOf(file: string): 'text' | 'lines' | 'list' | 'parquet' {
+    const name = nameOf(file).toLowerCase();
+    if (name.endsWith('.parquet')) {
+        return 'parquet';
+    }
+    const [, ending = ''] = /\.(\w+)$/.exec(name.replace(/\.gz$/, '')) ?? [];
     const formats: Record<string, 'lines' | 'list'> = { jsonl: 'lines', ndjson: 'lines', json: 'list' };
-    return formats[ending.toLowerCase()] ?? 'text';
+    return formats[ending] ?? 'text';
 }
 
-/** A record of a file, and where it stands there, for messages: `line 3`, `sample 3`. */
+/** A record of a file, and where it stands there, for messages: `line 3`, `sample 3`, `row 3`. */
 export interface PlacedRecord {
     record: unknown;
     place: string;

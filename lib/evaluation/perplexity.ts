@@ -1,4 +1,4 @@
-import { readSamples } from '../calibration/calibration.js';
+import { tokenizeFile } from '../calibration/calibration.js';
 import { checkInteger, checkOneOf } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
 import type { EvaluateOptions, Model } from '../runtime/model.js';
@@ -93,7 +93,7 @@ export async function textSequences(
     { context = 512, definition = 'paper', field, samples, signal }: TextOptions = {}
 ): Promise<Sequences> {
     checkTextOptions({ context, definition, samples });
-    const all = await model.tokenize(await readSamples(file, field, { signal }), signal);
+    const all = await tokenizeFile(model, file, field, signal);
     const available = Math.floor(all.length / context);
     const needed = definition === 'llama.cpp' ? 2 : 1; // llama.cpp's tool refuses less than two chunks
     if (available < needed) {

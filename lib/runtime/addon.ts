@@ -15,8 +15,20 @@ export interface NativeTask {
     cancel?: Cancellation;
 }
 
+/** A piece of a text, and how it is tokenised. */
+export interface TextPiece {
+    text: string;
+    /** BOS comes before it, where the model wants one. */
+    addBos: boolean;
+    /** The name of a control token in it, such as `<|im_start|>`, is that token. Otherwise it is text like any other. */
+    parseControl: boolean;
+}
+
 export interface NativeModel {
-    tokenize(text: string, task: NativeTask): Promise<Int32Array>;
+    /** The tokens of all pieces, one after the other. */
+    tokenize(pieces: readonly TextPiece[], task: NativeTask): Promise<Int32Array>;
+    /** names of tokens: of BOS and EOS, empty where there is none, and of all that `parseControl` finds */
+    specialTokens(): { bos: string; eos: string; control: string[] };
     describe(): {
         architecture: string;
         layers: number;

@@ -7,7 +7,8 @@ import {
     type NativeBlock,
     type NativeEvaluator,
     type NativeModel,
-    type NativeTask
+    type NativeTask,
+    type TextPiece
 } from './addon.js';
 import { bare, formatBlock, SkipSet, without, type Block } from './blocks.js';
 import { chooseDevice, type Device, type Gpu } from './device.js';
@@ -253,7 +254,17 @@ export class Model {
         if (typeof text !== 'string') {
             throw new ArgumentError('text', 'a string', text);
         }
-        return runNative(signal, (cancel) => this.#native.tokenize(text, { cancel }));
+        return this.tokenizePieces([{ text, addBos: true, parseControl: false }], signal);
+    }
+
+    /** Token ids of pieces, one after the other, each tokenised by itself; never an EOS that isn't written in them. */
+    async tokenizePieces(pieces: readonly TextPiece[], signal?: AbortSignal): Promise<Int32Array> {
+        return runNative(signal, (cancel) => this.#native.tokenize(pieces, { cancel }));
+    }
+
+    /** The names of BOS and EOS, empty where there is none, and of all tokens that `TextPiece.parseControl` finds. */
+    specialTokens(): { bos: string; eos: string; control: string[] } {
+        return this.#native.specialTokens();
     }
 
     /**

@@ -57,29 +57,36 @@ llama_model * load_model(const load_options & options, const task_control & cont
     return model;
 }
 
-std::vector<llama_token> tokens_of(const llama_vocab * vocab, const std::string & text) {
-    if (text.size() > INT32_MAX - 16) {
+// TextPiece in lib/runtime/addon.ts.
+struct text_piece {
+    std::string text;
+    bool        add_bos;
+    bool        parse_control;
+};
+
+void append_tokens(const llama_vocab * vocab, const text_piece & piece, std::vector<llama_token> & tokens) {
+    if (piece.text.size() > INT32_MAX - 16) {
         throw std::runtime_error("the text is larger than 2 GiB");
     }
-    std::vector<llama_token> tokens(text.size() + 16);
-    const auto               tokenize = [&] {
-        return llama_tokenize(vocab, text.data(), (int) text.size(), tokens.data(), (int) tokens.size(),
-                              /*add_special=*/true, /*parse_special=*/false);
+    const size_t before   = tokens.size();
+    const auto   tokenize = [&](size_t room) {
+        tokens.resize(before + room);
+        return llama_tokenize(vocab, piece.text.data(), (int) piece.text.size(), tokens.data() + before, (int) room,
+                                piece.add_bos, piece.parse_control);
     };
-    int n = tokenize();
+    int n = tokenize(piece.text.size() + 16);
     if (n < 0) {
-        tokens.resize(-n);
-        n = tokenize();
+        n = tokenize(-n);
     }
     if (n < 0) {
         throw std::runtime_error("the text could not be tokenised");
     }
-    tokens.resize(n);
-    if (llama_vocab_get_add_eos(vocab) && n > 0 && tokens.back() == llama_vocab_eos(vocab)) {
-        // a text is never the whole of what is evaluated: endings follow contexts, and sequences are cut
+    tokens.resize(before + n);
+    if (piece.add_bos && llama_vocab_get_add_eos(vocab) && n > 0 && tokens.back() == llama_vocab_eos(vocab)) {
+        // llama.cpp adds EOS with BOS. A text is never the whole of what is evaluated: endings follow contexts, and
+        // sequences are cut.
         tokens.pop_back();
     }
-    return tokens;
 }
 
 std::string metadata(const llama_model * model, const char * key) {
@@ -94,6 +101,7 @@ void Model::init(Napi::Env env, Napi::Object exports) {
                                      {
                                          StaticMethod<&Model::load>("load"),
                                          InstanceMethod<&Model::tokenize>("tokenize"),
+                                         InstanceMethod<&Model::special_tokens>("specialTokens"),
                                          InstanceMethod<&Model::describe>("describe"),
                                          InstanceMethod<&Model::dispose>("dispose"),
                                      });
@@ -156,15 +164,44 @@ Napi::Value Model::load(const Napi::CallbackInfo & info) {
 }
 
 Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
-    auto text   = std::make_shared<std::string>(info[0].As<Napi::String>());
+    const auto given  = info[0].As<Napi::Array>();
+    auto       pieces = std::make_shared<std::vector<text_piece>>();
+    for (uint32_t i = 0; i < given.Length(); i++) {
+        Napi::HandleScope scope(info.Env()); // a data set has hundreds of thousands of pieces
+        const auto        piece = given.Get(i).As<Napi::Object>();
+        pieces->push_back({ piece.Get("text").As<Napi::String>(), piece.Get("addBos").ToBoolean(),
+                            piece.Get("parseControl").ToBoolean() });
+    }
     auto tokens = std::make_shared<std::vector<llama_token>>();
     return run_async(
         info.Env(), info[1],
-        [m = llama(info.Env()), text, tokens](const task_control & control) {
-            *tokens = tokens_of(llama_model_get_vocab(m.get()), *text);
-            control.check();
+        [m = llama(info.Env()), pieces, tokens](const task_control & control) {
+            for (const auto & piece : *pieces) {
+                append_tokens(llama_model_get_vocab(m.get()), piece, *tokens);
+                control.check();
+            }
         },
         [tokens](Napi::Env env) { return typed_array<Napi::Int32Array>(env, *tokens); });
+}
+
+Napi::Value Model::special_tokens(const Napi::CallbackInfo & info) {
+    Napi::Env           env     = info.Env();
+    const llama_vocab * vocab   = llama_model_get_vocab(llama(env).get());
+    const auto          text_of = [&](llama_token token) {
+        return Napi::String::New(env, token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token));
+    };
+    auto control = Napi::Array::New(env);
+    for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); token++) {
+        // these are what llama_tokenize's parse_special turns on
+        if (llama_vocab_get_attr(vocab, token) & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) {
+            control.Set(control.Length(), text_of(token));
+        }
+    }
+    auto result = Napi::Object::New(env);
+    result.Set("bos", text_of(llama_vocab_bos(vocab)));
+    result.Set("eos", text_of(llama_vocab_eos(vocab)));
+    result.Set("control", control);
+    return result;
 }
 
 Napi::Value Model::describe(const Napi::CallbackInfo & info) {

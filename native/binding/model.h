@@ -24,6 +24,7 @@ private:
     static Napi::Value load(const Napi::CallbackInfo & info);
 
     Napi::Value tokenize(const Napi::CallbackInfo & info);
+    Napi::Value special_tokens(const Napi::CallbackInfo & info);
     Napi::Value describe(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };
