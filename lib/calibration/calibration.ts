@@ -17,10 +17,10 @@ export interface CalibrationOptions {
      */
     file?: string | undefined;
     /**
-     * The fields of a sample of JSON, or columns of a parquet file, separated by commas; their texts are joined by a new
-     * line. `a.0.b` goes into objects and lists. A single field may hold a conversation, which is written by the model's
-     * chat template: a list of `{role, content}` or `{from, value}`. Default: `messages` or `conversations`, if there
-     * is a list, else `text`, or Alpaca's fields.
+     * The fields of a sample of JSON, or columns of a parquet file, separated by commas; their texts are joined by a
+     * new line. `a.0.b` goes into objects and lists. A single field may hold a conversation, which is written by the
+     * model's chat template: a list of `{role, content}` or `{from, value}`. Default: `messages` or `conversations`, if
+     * there is a list, else `text`, or Alpaca's fields.
      */
     field?: string | undefined;
     /** How many sequences are used. Default: 16, or as many as the text has. */

@@ -90,7 +90,7 @@ export async function applyTemplate(
         } catch (error) {
             throw new BlockprunerError(
                 'INPUT',
-                `${where}: the chat template of ${model.path} refuses it (${messageOf(error).split('\n')[0]})`,
+                `${where}: the chat template of ${model.path} refuses it (${firstLine(error)})`,
                 { cause: error }
             );
         }
@@ -108,6 +108,8 @@ export async function applyTemplate(
     return pieces;
 }
 
+const firstLine = (error: unknown) => messageOf(error).split('\n')[0];
+
 function templateOf(model: Model, where: string): Template {
     const source = model.gguf.metadata['tokenizer.chat_template'];
     const instead = `name a field with a text by ${option('field')}, such as messages.0.content`;
@@ -118,20 +120,20 @@ function templateOf(model: Model, where: string): Template {
         );
     }
     try {
-        // The line takes the place of the Jinja's own function. Its end is no text, as after any statement.
+        // The line takes the place of Jinja's own function. Its end is no text, as after any statement.
         return new Template(`{% set strftime_now = fixed_date %}\n${source}`);
     } catch (error) {
         throw new BlockprunerError(
             'INPUT',
-            `${where}: the chat template of ${model.path} can't be read (${messageOf(error).split('\n')[0]}); ${instead}`,
+            `${where}: the chat template of ${model.path} can't be read (${firstLine(error)}); ${instead}`,
             { cause: error }
         );
     }
 }
 
 /**
- * Stands before and behind the number of a control token, in the place of its name. Unicode has this character for such
- * purposes and for no text. One in a text is escaped, too.
+ * Stands before and behind the number of a control token, in the place of its name. Unicode has this character for
+ * such purposes and for no text. One in a text is escaped, too.
  */
 const ESCAPE = '\ufdd0';
 const MARK = /\ufdd0(\d+)\ufdd0/;
@@ -139,8 +141,8 @@ const MARK = /\ufdd0(\d+)\ufdd0/;
 /** Replaces the names of control tokens in a message by numbers, so that they survive the template and no parser. */
 function escapeFor(control: readonly string[]): (text: string) => string {
     const numbers = new Map([...control, ESCAPE].map((name, index) => [name, index]));
-    const names = [...numbers.keys()].filter((name) => name !== '').sort((a, b) => b.length - a.length); // longest first
-    const pattern = new RegExp(names.map((name) => name.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')).join('|'), 'g');
+    const longestFirst = [...numbers.keys()].filter((name) => name !== '').sort((a, b) => b.length - a.length);
+    const pattern = new RegExp(longestFirst.map((name) => name.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')).join('|'), 'g');
     return (text) => text.replace(pattern, (name) => `${ESCAPE}${numbers.get(name)}${ESCAPE}`);
 }
 

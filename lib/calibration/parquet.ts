@@ -1,88 +1,82 @@
-import { BlockprunerError, messageOf, option } from '../errors.js';
-import { decodeUtf8, LARGEST_TEXT } from './decode.js';
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import { Worker } from 'node:worker_threads';
+import { BlockprunerError, messageOf } from '../errors.js';
 import { downloadFile, isUri, type DownloadOptions } from './download.js';
 import { unreadable, type PlacedRecord } from './text.js';
 
+/** What the thread is asked for; see parquet-worker.ts. */
+export interface ParquetRequest {
+    file: string;
+    /** of the whole file, if it isn't to be read from the disk */
+    bytes: Uint8Array | undefined;
+    wanted: readonly string[];
+}
+export type ParquetReply = { rows: unknown[] } | { done: true } | { wrong: string } | { unreadable: string };
+
+/** How long a group of rows may take, of which hundreds of MiB take seconds. Some damage keeps the reader for ever. */
+const GROUP_SECONDS = 120;
+
 /**
  * Reads the rows of a parquet file, or of what a URI names, with their numbers, counted from 1. Only the columns that
- * are wanted are read, one group of rows after the other.
+ * are wanted are read, one group of rows after the other. It takes place on a thread of its own: a damaged file can
+ * have the reader fail in ways that would end the process, and a large one would hold up this thread.
  * @param wanted the columns' names; those that the file doesn't have are left out
  * @throws BlockprunerError that names the file, if it can't be read, is no parquet file or a damaged one, has none of
- *     the columns, more than {@link LARGEST_TEXT} bytes in them, or text that isn't UTF-8
+ *     the columns, more than LARGEST_TEXT bytes in them, or text that isn't UTF-8
  */
 export async function parquetRows(
     file: string,
     wanted: readonly string[],
     options: DownloadOptions = {}
 ): Promise<PlacedRecord[]> {
-    // they are ES modules, which require() can't load everywhere
-    const { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } = await import('hyparquet');
-    const { compressors } = await import('hyparquet-compressors');
-    const source = isUri(file)
-        ? sliceable(await downloadFile(file, options, checkEnds))
-        : await asyncBufferFromFile(file).catch((error: unknown) => {
-              throw unreadable(file, error);
-          });
-    const decode = (text: Uint8Array | undefined) => {
-        try {
-            return text && decodeUtf8(text);
-        } catch (error) {
+    const bytes = isUri(file) ? await downloadFile(file, options, checkEnds) : undefined;
+    if (!bytes) {
+        await fs.access(file, fs.constants.R_OK).catch((error: unknown) => {
             throw unreadable(file, error);
-        }
-    };
-    try {
-        const metadata = await parquetMetadataAsync(source);
-        const names = parquetSchema(metadata).children.map(({ element }) => element.name);
-        const columns = names.filter((name) => wanted.includes(name));
-        if (columns.length === 0) {
-            throw new BlockprunerError(
-                'INPUT',
-                `${file} has no column ${wanted.join(' or ')}, but ${names.join(', ')}; ` +
-                    `name one of them by ${option('field')}`
-            );
-        }
-        const bytes = metadata.row_groups
-            .flatMap((group) => group.columns.map((column) => column.meta_data))
-            .filter((column) => column && columns.includes(column.path_in_schema[0]!))
-            .reduce((sum, column) => sum + Number(column!.total_uncompressed_size), 0);
-        if (bytes > LARGEST_TEXT) {
-            throw new BlockprunerError(
-                'INPUT',
-                `${file} has more than ${LARGEST_TEXT / 2 ** 20} MiB in ${columns.join(', ')}; give a part of its rows`
-            );
-        }
-        const records: PlacedRecord[] = [];
-        for (const group of metadata.row_groups) {
-            options.signal?.throwIfAborted();
-            const rowStart = records.length;
-            const rows = await parquetReadObjects({
-                file: source,
-                metadata,
-                columns,
-                rowStart,
-                rowEnd: rowStart + Number(group.num_rows),
-                compressors,
-                parsers: { stringFromBytes: decode }
-            });
-            rows.forEach((record) => records.push({ record, place: `row ${records.length + 1}` }));
-        }
-        return records;
-    } catch (error) {
-        options.signal?.throwIfAborted();
-        if (error instanceof BlockprunerError) {
-            throw error;
-        }
-        const why = `it is damaged, or no parquet file (${messageOf(error)})`;
-        throw unreadable(file, new Error(why, { cause: error }));
+        });
     }
-}
-
-/** Bytes of which parts can be read as of a file. */
-function sliceable(bytes: Buffer) {
-    return {
-        byteLength: bytes.length,
-        slice: (start: number, end?: number) => new Uint8Array(bytes.subarray(start, end)).buffer
-    };
+    const { signal } = options;
+    signal?.throwIfAborted();
+    const request: ParquetRequest = { file, bytes, wanted };
+    const worker = new Worker(path.join(__dirname, 'parquet-worker.js'), { workerData: request });
+    const stop = () => void worker.terminate();
+    signal?.addEventListener('abort', stop, { once: true });
+    const records: PlacedRecord[] = [];
+    let timer: NodeJS.Timeout | undefined;
+    try {
+        await new Promise<void>((resolve, reject) => {
+            const damaged = (why: string) => reject(unreadable(file, new Error(`it is damaged, ${why}`)));
+            timer = setTimeout(
+                () => damaged(`since ${GROUP_SECONDS} seconds don't suffice to read it`),
+                GROUP_SECONDS * 1000
+            );
+            worker.on('message', (reply: ParquetReply) => {
+                timer!.refresh();
+                if ('rows' in reply) {
+                    reply.rows.forEach((record) => records.push({ record, place: `row ${records.length + 1}` }));
+                } else if ('done' in reply) {
+                    resolve();
+                } else {
+                    reject(
+                        'wrong' in reply
+                            ? new BlockprunerError('INPUT', `${file} ${reply.wrong}`)
+                            : unreadable(file, new Error(reply.unreadable))
+                    );
+                }
+            });
+            worker.on('error', (error) => damaged(`or no parquet file (${messageOf(error)})`));
+            worker.on('exit', () => damaged('since its reader ended early'));
+        });
+    } catch (error) {
+        signal?.throwIfAborted();
+        throw error;
+    } finally {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', stop);
+        await worker.terminate();
+    }
+    return records;
 }
 
 /** @throws Error unless the bytes begin and end as a parquet file does */

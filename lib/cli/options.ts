@@ -60,13 +60,15 @@ export function deviceOf({ device, gpuLayers, threads }: DeviceArguments): Devic
 export const calibrationOptions = {
     calibration: {
         type: 'string',
-        describe: 'Calibration text: a text file, JSON Lines (.jsonl, .ndjson), or a JSON list (.json), also as .gz',
+        describe:
+            'Calibration text: a text file, JSON Lines (.jsonl, .ndjson) or a JSON list (.json), also as .gz, or ' +
+            'a parquet file; conversations are written by the chat template of the model',
         defaultDescription: 'embedded text'
     },
     field: {
         type: 'string',
-        describe: 'Fields of a sample of JSON, comma-separated; a.0.b goes into objects and lists',
-        defaultDescription: "text, or Alpaca's fields"
+        describe: 'Fields of a sample of JSON, or columns, comma-separated; a.0.b goes into objects and lists',
+        defaultDescription: "messages, conversations, text, or Alpaca's fields"
     },
     samples: { type: 'number', describe: 'Calibration sequences', defaultDescription: '16' },
     context: { type: 'number', describe: 'Tokens in a sequence', defaultDescription: '512' },

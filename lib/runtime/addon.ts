@@ -20,7 +20,7 @@ export interface TextPiece {
     text: string;
     /** BOS comes before it, where the model wants one. */
     addBos: boolean;
-    /** The name of a control token in it, such as `<|im_start|>`, is that token. Otherwise it is text like any other. */
+    /** The name of a control token in it, such as `<|im_start|>`, is that token; otherwise, text like any other. */
     parseControl: boolean;
 }
 

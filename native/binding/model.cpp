@@ -72,7 +72,7 @@ void append_tokens(const llama_vocab * vocab, const text_piece & piece, std::vec
     const auto   tokenize = [&](size_t room) {
         tokens.resize(before + room);
         return llama_tokenize(vocab, piece.text.data(), (int) piece.text.size(), tokens.data() + before, (int) room,
-                                piece.add_bos, piece.parse_control);
+                              piece.add_bos, piece.parse_control);
     };
     int n = tokenize(piece.text.size() + 16);
     if (n < 0) {

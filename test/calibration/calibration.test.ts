@@ -186,7 +186,7 @@ describe('JSON Lines', () => {
 
     const seedTasks = path.resolve(__dirname, '../../../shared/data/alpaca-seed-tasks.jsonl');
     (fs.existsSync(seedTasks) ? test : test.skip)("Alpaca's 175 seed tasks load", async () => {
-        const text = await readSamples(seedTasks);
+        const text = (await readSamples(seedTasks)) as string;
         expect(text.startsWith("Is there anything I can eat for a breakfast that doesn't include eggs")).toBe(true);
         const { tokens } = await loadCalibration(model, { file: seedTasks, samples: 4, context: 128 });
         expect(tokens).toEqual((await model.tokenize(text)).slice(0, 512));

@@ -73,7 +73,7 @@ function write(name: string, ...records: unknown[]): string {
     return file;
 }
 
-/** What node-llama-cpp makes of conversations: by its own chat wrapper, in which messages can't write control tokens. */
+/** What node-llama-cpp makes of conversations by its own chat wrapper, in which messages can't write control tokens. */
 async function stockTokens(of: Model, conversations: { role: string; content: string }[][]): Promise<number[]> {
     const { getLlama, JinjaTemplateChatWrapper } = await import('node-llama-cpp');
     const llama = await getLlama({ gpu: false, build: 'never' });
@@ -179,7 +179,8 @@ describe('the names of control tokens', () => {
 describe('BOS', () => {
     test('is written once, be it by the template or by the model, at the start of each conversation', async () => {
         const chats = write('chat.jsonl', { messages: greeting }, { messages: greeting });
-        const count = async (of: Model) => [...(await tokenizeFile(of, chats))].flatMap((t, i) => (t === bos ? [i] : []));
+        const count = async (of: Model) =>
+            [...(await tokenizeFile(of, chats))].flatMap((t, i) => (t === bos ? [i] : []));
         const own = await chatModel('own-bos', chatml, true);
         const length = (await tokenizeFile(model, chats)).length / 2;
         expect(await count(own)).toEqual([0, length + 1]);
@@ -227,11 +228,7 @@ describe('what is refused by name', () => {
         ['an empty message', { messages: [{ role: 'user', content: ' ' }] }, ', message 1: it is empty'],
         ['no content', { messages: [{ role: 'user' }] }, ", message 1: it has no text in 'content'"],
         ['no value', { messages: [{ from: 'gpt', value: 7 }] }, ", message 1: it has no text in 'value'"],
-        [
-            'no message',
-            { messages: ['Hi'] },
-            ', message 1: it has neither role and content nor from and value'
-        ],
+        ['no message', { messages: ['Hi'] }, ', message 1: it has neither role and content nor from and value'],
         ['null', { messages: [null] }, ', message 1: it has neither role and content nor from and value']
     ])('a conversation with %s', async (_, record, says) => {
         const file = write('bad.jsonl', { messages: greeting }, record);
