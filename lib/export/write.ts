@@ -19,8 +19,8 @@ export interface DenseModel {
 }
 
 /**
- * Metadata keys: what layers became, where linear blocks were put in, and which of the source's tensors were fitted anew.
- * Only files that have such have them.
+ * Metadata keys: what layers became, where linear blocks were put in, and which of the source's tensors were fitted
+ * anew. Only files that have such have them.
  */
 const mergedKey = 'blockpruner.merged',
     linearKey = 'blockpruner.linear',

@@ -26,10 +26,10 @@ interface Gap {
 }
 
 /**
- * Fits a repair to the gaps that removed blocks leave, by ridge regression in closed form, so that the residual stream of
- * the pruned model follows that of the dense one. Neural Block Linearization (Erdogan et al. 2025, arXiv 2505.21077)
- * fits linear blocks in the place of single attention blocks. Here what goes in is the pruned model's own stream, so that
- * each fit also corrects what is left of the errors before it.
+ * Fits a repair to the gaps that removed blocks leave, by ridge regression in closed form, so that the residual stream
+ * of the pruned model follows that of the dense one. Neural Block Linearization (Erdogan et al. 2025, arXiv 2505.21077)
+ * fits linear blocks in the place of single attention blocks. Here what goes in is the pruned model's own stream, so
+ * that each fit also corrects what is left of the errors before it.
  *
  * Memory on the host: 8 bytes for each token and value of the residual stream, and the matrices that are found, F32; on
  * the device, for a matrix of n_in columns and n_out rows, 4·n_in² + 32·n_in·n_out bytes.
