@@ -1,7 +1,7 @@
 // What commands print on stdout: one JSON object for programs, or lines for a person.
 import type { TaskScores } from '../evaluation/scores.js';
 import { formatFixed, formatMebibytes, formatMillions, formatPercent, formatScore, formatSeconds } from '../format.js';
-import type { PruneResult, RepairResult } from '../report/prune-result.js';
+import { formatRepair, type PruneResult } from '../report/prune-result.js';
 import { formatBlock } from '../runtime/blocks.js';
 
 /** Prints a result as JSON, or as the lines that a person is to read. */
@@ -19,7 +19,7 @@ export function pruneResultLines(result: PruneResult, verified: boolean): string
     return [
         `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
         ...(result.merged ?? []).map((sum) => `merged      ${sum}`),
-        `repair      ${repairLine(result.repair)}`,
+        `repair      ${formatRepair(result.repair)}`,
         `perplexity  ${perplexities} (${formatRise(perplexity)}, calibration text)`,
         `parameters  ${formatPair(parameters, formatMillions)} (${formatRise(parameters)})`,
         `size        ${formatPair(bytes, formatMebibytes)} (${formatRise(bytes)})`,
@@ -30,21 +30,6 @@ export function pruneResultLines(result: PruneResult, verified: boolean): string
         `${result.output} is written as '${result.host}'${verified ? ' and verified in the stock runtime' : ''}; ` +
             formatSeconds(result.seconds)
     ];
-}
-
-function repairLine(repair: RepairResult): string {
-    if (repair.kind === 'none') {
-        return `none: ${repair.reason}`;
-    }
-    const places = repair.linear.map(({ before }) => (before ? `before ${formatBlock(before)}` : 'at the end'));
-    const parts = [
-        ...(places.length > 0 ? [`linear blocks ${places.join(', ')}`] : []),
-        ...(repair.refitted.length > 0 ? [`${repair.refitted.length} output projections`] : [])
-    ];
-    return (
-        `${parts.join('; ')}; fitted to ${repair.tokens} tokens ` +
-        `(perplexity without ${formatFixed(repair.unrepaired, 4)})`
-    );
 }
 
 interface Pair {

@@ -17,7 +17,7 @@ import { version } from '../version.js';
 import { barChart, layerMaps, lineChart, scoreChart, type Bar } from './charts.js';
 import { importanceFigure } from './importance-figure.js';
 import { page, type Detail, type Fact, type Figure, type LegendItem } from './page.js';
-import type { PruneResult } from './prune-result.js';
+import { formatRepair, unrepairedPerplexity, type PruneResult } from './prune-result.js';
 
 /**
  * A page that shows what came of pruning a model, as one HTML file that needs nothing else: perplexity against
@@ -92,6 +92,7 @@ function detailsOf(result: PruneResult): Detail[] {
     if (merged) {
         details.push(['Merged', merged.join('; ')]);
     }
+    details.push(['Repair', formatRepair(result.repair)]);
     details.push(['Calibration', `${calibration.name}: ${calibration.sequences} × ${calibration.context} tokens`]);
     if (speed) {
         const threads = `${speed.threads} ${speed.threads === 1 ? 'thread' : 'threads'}`;
@@ -106,15 +107,20 @@ function detailsOf(result: PruneResult): Detail[] {
 }
 
 async function perplexityFigure(result: PruneResult): Promise<Figure> {
-    const { removed, perplexity } = result;
+    const { removed, perplexity, repair } = result;
+    const unrepaired = { dense: perplexity.dense, pruned: unrepairedPerplexity(result) };
     const models = modelsOf(result);
     const gone = formatShare(models.at(-1)!.share);
     return {
         title: 'Perplexity against parameters removed',
         caption:
             `On the calibration text, the perplexity went from ${formatNumber(perplexity.dense)} to ` +
-            `${formatNumber(perplexity.pruned)} (${formatPairChange(perplexity)}) while ${removed.length} blocks ` +
-            `with ${gone} of the parameters were removed. Lower is better.`,
+            `${formatNumber(unrepaired.pruned)} (${formatPairChange(unrepaired)}) while ${removed.length} blocks ` +
+            `with ${gone} of the parameters were removed` +
+            (repair.kind === 'none'
+                ? ''
+                : `, and the repair brought it to ${formatNumber(perplexity.pruned)} (${formatPairChange(perplexity)})`) +
+            '. Lower is better.',
         charts: [
             await lineChart(
                 models.map((model, i) => {
@@ -158,11 +164,12 @@ interface ModelOnTheWay {
 }
 
 /** The model as it is, and what was left of it after each removal. */
-function modelsOf({ blocks, steps, removed, perplexity, parameters }: PruneResult): ModelOnTheWay[] {
+function modelsOf(result: PruneResult): ModelOnTheWay[] {
+    const { blocks, steps, removed, perplexity, parameters } = result;
     const share = (gone: readonly Block[]) => shareOf(blocks, gone, parameters.dense);
     const dense = { name: 'nothing', share: 0, perplexity: perplexity.dense };
     if (steps.length === 0) {
-        return [dense, { name: formatMove(removed), share: share(removed), perplexity: perplexity.pruned }];
+        return [dense, { name: formatMove(removed), share: share(removed), perplexity: unrepairedPerplexity(result) }];
     }
     const after = steps.map((step, i) => ({
         name: formatMove(step.removed),

@@ -1,9 +1,10 @@
 // What prune and apply give: what was removed, and what that cost and gained.
 import type { TaskScores } from '../evaluation/scores.js';
+import { formatFixed } from '../format.js';
 import type { Method } from '../methods/index.js';
 import type { Repair } from '../repair/fit.js';
 import type { Device } from '../runtime/device.js';
-import type { Block } from '../runtime/blocks.js';
+import { formatBlock, type Block } from '../runtime/blocks.js';
 import type { BlockInfo } from '../runtime/model.js';
 import type { Step } from '../search/greedy.js';
 import type { Speed } from '../stock/stock.js';
@@ -62,4 +63,25 @@ export interface PruneResult {
     speed: { device: Device; threads: number; tokens: number; dense: Speed[]; pruned: Speed[] } | null;
     /** How long all of it took. */
     seconds: number;
+}
+
+/** The perplexity on the calibration text after all removals, before any repair. */
+export function unrepairedPerplexity({ repair, perplexity }: PruneResult): number {
+    return repair.kind === 'none' ? perplexity.pruned : repair.unrepaired;
+}
+
+/** Says what a repair did, or why there was none. */
+export function formatRepair(repair: RepairResult): string {
+    if (repair.kind === 'none') {
+        return `none: ${repair.reason}`;
+    }
+    const places = repair.linear.map(({ before }) => (before ? `before ${formatBlock(before)}` : 'at the end'));
+    const parts = [
+        ...(places.length > 0 ? [`linear blocks ${places.join(', ')}`] : []),
+        ...(repair.refitted.length > 0 ? [`${repair.refitted.length} output projections`] : [])
+    ];
+    return (
+        `${parts.join('; ')}; fitted to ${repair.tokens} tokens ` +
+        `(perplexity without ${formatFixed(repair.unrepaired, 4)})`
+    );
 }

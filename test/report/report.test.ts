@@ -374,6 +374,26 @@ const chrome = process.env.CHROME_PATH;
             });
         });
 
+        test('what a repair gained is told beside what the removals cost', async () => {
+            const page = file('repaired.html');
+            const unrepaired = 2 * result.perplexity.pruned;
+            const linear = [{ before: result.blocks[3]!, type: 'q8_0' }];
+            const repair = { kind: 'linear' as const, linear, refitted: [], tokens: 4096, unrepaired, seconds: 1 };
+            fs.writeFileSync(page, await pruneReport({ ...result, repair }));
+            await withPage(page, async (shown) => {
+                const text = await shown.evaluate(() => document.querySelector('main')!.textContent);
+                expect(text).toMatch(
+                    new RegExp(
+                        `to ${unrepaired.toFixed(2)} .* were removed, and the repair brought it to ` +
+                            `${result.perplexity.pruned.toFixed(2)} `
+                    )
+                );
+                expect(text).toContain(
+                    `linear blocks before ffn.1; fitted to 4096 tokens (perplexity without ${unrepaired.toFixed(4)})`
+                );
+            });
+        });
+
         test('a comparison shows each method at each ratio', () =>
             withPage(comparisonFile, async (page) => {
                 const rows = 2 * methods.length - 1; // the mean of random's orders, and one that can't
