@@ -111,15 +111,15 @@ async function perplexityFigure(result: PruneResult): Promise<Figure> {
     const unrepaired = { dense: perplexity.dense, pruned: unrepairedPerplexity(result) };
     const models = modelsOf(result);
     const gone = formatShare(models.at(-1)!.share);
+    const repaired = `${formatNumber(perplexity.pruned)} (${formatPairChange(perplexity)})`;
+    const gained = repair.kind === 'none' ? '' : `, and the repair brought it to ${repaired}`;
     return {
         title: 'Perplexity against parameters removed',
         caption:
             `On the calibration text, the perplexity went from ${formatNumber(perplexity.dense)} to ` +
             `${formatNumber(unrepaired.pruned)} (${formatPairChange(unrepaired)}) while ${removed.length} blocks ` +
             `with ${gone} of the parameters were removed` +
-            (repair.kind === 'none'
-                ? ''
-                : `, and the repair brought it to ${formatNumber(perplexity.pruned)} (${formatPairChange(perplexity)})`) +
+            gained +
             '. Lower is better.',
         charts: [
             await lineChart(
