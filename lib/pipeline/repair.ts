@@ -56,7 +56,7 @@ export async function repair(
     const started = performance.now();
     const { repairTokens, signal, onProgress } = options;
     if (options.repair === 'none') {
-        return { decision, repair: { kind: 'none', reason: 'none was asked for' } };
+        return { decision, repair: { kind: 'none', reason: 'it was turned off' } };
     }
     const { model, blocks, calibration, gguf, host } = session;
     const kind = options.repair ?? (host.linear ? 'linear' : 'all');

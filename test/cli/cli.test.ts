@@ -26,6 +26,9 @@ describe('--help', () => {
                 '--search',
                 '--confidence',
                 '--memory',
+                '--repair',
+                '--repair-tokens',
+                '--repair-type',
                 '--resume',
                 '--order',
                 '--report',
@@ -50,6 +53,7 @@ describe('--help', () => {
                 '--output',
                 '--force',
                 '--verify',
+                '--repair',
                 '--calibration',
                 '--samples',
                 '--context',
@@ -137,6 +141,7 @@ describe('prune and apply', () => {
             architecture: 'llama',
             host: 'deci',
             method: 'blockpruner',
+            repair: { kind: 'none', reason: 'it was turned off' },
             removed: [block, block],
             steps: [step(12), step(11)],
             blocks: expect.arrayContaining([{ kind: 'ffn', layer: 11, parameters: 393472, bytes: 418816 }]) as unknown,
@@ -196,7 +201,7 @@ describe('prune and apply', () => {
         const { code, stdout, stderr } = await run('prune', tiny, '-o', file('told.gguf'), ...shortSearch);
         expect(code).toBe(0);
         expect(stdout).toMatch(
-            /^removed +attn\.\d+\nperplexity +\d+\.\d+ → \d+\.\d+ \(\+?.+ %.*\)\nparameters .* M \(−.*\)\nsize .* MiB \(−.*\)\n.*verified in the stock runtime.*\n$/
+            /^removed +attn\.\d+\nrepair +none: it was turned off\nperplexity +\d+\.\d+ → \d+\.\d+ \(\+?.+ %.*\)\nparameters .* M \(−.*\)\nsize .* MiB \(−.*\)\n.*verified in the stock runtime.*\n$/
         );
         expect(stderr).toMatch(
             /^dense perplexity \d+\.\d+, 12 candidates; the residual stream is kept at up to \d+ boundaries a sequence \(.* MiB now\)\n +1\. attn\.\d+ +perplexity \d+\.\d+ .*, 12 sequences, .* s\n$/

@@ -32,7 +32,7 @@ import {
 } from '../models';
 
 const folder = temporaryFolder();
-const stock = { device: 'cpu', threads: 2, flashAttention: true } as const;
+const stock = { device: 'cpu', threads: 1, flashAttention: true } as const;
 const file = (name: string) => path.join(folder, name);
 
 async function write(model: Model, removed: Block[], calibration: Calibration, output: string): Promise<void> {

@@ -136,7 +136,7 @@ describe('is none', () => {
         return perplexity.pruned;
     };
 
-    test('if it is not wanted', () => expectNone('none was asked for', { repair: 'none' }));
+    test('if it is not wanted', () => expectNone('it was turned off', { repair: 'none' }));
 
     test('if it would make the perplexity worse', async () => {
         // what is left of the text for the fit is noise, and this block's loss is small
@@ -147,7 +147,7 @@ describe('is none', () => {
         const more = { order: parseBlocks('ffn.8'), calibration: { file: file('noise.txt'), samples: 4, context: 64 } };
 
         const pruned = await expectNone('it would change the perplexity', more);
-        expect(await expectNone('none was asked for', { ...more, repair: 'none' })).toBeCloseTo(pruned, 10);
+        expect(await expectNone('it was turned off', { ...more, repair: 'none' })).toBeCloseTo(pruned, 10);
     });
 
     const short = () => {
