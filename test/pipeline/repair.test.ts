@@ -17,7 +17,7 @@ import { fixture, randomNumbers, temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
-const options = { device: 'cpu', threads: 1, calibration: { samples: 4, context: 64 }, repairTokens: 4096 } as const;
+const options = { device: 'cpu', threads: 1, calibration: { samples: 4, context: 64 }, repairTokens: 2048 } as const;
 const order = parseBlocks('attn.0,attn.4,ffn.4,attn.9,ffn.11');
 
 describe('of a model that deci hosts', () => {
@@ -36,7 +36,7 @@ describe('of a model that deci hosts', () => {
                 { before: null, type: 'q8_0' }
             ],
             refitted: [],
-            tokens: 4096,
+            tokens: 2048,
             unrepaired: expect.any(Number) as number,
             seconds: expect.any(Number) as number
         });
@@ -160,7 +160,7 @@ describe('is none', () => {
 
     test('which is an error if it was asked for', () =>
         expect(expectNone('', { calibration: short(), repair: 'linear' })).rejects.toThrow(
-            /^short\.txt is too short to fit a repair to: .* it has \d+ tokens .*, and 4096 are needed$/
+            /^short\.txt is too short to fit a repair to: .* it has \d+ tokens .*, and 2048 are needed$/
         ));
 
     test('if the model has no projections that could be fitted, and its host no linear blocks', async () => {
