@@ -6,8 +6,9 @@ import { Model } from '../runtime/model.js';
 import { planFile, type DenseModel } from './write.js';
 
 /**
- * The models of files with merged layers. Each is written, loaded where the dense model is, and deleted after its use,
- * so that it computes what a pruned file does, also where weights are quantized.
+ * The models of files whose weights the dense model doesn't have: with merged layers, or with a repair. Each is
+ * written, loaded where the dense model is, and deleted after its use, so that it computes what a pruned file does,
+ * also where weights are quantized.
  */
 export class MergedFiles {
     /** @param folder where the files are for the time of their use, each as large as the model */

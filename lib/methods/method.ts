@@ -1,6 +1,6 @@
 // What a method of pruning is: it is given a model and a goal, and yields a decision. Each method has a file of its own
 // here.
-import type { Block, BlockSelection, LinearBlock, Merges, Move, Removal } from '../runtime/blocks.js';
+import type { Block, BlockSelection, Move, Removal } from '../runtime/blocks.js';
 import { shareOf, type BlockInfo, type Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 import type { SearchMode, Step } from '../search/greedy.js';
@@ -16,16 +16,10 @@ export interface Goal {
     maxIncrease?: number | undefined;
 }
 
-/** What a method found. */
-export interface Decision {
+/** What a method found: what goes, and what was measured on the way. A repair adds to it. */
+export interface Decision extends Removal {
     /** The blocks that go; in the order of their removal, where there is one. */
     removed: Block[];
-    /** The layers that were merged before their blocks went. */
-    merges?: Merges | undefined;
-    /** The linear blocks that a repair puts in. */
-    linear?: readonly LinearBlock[] | undefined;
-    /** What a repair adds to tensors of blocks that stay. */
-    changes?: ReadonlyMap<string, Float32Array> | undefined;
     /** The removals one after the other; none where all went at once. */
     steps: Step[];
     /** Perplexity of the dense model on the calibration text, where the method measured it. */

@@ -61,15 +61,18 @@ export async function measure(session: Session, decision: Decision, options: Mea
     const { model, calibration } = session;
     const reportEvaluated = (done: number, total: number) => onProgress?.('search', done, total);
     const dense = decision.dense ?? (await perplexityOf(model, calibration, { signal, onProgress: reportEvaluated }));
-    const [nll, scores] = await session.useDecided(
-        decision,
-        folder,
-        async (decided, skip) => [
-            decision.nll ?? (await decided.evaluate(calibration, { skip, signal })),
-            await scoreTasks(decided, tasks, scoringOptions({ limit, signal, onProgress, skip }))
-        ],
-        signal
-    );
+    const isMeasured = decision.nll !== undefined && tasks.length === 0; // no model need be written and loaded
+    const [nll, scores] = isMeasured
+        ? [decision.nll!, []]
+        : await session.useDecided(
+              decision,
+              folder,
+              async (decided, skip) => [
+                  decision.nll ?? (await decided.evaluate(calibration, { skip, signal })),
+                  await scoreTasks(decided, tasks, scoringOptions({ limit, signal, onProgress, skip }))
+              ],
+              signal
+          );
     return {
         perplexity: { dense, pruned: Math.exp(meanNll(nll, calibration.length)) },
         nll,

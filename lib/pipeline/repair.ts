@@ -1,4 +1,3 @@
-import path from 'node:path';
 import { checkInteger, checkOneOf } from '../check.js';
 import { BlockprunerError } from '../errors.js';
 import { meanNll } from '../evaluation/perplexity.js';
@@ -24,7 +23,7 @@ export interface RepairOptions {
      * Default: 64 for each value of the residual stream, at most 65,536, or as many as there are.
      */
     repairTokens?: number | undefined;
-    /** The tensor type of the linear blocks. Default: `q8_0` in a quantized model, else the type of its matrices. */
+    /** The tensor type of the linear blocks. Default: `f32` in an F32 model, `q8_0` in a quantized one, else `f16`. */
     repairType?: (typeof repairTypes)[number] | undefined;
 }
 
@@ -80,12 +79,7 @@ export async function repair(
 
     const nllBefore = decision.nll ?? (await model.evaluate(calibration, { skip: decision.removed, signal }));
     const fitted: Decision = { ...decision, ...fit };
-    const nll = await session.useDecided(
-        fitted,
-        path.resolve(folder),
-        (model) => model.evaluate(calibration, { signal }),
-        signal
-    );
+    const nll = await session.useDecided(fitted, folder, (model) => model.evaluate(calibration, { signal }), signal);
     const [unrepaired, repaired] = [nllBefore, nll].map((values) => Math.exp(meanNll(values, calibration.length))) as [
         number,
         number

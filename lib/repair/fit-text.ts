@@ -1,17 +1,12 @@
-import {
-    defaultCalibration,
-    defaultInstructions,
-    loadCalibration,
-    type Calibration
-} from '../calibration/calibration.js';
+import { defaultCalibration, defaultInstructions, tokenizeFile, type Calibration } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
 import type { Model } from '../runtime/model.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 
-/** So many tokens a value of the residual stream are fitted to by default; docs/how-it-works.md shows the curve. */
+/** So many tokens a value of the residual stream are fitted to by default. */
 const USUAL_TOKENS_A_VALUE = 64;
 
-/** With fewer tokens a value of the residual stream, a fit follows its text more than the model. */
+/** With few more tokens than values of the residual stream, a fit would follow the tokens that it has too closely. */
 const LEAST_TOKENS_A_VALUE = 8;
 
 /** By default, no more are fitted to: the streams of that many take 2 GiB in a model with 4096 values. */
@@ -34,12 +29,8 @@ export async function fitText(
     const { length } = calibration;
     const rests = [calibration.rest];
     if (calibration.file === defaultCalibration) {
-        const { tokens: chosen, rest } = await loadCalibration(
-            model,
-            { file: defaultInstructions, samples: 1, context: length },
-            signal
-        );
-        rests.push(Int32Array.from([...chosen, ...rest]));
+        const instructions = await tokenizeFile(model, defaultInstructions, undefined, signal);
+        rests.push(instructions.subarray(0, instructions.length - (instructions.length % length)));
     }
     const wanted = Math.ceil((tokens ?? Math.min(USUAL_TOKENS_A_VALUE * model.embedding, MOST_USUAL_TOKENS)) / length);
     const least = Math.ceil((LEAST_TOKENS_A_VALUE * model.embedding) / length);

@@ -68,7 +68,7 @@ export async function fitRepair(
 }
 
 /** The gaps that removed blocks leave, in the order of the residual stream. */
-export function gapsOf(blocks: readonly Block[], removed: readonly Block[]): Gap[] {
+function gapsOf(blocks: readonly Block[], removed: readonly Block[]): Gap[] {
     const gone = new SkipSet(removed);
     const gaps: Gap[] = [];
     let open: Gap | undefined;
@@ -88,10 +88,7 @@ export function gapsOf(blocks: readonly Block[], removed: readonly Block[]): Gap
     return gaps;
 }
 
-/**
- * The tensor type that linear blocks are written in by default: Q8_0 in a quantized model, which costs nothing that can
- * be measured, else the type of the model's matrices.
- */
+/** The tensor type of linear blocks by default: F32 in a model of that type, Q8_0 in a quantized one, else F16. */
 export function usualType(gguf: Gguf, embedding: number): string {
     const types = new Set(gguf.tensors.filter(({ shape }) => shape.length > 1).map(({ type }) => type));
     if ([...types].every((type) => type === 'f32')) {

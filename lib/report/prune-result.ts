@@ -4,7 +4,7 @@ import { formatFixed } from '../format.js';
 import type { Method } from '../methods/index.js';
 import type { Repair } from '../repair/fit.js';
 import type { Device } from '../runtime/device.js';
-import { formatBlock, type Block } from '../runtime/blocks.js';
+import { formatLinear, type Block } from '../runtime/blocks.js';
 import type { BlockInfo } from '../runtime/model.js';
 import type { Step } from '../search/greedy.js';
 import type { Speed } from '../stock/stock.js';
@@ -75,9 +75,8 @@ export function formatRepair(repair: RepairResult): string {
     if (repair.kind === 'none') {
         return `none: ${repair.reason}`;
     }
-    const places = repair.linear.map(({ before }) => (before ? `before ${formatBlock(before)}` : 'at the end'));
     const parts = [
-        ...(places.length > 0 ? [`linear blocks ${places.join(', ')}`] : []),
+        ...(repair.linear.length > 0 ? [`linear blocks ${formatLinear(repair.linear).join(', ')}`] : []),
         ...(repair.refitted.length > 0 ? [`${repair.refitted.length} output projections`] : [])
     ];
     return (

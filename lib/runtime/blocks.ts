@@ -147,6 +147,7 @@ export interface LinearBlock {
 /** What makes a pruned model of a dense one. */
 export interface Removal {
     removed: readonly Block[];
+    /** The layers that were merged before their blocks went. Default: none. */
     merges?: Merges | undefined;
     /** The linear blocks that are put into the stream; before the same block, in their order. Default: none. */
     linear?: readonly LinearBlock[] | undefined;
@@ -163,6 +164,6 @@ export function formatMerges(merges: Merges): string[] {
 }
 
 /** Says where linear blocks are put, by the source's names of blocks: `before attn.5`, `at the end`. */
-export function formatLinear(linear: readonly LinearBlock[]): string[] {
+export function formatLinear(linear: readonly { before?: Block | null | undefined }[]): string[] {
     return linear.map(({ before }) => (before ? `before ${formatBlock(before)}` : 'at the end'));
 }

@@ -1,13 +1,9 @@
 #include "engine/influence.h"
 
+#include "engine/device_tensor.h"
+
 #include <algorithm>
 #include <cmath>
-
-static std::vector<float> values_of(ggml_tensor * t) {
-    std::vector<float> values(ggml_nelements(t));
-    read_values({ t }, values.data());
-    return values;
-}
 
 std::vector<block_influence> influence_of(evaluator &                                    on,
                                           const token_sequences &                        sequences,

@@ -158,11 +158,11 @@ void kept_streams::start_at(graph_request & request, const kept_boundary & bound
     ggml_tensor * values = boundary.values.tensor;
     auto &        start  = starts[{ ggml_backend_buffer_get_type(values->buffer), values->ne[1] }];
     if (!start) {
-        stream made = stream_like(values);
+        device_tensor made = stream_like(values);
         if (!made.tensor) {
             return;
         }
-        start = std::make_shared<stream>(std::move(made));
+        start = std::make_shared<device_tensor>(std::move(made));
     }
     ggml_backend_tensor_copy(values, start->tensor);
     request.start    = boundary.before.size();
@@ -186,23 +186,19 @@ void kept_streams::keep(size_t sequence, const skip_set & skip, const graph_outp
 }
 
 // Memory of the tensor's shape, where the tensor is: that of a boundary that was given up, or new.
-kept_streams::stream kept_streams::stream_like(const ggml_tensor * tensor) {
+device_tensor kept_streams::stream_like(const ggml_tensor * tensor) {
     const auto type = ggml_backend_buffer_get_type(tensor->buffer);
-    const auto fits = std::find_if(unused.begin(), unused.end(), [&](const stream & s) {
+    const auto fits = std::find_if(unused.begin(), unused.end(), [&](const device_tensor & s) {
         return ggml_are_same_shape(s.tensor, tensor) && ggml_backend_buffer_get_type(s.buffer.get()) == type;
     });
     if (fits != unused.end()) {
         std::swap(*fits, unused.back());
-        stream found = std::move(unused.back());
+        device_tensor found = std::move(unused.back());
         unused.pop_back();
         return found;
     }
     if (!unused.empty()) {
         unused.pop_back(); // so that what is kept and what is unused never exceed what was allowed
     }
-    stream made;
-    made.context.reset(ggml_init({ .mem_size = ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true }));
-    made.tensor = ggml_new_tensor_2d(made.context.get(), GGML_TYPE_F32, tensor->ne[0], tensor->ne[1]);
-    made.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(made.context.get(), type));
-    return made.buffer ? std::move(made) : stream{};
+    return new_device_tensor(type, tensor->ne[0], tensor->ne[1]);
 }

@@ -2,8 +2,8 @@
 // everything before its block with the current model, so that nothing before it is computed again.
 #pragma once
 
+#include "engine/device_tensor.h"
 #include "engine/evaluator.h"
-#include "ggml-cpp.h"
 
 #include <atomic>
 #include <map>
@@ -44,16 +44,9 @@ public:
     uint64_t n_kept_bytes() const { return kept_bytes; }
 
 private:
-    // Memory for a residual stream on the device that computes it: F32 [n_embd, n_tokens].
-    struct stream {
-        ggml_context_ptr        context;
-        ggml_backend_buffer_ptr buffer;
-        ggml_tensor *           tensor = nullptr; // null where there was no memory
-    };
-
     struct kept_boundary {
         skip_set before; // which of the blocks before it were left out: evaluations that leave out the same start here
-        stream   values;
+        device_tensor values;
     };
 
     // Which sequences were evaluated.
@@ -66,11 +59,11 @@ private:
     std::optional<skip_set>                 likely; // the last candidate that was likely to win
     sequence_set                            likely_ready;
     std::vector<std::vector<kept_boundary>> kept;   // by sequence
-    std::vector<stream>                     unused; // memory of boundaries that were given up
+    std::vector<device_tensor>              unused; // memory of boundaries that were given up
 
     // Where graphs read the boundary that they start from: each is copied there first, so that one graph serves all
     // sequences. One for each device and number of tokens.
-    std::map<std::pair<ggml_backend_buffer_type_t, int64_t>, std::shared_ptr<stream>> starts;
+    std::map<std::pair<ggml_backend_buffer_type_t, int64_t>, std::shared_ptr<device_tensor>> starts;
 
     std::atomic<uint64_t> computed{ 0 };
     std::atomic<uint64_t> kept_bytes{ 0 };
@@ -83,5 +76,5 @@ private:
     const kept_boundary * last_usable(size_t sequence, const skip_set & skip) const;
     void                  start_at(graph_request & request, const kept_boundary & boundary);
     void                  keep(size_t sequence, const skip_set & skip, const graph_outputs & outputs);
-    stream                stream_like(const ggml_tensor * tensor);
+    device_tensor         stream_like(const ggml_tensor * tensor);
 };

@@ -1,5 +1,6 @@
 #include "engine/least_squares.h"
 
+#include "engine/device_tensor.h"
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 
@@ -70,12 +71,6 @@ ggml_tensor * new_input(ggml_context * ctx, int64_t n_values, int64_t n_tokens) 
     ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_values, n_tokens);
     ggml_set_input(t);
     return t;
-}
-
-std::vector<float> values_of(const ggml_tensor * t) {
-    std::vector<float> values(ggml_nelements(t));
-    ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));
-    return values;
 }
 
 } // namespace

@@ -1,5 +1,6 @@
 #include "engine/repair.h"
 
+#include "engine/device_tensor.h"
 #include "engine/least_squares.h"
 #include "ggml-backend.h"
 #include "llama-model.h"
@@ -34,9 +35,8 @@ public:
     // What one sequence's stream is at a later boundary.
     struct step {
         std::vector<float> stream; // [n_tokens × n_embd]
-        std::vector<float>
-               inner; // of the first block on the way, what its output projection multiplies: n_inner a token
-        size_t n_inner = 0;
+        std::vector<float> inner;  // [n_tokens × n_inner], what the first block's output projection multiplies
+        size_t             n_inner = 0;
     };
 
     // Computes the blocks up to a boundary, named by the block behind it; the number of blocks is the stream's end.
@@ -102,37 +102,18 @@ private:
     // Where graphs read the stream that they start from; one tensor for all sequences, so that one graph serves them.
     std::shared_ptr<ggml_tensor> start;
 
-    static std::vector<float> values_of(const ggml_tensor * t) {
-        std::vector<float> values(ggml_nelements(t));
-        ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));
-        return values;
-    }
-
     std::shared_ptr<ggml_tensor> put_on_device(const std::vector<float> & stream) {
         const int64_t n_embd   = on->model->hparams.n_embd;
         const auto    n_tokens = (int64_t) stream.size() / n_embd;
         if (!start || start->ne[1] != n_tokens || ggml_backend_buffer_get_type(start->buffer) != memory) {
-            start = allocate(n_embd, n_tokens);
+            const auto made = std::make_shared<device_tensor>(new_device_tensor(memory, n_embd, n_tokens));
+            if (!made->tensor) {
+                throw std::runtime_error("there is no memory on the device for a sequence's residual stream");
+            }
+            start = { made, made->tensor };
         }
         ggml_backend_tensor_set(start.get(), stream.data(), 0, ggml_nbytes(start.get()));
         return start;
-    }
-
-    // Memory where the last values were computed.
-    std::shared_ptr<ggml_tensor> allocate(int64_t n_embd, int64_t n_tokens) const {
-        struct owned {
-            ggml_context_ptr        context;
-            ggml_backend_buffer_ptr buffer;
-        };
-        const auto owner = std::make_shared<owned>();
-        owner->context.reset(
-            ggml_init({ .mem_size = ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true }));
-        ggml_tensor * t = ggml_new_tensor_2d(owner->context.get(), GGML_TYPE_F32, n_embd, n_tokens);
-        owner->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(owner->context.get(), memory));
-        if (!owner->buffer) {
-            throw std::runtime_error("there is no memory on the device for a sequence's residual stream");
-        }
-        return { owner, t };
     }
 };
 

@@ -7,7 +7,7 @@ import { collapse, collapseLayers, type LacoForm, type MergedLayer } from '../..
 import { run } from '../cli/run';
 import { textsOf } from '../gguf_bytes';
 import { quantize, randomModel, temporaryFolder, tiny } from '../models';
-import { calibration, readReference } from '../reference/read';
+import { calibration, loadReferenceModel, readReference, writeReferenceModel } from '../reference/read';
 
 interface Collapse {
     kept: number[];
@@ -20,12 +20,12 @@ const folder = temporaryFolder();
 let f32: string;
 
 beforeAll(async () => {
-    f32 = await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32');
+    f32 = await writeReferenceModel(folder);
 });
 
 /** LaCo on a model, until so many layers are gone. */
 async function laco(file: string, layers: number, form: LacoForm = 'laco') {
-    const model = await Model.load(file, { device: 'cpu', threads: 1, cacheType: 'f32' });
+    const model = await loadReferenceModel(file);
     try {
         const [host, blocks] = [await chooseHost(model.gguf), await model.blocks()];
         const merged = new MergedFiles({ gguf: model.gguf, host, blocks }, model, folder);

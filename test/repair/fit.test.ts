@@ -1,9 +1,8 @@
 // Fits of repairs against independent ones in PyTorch; ../reference/repair.py says how its numbers came about.
-import path from 'node:path';
 import { Model, parseBlock } from '../../lib/index.js';
 import { fitRepair } from '../../lib/repair/fit.js';
-import { quantize, temporaryFolder, tiny } from '../models';
-import { calibration, readReference } from '../reference/read';
+import { temporaryFolder } from '../models';
+import { calibration, loadReferenceModel, readReference, writeReferenceModel } from '../reference/read';
 
 /** A matrix: its norm, and its products with some vectors. */
 interface Matrix {
@@ -22,9 +21,7 @@ const folder = temporaryFolder();
 let model: Model;
 
 beforeAll(async () => {
-    // F32 throughout, as PyTorch computes: quantized weights make llama.cpp round activations too
-    const file = await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32');
-    model = await Model.load(file, { device: 'cpu', threads: 1, cacheType: 'f32' });
+    model = await loadReferenceModel(await writeReferenceModel(folder));
 });
 afterAll(() => model.dispose());
 

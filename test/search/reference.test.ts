@@ -1,9 +1,8 @@
 // The search against an independent one in PyTorch; ../reference/search.py says how its numbers came about.
-import path from 'node:path';
 import { formatBlock, Model, PrefixEvaluator, searchOrder, without, type Block } from '../../lib/index.js';
 import { perplexityOfAll } from '../../lib/search/contest.js';
-import { quantize, temporaryFolder, tiny } from '../models';
-import { calibration, readReference } from '../reference/read';
+import { temporaryFolder } from '../models';
+import { calibration, loadReferenceModel, readReference, writeReferenceModel } from '../reference/read';
 
 interface Reference {
     dense: number;
@@ -15,9 +14,7 @@ const folder = temporaryFolder();
 let model: Model;
 
 beforeAll(async () => {
-    // F32 throughout, as PyTorch computes: quantized weights make llama.cpp round activations too
-    const file = await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32');
-    model = await Model.load(file, { device: 'cpu', threads: 1, cacheType: 'f32' });
+    model = await loadReferenceModel(await writeReferenceModel(folder));
 });
 afterAll(() => model.dispose());
 

@@ -1,0 +1,19 @@
+// A tensor with memory of its own, and the values of tensors wherever they are.
+#pragma once
+
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <vector>
+
+// Owns its memory, in the buffer type that it was made for: F32 [n_values, n_tokens].
+struct device_tensor {
+    ggml_context_ptr        context;
+    ggml_backend_buffer_ptr buffer;
+    ggml_tensor *           tensor = nullptr; // null where there was no memory
+};
+
+device_tensor new_device_tensor(ggml_backend_buffer_type_t type, int64_t n_values, int64_t n_tokens);
+
+// All values of an F32 tensor, copied to the host.
+std::vector<float> values_of(const ggml_tensor * t);
