@@ -10,7 +10,7 @@ const output = path.join(root, 'build', 'demo', 'smaller.gguf');
 fs.mkdirSync(path.dirname(output), { recursive: true });
 
 console.log(`Pruning ${path.relative(root, model)}: blocks go, one by one, until a fifth of the parameters is gone\n`);
-const { perplexity, parameters, bytes, removed } = await prune(model, {
+const { perplexity, parameters, bytes, removed, repair } = await prune(model, {
     output,
     force: true,
     ratio: 0.2,
@@ -38,7 +38,11 @@ const rows = [
     ['bytes', bytes.dense, bytes.pruned],
     ['tokens per second', Math.max(...speeds.dense).toFixed(0), Math.max(...speeds.pruned).toFixed(0)]
 ];
-console.log(`\nremoved: ${removed.map(formatBlock).join(' ')}\n`);
+console.log(`\nremoved: ${removed.map(formatBlock).join(' ')}`);
+if (repair.kind !== 'none') {
+    console.log(`repaired by ${repair.linear.length} linear blocks: perplexity ${repair.unrepaired.toFixed(3)} without them`);
+}
+console.log();
 for (const [name, before, after] of rows) {
     console.log(`${name.padEnd(18)} ${String(before).padStart(12)} ${String(after).padStart(12)}`);
 }
