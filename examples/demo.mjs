@@ -40,7 +40,8 @@ const rows = [
 ];
 console.log(`\nremoved: ${removed.map(formatBlock).join(' ')}`);
 if (repair.kind !== 'none') {
-    console.log(`repaired by ${repair.linear.length} linear blocks: perplexity ${repair.unrepaired.toFixed(3)} without them`);
+    const count = repair.linear.length;
+    console.log(`repaired by ${count} linear blocks: perplexity ${repair.unrepaired.toFixed(3)} without them`);
 }
 console.log();
 for (const [name, before, after] of rows) {
