@@ -3,10 +3,9 @@ import readline from 'node:readline/promises';
 import type { Argv } from 'yargs';
 import { formatFixed, formatMebibytes, formatSeconds } from '../format.js';
 import { methods } from '../methods/index.js';
-import type { SearchStart } from '../methods/method.js';
+import { pers, type SearchStart } from '../methods/method.js';
 import { journalOf, prune } from '../pipeline/prune.js';
-import { formatMove } from '../runtime/blocks.js';
-import type { Step } from '../search/greedy.js';
+import { formatStep, type Step } from '../search/greedy.js';
 import { Interrupted, interruptSignal, NOTHING_WRITTEN } from './interrupt.js';
 import {
     calibrationOf,
@@ -49,8 +48,21 @@ export const builder = (yargs: Argv) =>
                 choices: methods,
                 default: 'blockpruner' as const,
                 describe:
-                    'How it is decided what goes: greedily by perplexity on blocks (blockpruner) or layers (sleb), ' +
+                    'How it is decided what goes: greedily by perplexity on blocks (blockpruner), layers (sleb) or both, ' +
+                    'for the parameters that go (balanced), ' +
                     'by merging layers (laco), or by ranks measured once'
+            },
+            per: {
+                choices: pers,
+                describe:
+                    'What the rise of the loss is counted by when candidates are compared: the removal, as in the ' +
+                    'paper, or what goes with it',
+                defaultDescription: 'parameters for balanced, else removal'
+            },
+            swaps: {
+                type: 'number',
+                describe: 'How often each removal is looked at again at the end: is another one better in its place?',
+                defaultDescription: '1 for balanced, else 0'
             },
             'method-seed': {
                 type: 'number',
@@ -111,6 +123,8 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 maxIncrease,
                 blocks,
                 method,
+                per: argv.per,
+                swaps: argv.swaps,
                 methodSeed,
                 orderFile: argv.order,
                 report,
@@ -143,10 +157,11 @@ function startLine({ dense, candidates, kept, resumed }: SearchStart): string {
     );
 }
 
-function stepLine({ removed, perplexity, evaluations, seconds }: Step, number: number, dense: number): string {
+function stepLine(step: Step, number: number, dense: number): string {
+    const { perplexity, evaluations, seconds } = step;
     const found = `perplexity ${formatFixed(perplexity, 4)} (${formatFixed(perplexity / dense, 3)} × dense)`;
     const effort = `${evaluations} sequences, ${formatSeconds(seconds, 1)}`;
-    return `${String(number).padStart(3)}. ${formatMove(removed).padEnd(9)} ${found}, ${effort}`;
+    return `${String(number).padStart(3)}. ${formatStep(step).padEnd(9)} ${found}, ${effort}`;
 }
 
 /** Asks what to do with the journal of a stopped search, where there is one and somebody to ask. */

@@ -77,13 +77,30 @@ export interface SearchStart {
     resumed: number;
 }
 
+/** What the rise of the NLL is divided by before candidates are compared: 1, or what goes with each. */
+export const pers = ['removal', 'parameters', 'bytes'] as const;
+
+/** How a method that measures its candidates chooses among them. */
+export interface SearchRules {
+    per: (typeof pers)[number];
+    /** How often each removal is looked at again at the end of the search. */
+    swaps: number;
+}
+
 /** All that a method works with. */
 export interface MethodContext extends MethodOptions {
     /** Copies of the model, one on each device; `model` is the first. */
     models: readonly Model[];
     blocks: readonly BlockInfo[];
     merged: MergedModels;
-    search: { mode?: SearchMode | undefined; confidence?: number | undefined; keepBytes?: number | undefined };
+    /** `per` and `swaps`: instead of the method's own. */
+    search: {
+        mode?: SearchMode | undefined;
+        confidence?: number | undefined;
+        keepBytes?: number | undefined;
+        per?: SearchRules['per'] | undefined;
+        swaps?: number | undefined;
+    };
     /**
      * Where evaluations are written down, what they depend on, and whether to go on with what is there. The inputs are
      * asked for only when a search begins, since they take a hash of the whole model.
@@ -104,9 +121,11 @@ export interface PruningMethod<Name extends string = string> {
     readonly unit: 'block' | 'layer';
     /**
      * Whether it removes move after move. Then it has an order, which a journal can go on with and which may end at any
-     * perplexity, and what it removes for a lower ratio is the beginning of what it removes for a higher one.
+     * perplexity.
      */
     readonly stepwise: boolean;
+    /** Undefined for a method that doesn't measure candidates. */
+    readonly rules?: SearchRules | undefined;
     /** @throws BlockprunerError if it is clear before any work that the goal can't be reached */
     check(context: MethodContext, goal: Goal): void;
     /**
@@ -120,6 +139,11 @@ export interface StepwiseMethod<Name extends string = string> extends PruningMet
     readonly stepwise: true;
     /** @throws ArgumentError if a method of whole layers is to remove blocks of one kind */
     candidates(options: MethodOptions): Promise<Candidates>;
+}
+
+/** Whether what a method removes for a lower ratio is the beginning of what it removes for a higher one. */
+export function isNested({ stepwise, rules }: PruningMethod): boolean {
+    return stepwise && (!rules || (rules.per === 'removal' && rules.swaps === 0));
 }
 
 /** The share of the model's parameters that some of its blocks have, 0 … 1. */

@@ -2,8 +2,8 @@
 // reached, and the search, which also gives the perplexity after each removal of a method that ranks once.
 import { BlockprunerError } from '../errors.js';
 import { formatPercent } from '../format.js';
-import type { Block } from '../runtime/blocks.js';
-import { searchOrder } from '../search/greedy.js';
+import { formatBlock, type Block, type Move } from '../runtime/blocks.js';
+import { movesAfter, searchOrder, type SearchOptions } from '../search/greedy.js';
 import { Journal } from '../search/journal.js';
 import { PrefixEvaluator } from '../search/prefix.js';
 import {
@@ -14,20 +14,26 @@ import {
     type MethodContext,
     type MethodOptions,
     type PruningMethod,
+    type SearchRules,
     type StepwiseMethod
 } from './method.js';
 import { checkSelection, possibleMoves } from './moves.js';
 
-/** A method that removes move after move, by what it lets go next. */
+/** As BlockPruner and SLEB compare candidates. */
+export const paperRules: SearchRules = { per: 'removal', swaps: 0 };
+
+/** A method that removes move after move, by what it lets go next, and by what it compares that, if it measures it. */
 export function stepwise<Name extends string>(
     name: Name,
     unit: PruningMethod['unit'],
-    candidates: (options: MethodOptions) => Candidates | Promise<Candidates>
+    candidates: (options: MethodOptions) => Candidates | Promise<Candidates>,
+    rules?: SearchRules
 ): StepwiseMethod<Name> {
     const method: StepwiseMethod<Name> = {
         name,
         unit,
         stepwise: true,
+        rules,
         candidates: async (options) => {
             checkSelection(method, options.selection);
             return candidates(options);
@@ -40,12 +46,12 @@ export function stepwise<Name extends string>(
 
 async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal): Promise<Decision> {
     const { models, calibration, signal, onProgress } = context;
-    const { keepBytes } = context.search;
+    const { keepBytes, per = method.rules?.per ?? 'removal', swaps = method.rules?.swaps ?? 0 } = context.search;
     const candidates = await method.candidates(context);
-    const total = onProgress ? expectedSteps(method, context, goal) : 0;
+    const total = onProgress ? expectedSteps(method, context, goal) * (1 + swaps) : 0;
     const evaluator = await PrefixEvaluator.create(models, calibration, { keepBytes, signal });
     try {
-        return await search(evaluator, candidates, total, context, goal);
+        return await search(evaluator, candidates, { per, swaps }, total, context, goal);
     } finally {
         evaluator.dispose();
     }
@@ -54,10 +60,12 @@ async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal
 async function search(
     evaluator: PrefixEvaluator,
     candidates: Candidates,
+    { per, swaps }: SearchRules,
     total: number,
     context: MethodContext,
-    { remove = Infinity, ratio, maxIncrease }: Goal
+    goal: Goal
 ): Promise<Decision> {
+    const { remove = Infinity, ratio, maxIncrease } = goal;
     const { blocks, onProgress } = context;
     const { file, inputs, resume } = context.journal;
     const journal = Journal.open(evaluator, file, await inputs(), resume);
@@ -66,6 +74,8 @@ async function search(
     const { steps, nll } = await searchOrder(journal, {
         mode: context.search.mode,
         confidence: context.search.confidence,
+        worth: worthOf(context, goal, per),
+        swaps: { rounds: swaps, moves: (others, instead) => replacements(candidates, context, goal, others, instead) },
         moves: (removed) => (isEnough(removed) ? [] : candidates(removed, remove - removed.length)),
         maxPerplexity: maxIncrease === undefined ? undefined : (value) => value * (1 + maxIncrease),
         onStart(value) {
@@ -84,7 +94,39 @@ async function search(
         onEvaluation: (step, decided, of) => onProgress?.(step - 1 + decided / of, total),
         onStep: (step, number) => context.onStep?.(step, number, dense)
     }).finally(() => journal.close());
-    return { removed: steps.flatMap(({ removed }) => removed), steps, dense, nll: concatenate(nll) };
+    return { removed: movesAfter(steps).flat(), steps, dense, nll: concatenate(nll) };
+}
+
+/** What may go in the place of a move, so that no less goes than is wanted. */
+function replacements(
+    candidates: Candidates,
+    context: MethodContext,
+    { remove, ratio }: Goal,
+    others: readonly Block[],
+    instead: Move
+): Move[] {
+    const wanted = ratio ?? removedShare(context, [...others, ...instead]);
+    return candidates(others, remove === undefined ? undefined : remove - others.length).filter((move) =>
+        remove === undefined
+            ? removedShare(context, [...others, ...move]) >= wanted
+            : others.length + move.length === remove
+    );
+}
+
+/**
+ * What a move is worth by what it is counted in. What goes beyond the share of parameters that is to go is worth
+ * nothing, so that the last removals meet it closely.
+ */
+function worthOf(context: MethodContext, { ratio = 1 }: Goal, per: SearchRules['per']): SearchOptions['worth'] {
+    if (per === 'removal') {
+        return undefined;
+    }
+    const blocks = new Map(context.blocks.map((block) => [formatBlock(block), block]));
+    return (move, removed) => {
+        const all = sum(move.map((block) => blocks.get(formatBlock(block))![per]));
+        const wanted = (ratio - removedShare(context, removed)) / removedShare(context, move);
+        return Math.max(all * Math.min(wanted, 1), 1e-9); // a block may have no weights
+    };
 }
 
 /** @throws BlockprunerError if it is clear from the moves alone that a goal can't be reached */

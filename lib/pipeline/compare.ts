@@ -9,7 +9,7 @@ import { measurePerplexity, perplexityOf, textSequences } from '../evaluation/pe
 import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
 import type { Task } from '../evaluation/tasks.js';
 import { methodOf } from '../methods/index.js';
-import type { Decision, Goal, MethodContext, PruningMethod } from '../methods/method.js';
+import { isNested, type Decision, type Goal, type MethodContext, type PruningMethod } from '../methods/method.js';
 import { checkWritable, isPartial, writeText } from '../output.js';
 import { comparisonReport } from '../report/comparison-report.js';
 import { comparisonCsv, comparisonTable } from '../report/comparison-table.js';
@@ -222,12 +222,12 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
     const { session, comparison, ratios } = run;
     const { compared, method, seed, name } = contestant;
     const onProgress = run.options.onProgress ?? (() => {});
-    const steps = method.stepwise ? await findSteps(run, contestant) : [];
+    const steps = isNested(method) ? await findSteps(run, contestant) : [];
     const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
     const isThere = (ratio: number) =>
         comparison.pruned.some((one) => one.method === compared && one.seed === seed && one.ratio === ratio);
     for (const ratio of ratios.filter((one) => !isThere(one))) {
-        if (method.stepwise) {
+        if (isNested(method)) {
             const last = steps.findIndex((_, i) => session.share(removedAfter(i + 1)) >= ratio);
             if (last < 0) {
                 onProgress(`${name} can't remove ${ratio}`);
@@ -240,7 +240,8 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
         }
         onProgress(`${name} at ${ratio}`);
         try {
-            await addResult(run, contestant, ratio, await method.decide(contextOf(run, contestant), { ratio }));
+            const decision = await method.decide(contextOf(run, contestant), { ratio });
+            await addResult(run, contestant, ratio, decision, decision.steps.at(-1)?.perplexity);
         } catch (error) {
             // Such a method needs room and memory for another model, which may not be there; other methods don't.
             if (!(error instanceof BlockprunerError)) {

@@ -1,17 +1,25 @@
 import fs from 'node:fs';
 import path from 'node:path';
-import { checkInteger, checkNumber } from '../check.js';
+import { checkInteger, checkNumber, checkOneOf } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
 import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
 import type { Task } from '../evaluation/tasks.js';
 import { formatPercent } from '../format.js';
 import { methodOf, type Method } from '../methods/index.js';
-import type { Decision, Goal, MethodContext, PruningMethod, SearchStart } from '../methods/method.js';
+import {
+    pers,
+    type Decision,
+    type Goal,
+    type MethodContext,
+    type PruningMethod,
+    type SearchRules,
+    type SearchStart
+} from '../methods/method.js';
 import { checkOutput, writeText } from '../output.js';
 import { pruneReport } from '../report/prune-report.js';
 import type { PruneResult } from '../report/prune-result.js';
-import { paperName, type Block, type BlockSelection } from '../runtime/blocks.js';
-import type { Step } from '../search/greedy.js';
+import { paperName, type BlockSelection } from '../runtime/blocks.js';
+import { movesAfter, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
 import { checkRepairOptions, repair, type RepairOptions } from './repair.js';
@@ -50,6 +58,16 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
     limit?: number | undefined;
     /** How it is decided what goes; see {@link Method}. Default: `blockpruner`. */
     method?: Method | undefined;
+    /**
+     * What the rise of the NLL is counted by when candidates are compared: by the `removal`, as in the paper, or by the
+     * `parameters` or `bytes` that go with it. Default: the method's own, `parameters` for `balanced`, else `removal`.
+     */
+    per?: SearchRules['per'] | undefined;
+    /**
+     * How often each removal is looked at again at the end of the search: whether another one would now be better in its
+     * place. Default: the method's own, 1 for `balanced`, else 0.
+     */
+    swaps?: number | undefined;
     /** For the method `random`: another number gives another order. Default: 0. */
     methodSeed?: number | undefined;
     /**
@@ -139,6 +157,12 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
                 `say how much to remove by ${option('remove')} or ${option('ratio')}`
         );
     }
+    checkOneOf('per', options.per, pers);
+    checkInteger('swaps', options.swaps, { least: 0 });
+    if (!method.rules && (options.per !== undefined || options.swaps !== undefined)) {
+        const given = option(options.per !== undefined ? 'per' : 'swaps');
+        throw new BlockprunerError('ARGUMENT', `${method.name} compares no candidates: leave out ${given}`);
+    }
     checkInteger('methodSeed', options.methodSeed, { least: 0, most: 2 ** 32 - 1 });
     checkSearchChoice(options);
     checkTaskOptions({ limit: options.limit });
@@ -202,8 +226,9 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
 }
 
 function methodContext(session: Session, method: PruningMethod, options: PruneOptions): MethodContext {
-    const { output, blocks = 'all', search, confidence, keepBytes, methodSeed, orderFile, resume, signal } = options;
-    const order: Block[] = [];
+    const { output, blocks = 'all', search, confidence, keepBytes, per, swaps } = options;
+    const { methodSeed, orderFile, resume, signal } = options;
+    const steps: Step[] = [];
     if (orderFile !== undefined) {
         // an order file that can't be written is refused before the search
         session.blocks.filter(({ kind }) => blocks === 'all' || kind === blocks).forEach(paperName);
@@ -212,7 +237,7 @@ function methodContext(session: Session, method: PruningMethod, options: PruneOp
         selection: blocks,
         seed: methodSeed,
         signal,
-        search: { mode: search, confidence, keepBytes },
+        search: { mode: search, confidence, keepBytes, per, swaps },
         journal: {
             file: journalOf(output),
             resume: resume ?? false,
@@ -224,9 +249,9 @@ function methodContext(session: Session, method: PruningMethod, options: PruneOp
         },
         onStart: options.onStart,
         onStep(step, number, dense) {
-            order.push(...step.removed);
+            steps.push(step);
             if (orderFile !== undefined) {
-                writeText(orderFile, formatOrder(order), { force: true, what: 'order file' });
+                writeText(orderFile, formatOrder(movesAfter(steps).flat()), { force: true, what: 'order file' });
             }
             options.onStep?.(step, number, dense);
         },

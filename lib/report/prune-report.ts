@@ -12,6 +12,7 @@ import {
 } from '../format.js';
 import { formatBlock, formatMove, type Block } from '../runtime/blocks.js';
 import { shareOf } from '../runtime/model.js';
+import { formatStep, movesAfter } from '../search/greedy.js';
 import type { Speed } from '../stock/stock.js';
 import { version } from '../version.js';
 import { barChart, layerMaps, lineChart, scoreChart, type Bar } from './charts.js';
@@ -172,8 +173,8 @@ function modelsOf(result: PruneResult): ModelOnTheWay[] {
         return [dense, { name: formatMove(removed), share: share(removed), perplexity: unrepairedPerplexity(result) }];
     }
     const after = steps.map((step, i) => ({
-        name: formatMove(step.removed),
-        share: share(steps.slice(0, i + 1).flatMap((earlier) => earlier.removed)),
+        name: formatStep(step),
+        share: share(movesAfter(steps.slice(0, i + 1)).flat()),
         perplexity: step.perplexity
     }));
     return [dense, ...after];
@@ -181,7 +182,7 @@ function modelsOf(result: PruneResult): ModelOnTheWay[] {
 
 async function layerFigure({ blocks, steps, removed }: PruneResult): Promise<Figure> {
     const hasOrder = steps.length > 0;
-    const moves = hasOrder ? steps.map((step) => step.removed) : [removed];
+    const moves = hasOrder ? movesAfter(steps) : [removed];
     const numbers = new Map(moves.flatMap((move, i) => move.map((block) => [formatBlock(block), i + 1])));
     const numberOf = (block: Block) => numbers.get(formatBlock(block));
     const fateOf = (block: Block) => {

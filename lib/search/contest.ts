@@ -11,6 +11,11 @@ export interface Contest {
     current: readonly Float32Array[];
     /** Gives the NLL of each token without a move's blocks, one array for each of the sequences asked for. */
     evaluate: (move: Move, sequences: readonly number[], mayWin?: boolean) => Promise<Float32Array[]>;
+    /**
+     * What a move's rise of the NLL is divided by before it is compared with others: the parameters that go with it, or
+     * 1, above 0.
+     */
+    worth: (move: Move) => number;
     /** How many evaluations should be asked for at once. */
     atOnce: number;
     /** Is told how many moves are decided; a move that has been looked at counts in part. */

@@ -1,6 +1,6 @@
 import { checkOneOf } from '../check.js';
 import { BlockprunerError, MethodError } from '../errors.js';
-import { bare, type Block, type BlockKind, type Move } from '../runtime/blocks.js';
+import { bare, formatMove, type Block, type BlockKind, type Move } from '../runtime/blocks.js';
 import { perplexityOfAll, type Candidate, type Contest } from './contest.js';
 import { ExactSearch } from './exact.js';
 import { checkConfidence, DEFAULT_CONFIDENCE, Race } from './race.js';
@@ -14,14 +14,19 @@ export type SearchMode = 'full' | 'exact' | 'race';
 
 export const searchModes: readonly SearchMode[] = ['full', 'exact', 'race'];
 
-/** One removal. */
+/** One removal, or one removal in the place of another. */
 export interface Step {
     removed: Move;
+    /** What is there again for it. */
+    restored?: Move;
     /** Perplexity of the model without all blocks removed so far. */
     perplexity: number;
-    /** All that could have gone, the move that did among them, in the order in which the paper's code tries it. */
+    /** All that could have gone, the move that did and what was restored among them, in the order in which the paper's code tries it. */
     candidates: Candidate[];
-    /** How many sequences were evaluated for this removal, over all candidates. */
+    /**
+     * How many sequences were evaluated for this removal, over all candidates, and for what was looked at again in vain
+     * right before.
+     */
     evaluations: number;
     seconds: number;
 }
@@ -45,10 +50,21 @@ export interface CandidateEvaluator {
 export interface SearchOptions {
     /** What may be removed next. The search ends where there is nothing. */
     moves(removed: readonly Block[]): readonly Move[];
+    /**
+     * What a move is worth, above 0: its rise of the NLL is divided by that before it is compared with others. Default:
+     * 1 for each, as in the paper.
+     */
+    worth?: ((move: Move, removed: readonly Block[]) => number) | undefined;
     /** Default: `race`. */
     mode?: SearchMode | undefined;
     /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
     confidence?: number | undefined;
+    /**
+     * How often each removal is looked at again when the search is at its end, and what could have gone in its place,
+     * itself among them, beside all others. What leaves the lowest perplexity goes. Each removal was the best when less
+     * was gone, the first ones when nothing was. Default: never, as in the paper.
+     */
+    swaps?: { rounds: number; moves(others: readonly Block[], instead: Move): readonly Move[] } | undefined;
     /**
      * The search ends before a removal would lead to a higher perplexity than this, given the dense model's. Default:
      * any.
@@ -65,7 +81,7 @@ export interface SearchOptions {
 export interface SearchResult {
     /** Perplexity of the model as it is. */
     dense: number;
-    /** In the order of removal. */
+    /** One after the other; {@link movesAfter} tells what is gone after them. */
     steps: Step[];
     /** NLL of each predicted token, without the removed blocks: one array for each sequence. */
     nll: Float32Array[];
@@ -73,17 +89,17 @@ export interface SearchResult {
 
 /**
  * BlockPruner's iterative search (Zhong et al. 2025, section 3.3 and algorithm 1, as its own code does it): remove the
- * move without which the perplexity is lowest, and repeat on what is left. Candidates stand in the order attention
+ * move without which the perplexity is lowest (or, where moves differ in worth, rises least for its worth), and repeat on
+ * what is left. Candidates stand in the order attention
  * blocks by layer, then FFN blocks by layer; of equal ones the earlier is removed.
  * @throws ArgumentError if the mode or the confidence isn't one that there is
  * @throws BlockprunerError if the perplexity of the dense model is not finite
  * @throws MethodError if the perplexity is not finite whichever block goes next
  */
 export async function searchOrder(evaluator: CandidateEvaluator, options: SearchOptions): Promise<SearchResult> {
-    const { mode = 'race', confidence = DEFAULT_CONFIDENCE } = options;
+    const { mode = 'race', confidence = DEFAULT_CONFIDENCE, worth = () => 1, swaps } = options;
     checkOneOf('search', mode, searchModes);
     checkConfidence(confidence);
-    const removed: Block[] = [];
     const steps: Step[] = [];
     const all = Array.from({ length: evaluator.sequences }, (_, sequence) => sequence);
     const search = mode === 'race' ? new Race(confidence) : new ExactSearch(mode === 'full');
@@ -97,26 +113,37 @@ export async function searchOrder(evaluator: CandidateEvaluator, options: Search
     options.onStart?.(dense);
     const most = options.maxPerplexity?.(dense) ?? Infinity;
 
-    for (;;) {
-        const moves = [...options.moves(removed)].sort(inThePapersOrder);
-        if (moves.length === 0) {
-            break;
-        }
-        const started = performance.now();
-        let evaluations = 0;
-        const contest: Contest = {
-            current,
-            moves,
+    let [decisions, evaluations, started] = [0, 0, performance.now()];
+    const choose = async (contest: Pick<Contest, 'moves' | 'current' | 'worth'>, removed: readonly Block[]) => {
+        const { length } = contest.moves;
+        const outcome = await search.choose({
+            ...contest,
             atOnce: evaluator.devices,
             evaluate: async (move, sequences, mayWin) => {
                 const nll = await evaluator.evaluate([...removed, ...move], sequences, mayWin);
                 evaluations += sequences.length;
                 return nll;
             },
-            onProgress: (decided) => options.onEvaluation?.(steps.length + 1, decided, moves.length)
-        };
-        const { move, nll, candidates } = await search.choose(contest);
-        const perplexity = perplexityOfAll(nll);
+            onProgress: (decided) => options.onEvaluation?.(decisions + 1, decided, length)
+        });
+        decisions++;
+        return { ...outcome, perplexity: perplexityOfAll(outcome.nll) };
+    };
+    const take = (step: Omit<Step, 'evaluations' | 'seconds'>, nll: Float32Array[]) => {
+        const seconds = (performance.now() - started) / 1000;
+        steps.push({ ...step, evaluations, seconds });
+        [current, evaluations, started] = [nll, 0, performance.now()];
+        options.onStep?.(steps.at(-1)!, steps.length);
+    };
+
+    for (;;) {
+        const removed = movesAfter(steps).flat();
+        const moves = [...options.moves(removed)].sort(inThePapersOrder);
+        if (moves.length === 0) {
+            break;
+        }
+        const contest = { moves, current, worth: (move: Move) => worth(move, removed) };
+        const { move, nll, perplexity, candidates } = await choose(contest, removed);
         if (perplexity > most) {
             break;
         }
@@ -124,15 +151,48 @@ export async function searchOrder(evaluator: CandidateEvaluator, options: Search
             const message = `after ${removed.length} removals, the perplexity is not finite whichever block goes next`;
             throw new MethodError(message);
         }
-        removed.push(...move);
-        evaluator.remove([...removed]);
-        current = nll;
-        const seconds = (performance.now() - started) / 1000;
-        const step: Step = { removed: bare(move), perplexity, candidates, evaluations, seconds };
-        steps.push(step);
-        options.onStep?.(step, steps.length);
+        evaluator.remove([...removed, ...move]);
+        take({ removed: bare(move), perplexity, candidates }, nll);
+    }
+
+    for (let round = 0, before = -1; round < (swaps?.rounds ?? 0) && before !== steps.length; round++) {
+        before = steps.length;
+        for (const earlier of movesAfter(steps)) {
+            const rest = movesAfter(steps)
+                .filter((move) => !isSame(move, earlier))
+                .flat();
+            const moves = [...swaps!.moves(rest, earlier)].sort(inThePapersOrder);
+            if (moves.length < 2 || !moves.some((move) => isSame(move, earlier))) {
+                continue; // the others could not have gone without it
+            }
+            evaluator.remove(rest);
+            const contest = { moves, current: await evaluator.evaluate(rest, all, true), worth: () => 1 };
+            const { move, nll, perplexity, candidates } = await choose(contest, rest);
+            if (perplexity < perplexityOfAll(current) && !isSame(move, earlier)) {
+                take({ removed: bare(move), restored: earlier, perplexity, candidates }, nll);
+            }
+        }
     }
     return { dense, steps, nll: current };
+}
+
+/** The moves that are made after some steps: those of a swap stand where those stood that were restored. */
+export function movesAfter(steps: readonly Pick<Step, 'removed' | 'restored'>[]): Move[] {
+    const moves: Move[] = [];
+    for (const { removed, restored } of steps) {
+        const index = restored ? moves.findIndex((move) => isSame(move, restored)) : moves.length;
+        moves[index] = removed;
+    }
+    return moves;
+}
+
+/** Says what a step did: `attn.3`, or `attn.3 for ffn.7`. */
+export function formatStep({ removed, restored }: Pick<Step, 'removed' | 'restored'>): string {
+    return `${formatMove(removed)}${restored ? ` for ${formatMove(restored)}` : ''}`;
+}
+
+function isSame(a: Move, b: Move): boolean {
+    return formatMove(a) === formatMove(b);
 }
 
 const kindsInOrder: readonly BlockKind[] = ['attn', 'ffn', 'linear'];

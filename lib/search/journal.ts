@@ -66,7 +66,7 @@ export class Journal implements CandidateEvaluator {
     }
 
     async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin?: boolean): Promise<Float32Array[]> {
-        const name = skip.map(formatBlock).join(' ');
+        const name = skip.map(formatBlock).sort().join(' '); // however the search came to leave these out
         const unknown = sequences.filter((sequence) => !this.known.has(`${name}/${sequence}`));
         const values = new Map<number, Float32Array>();
         if (unknown.length > 0) {

@@ -57,6 +57,8 @@ interface Measured extends Estimate {
 
 interface Racer extends Measured {
     move: Move;
+    /** What its costs are divided by. */
+    worth: number;
     /** The order in which its sequences are evaluated. */
     order: number[];
     /** By sequence, the NLL of each token. */
@@ -72,7 +74,7 @@ interface Covariate {
 }
 
 /**
- * Finds the move with the lowest perplexity, and is wrong about it at most with a chosen probability.
+ * Finds the move with the lowest rise of the NLL for its worth, and is wrong about it at most with a chosen probability.
  *
  * It is a race (Maron and Moore 1994): moves are evaluated on more and more sequences, and one is dropped once its cost
  * is above that of the best by more than chance explains. The only error is to drop the move that would win, and it can
@@ -96,7 +98,7 @@ export class Race {
      */
     constructor(private readonly confidence: number) {}
 
-    async choose({ current, moves, evaluate, onProgress, atOnce }: Contest): Promise<Outcome> {
+    async choose({ current, moves, worth, evaluate, onProgress, atOnce }: Contest): Promise<Outcome> {
         const n = current.length;
         const shuffle = shuffled(n);
         // With several devices, the first looks are spread over all of their sequences. A block's first look is always
@@ -104,14 +106,15 @@ export class Race {
         const turn = ([block]: Move) => (atOnce > 1 ? (2 * block!.layer + Number(block!.kind === 'ffn')) % n : 0);
         const surely = probit(1 - (1 - this.confidence) / mostLooks(n));
         const isFirst = this.#memory.size === 0;
-        const bound = ({ mean }: Racer) => {
-            const better = isFirst ? racers.filter((other) => other.mean < mean).length : 0;
+        const bound = (racer: Racer) => {
+            const better = isFirst ? racers.filter((other) => rate(other) < rate(racer)).length : 0;
             return surely * (isFirst ? FIRST_REMOVAL_CARE[better < 0.4 * racers.length ? 0 : 1] : 1);
         };
         const model: Covariate = { values: current, whole: { mean: meanOf(current.map(meanOf)), variance: 0 } };
 
         const racers: Racer[] = moves.map((move) => ({
             move,
+            worth: worth(move),
             current: model,
             order: [...shuffle.slice(turn(move)), ...shuffle.slice(0, turn(move))],
             nll: [],
@@ -135,8 +138,8 @@ export class Race {
                 racer.variance = 0;
                 if (
                     !best ||
-                    racer.mean < best.mean ||
-                    (racer.mean === best.mean && racers.indexOf(racer) < racers.indexOf(best))
+                    excess(racer, best) < 0 ||
+                    (excess(racer, best) === 0 && racers.indexOf(racer) < racers.indexOf(best))
                 ) {
                     best = racer;
                 }
@@ -168,7 +171,7 @@ export class Race {
 
         for (;;) {
             const left = racers.filter(
-                (racer) => racer.done < n && !(racer.mean - best!.mean > bound(racer) * Math.sqrt(racer.variance))
+                (racer) => racer.done < n && !(excess(racer, best!) > bound(racer) * Math.sqrt(racer.variance))
             );
             decided = racers.length - left.length;
             report();
@@ -176,9 +179,9 @@ export class Race {
                 break;
             }
             // The most promising come first: one that wins drops others.
-            const next = left.sort((a, b) => a.mean - b.mean).slice(0, atOnce);
+            const next = left.sort((a, b) => rate(a) - rate(b)).slice(0, atOnce);
             await Promise.all(
-                next.map((racer) => measure(racer, nextLook(racer, n, (racer.mean - best!.mean) / bound(racer))))
+                next.map((racer) => measure(racer, nextLook(racer, n, excess(racer, best!) / bound(racer))))
             );
             estimate(next);
         }
@@ -293,8 +296,17 @@ function mostLooks(n: number): number {
     return Math.max(looks, 1);
 }
 
+function rate({ mean, worth }: Racer): number {
+    return mean / worth;
+}
+
+/** By how much a move's cost exceeds what would be as good as the best. */
+function excess(racer: Racer, best: Racer): number {
+    return racer.mean - best.mean * (racer.worth / best.worth);
+}
+
 function lowest(racers: readonly Racer[]): Racer {
-    return racers.reduce((a, b) => (b.mean < a.mean ? b : a));
+    return racers.reduce((a, b) => (rate(b) < rate(a) ? b : a));
 }
 
 /** The numbers 0 … n−1 in an order that is always the same and has nothing to do with the text. */
