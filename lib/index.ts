@@ -118,6 +118,8 @@ export {
 export { pruneReport } from './report/prune-report.js';
 export { type PruneResult, type RepairResult } from './report/prune-result.js';
 export {
+    formatStep,
+    movesAfter,
     searchOrder,
     type CandidateEvaluator,
     type SearchMode,
@@ -127,5 +129,11 @@ export {
 } from './search/greedy.js';
 export { type Candidate } from './search/contest.js';
 export { methods, movesOf, type Method } from './methods/index.js';
-export { type Candidates, type MethodOptions, type MoveSource, type SearchStart } from './methods/method.js';
+export {
+    type Candidates,
+    type MethodOptions,
+    type MoveSource,
+    type SearchRules,
+    type SearchStart
+} from './methods/method.js';
 export { formatOrder, readOrder } from './search/order.js';

@@ -141,6 +141,54 @@ test('sleb removes the layer without which the perplexity is lowest', async () =
     check.dispose();
 });
 
+test('balanced offers blocks and layers, and removes what costs least for its parameters', async () => {
+    const moves = (await movesOf('balanced', { model, host, blocks, calibration }))([]);
+    const singles = blocks.map((block) => formatMove([block]));
+    expect(moves.map(formatMove).sort()).toEqual([...singles, ...reference.layers.map((_, i) => layerName(i))].sort());
+
+    const small = { samples: 2, context: 64 };
+    const check = await Model.load(tiny, { device: 'cpu' });
+    const [text, sized] = [await loadCalibration(check, small), await check.blocks()];
+    const parameters = new Map(sized.map((block) => [formatBlock(block), block.parameters]));
+    const options = { repair: 'none', device: 'cpu', calibration: small, force: true, search: 'exact' } as const;
+    const output = path.join(folder, 'balanced.gguf');
+    const ratio = 0.11; // of 7.6 million: more than an FFN block, less than two
+    const found = await prune(tiny, { ...options, output, method: 'balanced', ratio, swaps: 0 });
+    const gone: Block[] = [];
+    for (const { removed } of found.steps) {
+        const before = Math.log(await perplexityOf(check, text, { skip: gone }));
+        const left =
+            ratio * check.parameters - gone.reduce((sum, block) => sum + parameters.get(formatBlock(block))!, 0);
+        const rates = new Map<string, number>();
+        for (const move of (await movesOf('balanced', { model, host, blocks, calibration }))(gone)) {
+            const size = move.reduce((sum, block) => sum + parameters.get(formatBlock(block))!, 0);
+            const rise = Math.log(await perplexityOf(check, text, { skip: [...gone, ...move] })) - before;
+            rates.set(formatMove(move), rise / Math.min(size, left));
+        }
+        expect(rates.get(formatMove(removed))).toBeCloseTo(Math.min(...rates.values()), 12);
+        gone.push(...removed);
+    }
+    check.dispose();
+
+    const swapped = await prune(tiny, { ...options, output, method: 'balanced', ratio });
+    expect(swapped.perplexity.pruned).toBeLessThanOrEqual(found.perplexity.pruned);
+    expect(swapped.parameters.dense - swapped.parameters.pruned).toBeGreaterThanOrEqual(
+        ratio * swapped.parameters.dense
+    );
+});
+
+test('how candidates are compared can be said of methods that compare them', async () => {
+    const options = { output: path.join(folder, 'no.gguf'), ratio: 0.1, device: 'cpu' } as const;
+    for (const [given, message] of [
+        [{ method: 'shortgpt', swaps: 1 }, 'shortgpt compares no candidates: leave out `swaps`'],
+        [{ method: 'laco', per: 'bytes' }, 'laco compares no candidates: leave out `per`'],
+        [{ swaps: -1 }, 'swaps must be a whole number of at least 0, not -1'],
+        [{ per: 'weight' as 'bytes' }, "per must be one of removal, parameters, bytes, not 'weight'"]
+    ] as const) {
+        await expect(prune(tiny, { ...options, ...given })).rejects.toThrow(message);
+    }
+});
+
 test.each(methods.filter((method) => method !== 'sleb'))(
     '%s writes a verified file, also of a model whose blocks go in pairs',
     async (method) => {

@@ -5,12 +5,15 @@ import {
     formatBlock,
     formatMove,
     formatOrder,
+    formatStep,
+    movesAfter,
     parseBlocks,
     readOrder,
     searchOrder,
     without,
     type Block,
     type CandidateEvaluator,
+    type Move,
     type SearchMode,
     type SearchOptions
 } from '../../lib/index.js';
@@ -129,6 +132,14 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
         ]);
     });
 
+    test('removes what costs least for its worth', async () => {
+        const worth = ([block]: Move, removed: readonly Block[]) =>
+            block!.kind === 'ffn' && removed.length === 0 ? 3 : 1;
+        const { order, steps } = await search({ 'attn.0': 1, 'ffn.0': 2, 'ffn.1': 4 }, { mode, worth });
+        expect(order).toBe('ffn.0+attn.0+ffn.1');
+        expect(steps[0]!.perplexity).toBe(Math.exp(4));
+    });
+
     test('gives the NLL of the last model', async () => {
         expect((await search({ 'attn.0': 1, 'ffn.0': 0.5 }, { mode, maxPerplexity: () => Math.exp(2.5) })).nll).toEqual(
             [Float32Array.of(2.5)]
@@ -165,6 +176,46 @@ describe.each(['full', 'exact', 'race'] as const)('searchOrder (%s)', (mode) => 
         await expect(searchOrder(evaluator, { moves: singly(parseBlocks('attn.0')), mode })).rejects.toThrow(
             'perplexity on the calibration text is Infinity'
         );
+    });
+});
+
+describe.each(['full', 'exact', 'race'] as const)('swaps (%s)', (mode) => {
+    const candidates = parseBlocks('attn.0,attn.1,attn.2,attn.3,attn.4');
+    // By themselves, blocks cost 1, 2, …; two that are gone together cost what is said here.
+    const together: Record<string, number> = { '01': 5, '02': 6, '03': 4.5, '12': 5, '13': 3, '23': 7, '24': 2.5 };
+    const costOf = (skip: readonly Block[]) => {
+        const layers = skip.map(({ layer }) => layer).sort();
+        return skip.length < 2 ? (layers[0] ?? -1) + 1 : (together[layers.join('')] ?? 9);
+    };
+    const run = (rounds: number) =>
+        searchOrder(
+            {
+                sequences: 1,
+                devices: 1,
+                evaluate: (skip) => Promise.resolve([Float32Array.of(2 + costOf(skip))]),
+                remove: () => undefined
+            },
+            {
+                moves: singly(candidates, 2),
+                mode,
+                swaps: { rounds, moves: (others) => singly(candidates, 2)(others) }
+            }
+        );
+
+    test('put in the place of each removal what is better beside all others', async () => {
+        const [before, after] = [await run(0), await run(1)];
+        expect(before.steps.map(formatStep)).toEqual(['attn.0', 'attn.3']);
+        // attn.0 gives way to attn.1; attn.3 is the best that there is beside it
+        expect(after.steps.map(formatStep)).toEqual(['attn.0', 'attn.3', 'attn.1 for attn.0']);
+        expect(after.steps.map(({ perplexity }) => Math.log(perplexity))).toEqual(
+            [3, 6.5, 5].map((nll) => expect.closeTo(nll) as number)
+        );
+        expect(movesAfter(after.steps).map(formatMove)).toEqual(['attn.1', 'attn.3']);
+        expect(after.nll).toEqual([Float32Array.of(5)]);
+    });
+
+    test('end when a round changes nothing', async () => {
+        expect((await run(50)).steps.map(formatStep)).toEqual((await run(2)).steps.map(formatStep));
     });
 });
 
@@ -230,11 +281,16 @@ function madeUp({
     return { candidates, evaluator, asked: () => sequencesAsked };
 }
 
-async function orderOf(model: ReturnType<typeof madeUp>, mode: SearchMode, removals: number, confidence?: number) {
+async function orderOf(
+    model: ReturnType<typeof madeUp>,
+    mode: SearchMode,
+    removals: number,
+    options: Partial<SearchOptions> = {}
+) {
     const { steps } = await searchOrder(model.evaluator, {
         moves: singly(model.candidates, removals),
         mode,
-        confidence
+        ...options
     });
     return {
         order: names(steps.flatMap(({ removed }) => removed)),
@@ -251,6 +307,21 @@ describe('the faster searches', () => {
         expect({ ...race, asked: 0 }).toEqual({ ...full, asked: 0 });
         expect(exact.asked).toBeLessThan(full.asked);
         expect(race.asked).toBeLessThan(full.asked / 3);
+    });
+
+    test.each([1, 2, 3, 4])('find it also where blocks differ in worth (model %i)', async (seed) => {
+        const worth = ([block]: Move) => (block!.kind === 'attn' ? 0.5 : 3);
+        const of = (mode: SearchMode, options?: Partial<SearchOptions>) =>
+            orderOf(madeUp({ blocks: 24, seed }), mode, 8, options);
+        const [full, exact, race] = [
+            await of('full', { worth }),
+            await of('exact', { worth }),
+            await of('race', { worth })
+        ];
+        expect(full.order).not.toBe((await of('full')).order);
+        expect({ ...exact, asked: 0 }).toEqual({ ...full, asked: 0 });
+        expect({ ...race, asked: 0 }).toEqual({ ...full, asked: 0 });
+        expect(race.asked).toBeLessThan(full.asked / 2);
     });
 
     // tokens of a sequence are alike by 0.003 in both
@@ -271,7 +342,7 @@ describe('the faster searches', () => {
                         madeUp({ blocks: 8, sequences: 12, tokens, close: tokens > 100 ? 0.005 : 0.02, alike, seed }),
                         mode,
                         1,
-                        confidence
+                        { confidence }
                     );
                 const [race, all] = [await of('race'), await of('full')];
                 wrong += Number(race.order !== all.order);
