@@ -3,17 +3,19 @@ import path from 'node:path';
 import { checkInteger } from '../check.js';
 import { ArgumentError, BlockprunerError, option } from '../errors.js';
 import { randomNumbers } from '../random.js';
-import type { Model } from '../runtime/model.js';
+import type { Model, RunOptions } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 import { applyTemplate, readConversation, type Conversation } from './chat.js';
 import type { DownloadOptions } from './download.js';
 import { parquetRows } from './parquet.js';
+import { selfCalibration, writtenByItself } from './self.js';
 import { formatOf, jsonLines, jsonList, nameOf, readText, valueAt, type PlacedRecord } from './text.js';
 
 export interface CalibrationOptions {
     /**
      * A text file, JSON Lines (by its ending .jsonl or .ndjson), a JSON list (.json), each also compressed (.gz), a
-     * parquet file (.parquet), or a URI of one. Default: the embedded text, {@link defaultCalibration}.
+     * parquet file (.parquet), or a URI of one. `self`: text that the model writes itself. Default: the embedded text,
+     * {@link defaultCalibration}.
      */
     file?: string | undefined;
     /**
@@ -27,7 +29,10 @@ export interface CalibrationOptions {
     samples?: number | undefined;
     /** Tokens in a sequence. Default: 512. */
     context?: number | undefined;
-    /** Picks the sequences at random, the same ones for the same number. Default: the first ones. */
+    /**
+     * Picks the sequences at random, the same ones for the same number. Default: the first ones. Of `self`: another
+     * number gives another text; default: 0.
+     */
     seed?: number | undefined;
 }
 
@@ -38,6 +43,8 @@ export interface Calibration extends Sequences {
     name: string;
     /** The text's other sequences, which were not chosen: whole ones, one after the other. */
     rest: Int32Array;
+    /** Of a text without end: gives so many other sequences. */
+    more?: (count: number, options: RunOptions) => Promise<Int32Array>;
 }
 
 /** The embedded text, on which the embedded model was not trained; see models/README.md. */
@@ -64,10 +71,14 @@ const textFields = ['text', 'instruction,input,output', 'instruction,instances.0
 export async function loadCalibration(
     model: Model,
     options: CalibrationOptions = {},
-    signal?: AbortSignal
+    signal?: AbortSignal,
+    onProgress?: RunOptions['onProgress']
 ): Promise<Calibration> {
     checkCalibration(options);
     const { file = defaultCalibration, samples = 16, context = 512, seed } = options;
+    if (file === selfCalibration) {
+        return selfWritten(model, { samples, context, seed }, { signal, onProgress });
+    }
     const tokens = await tokenizeFile(model, file, options.field, signal);
     const available = Math.floor(tokens.length / context);
     if (available === 0) {
@@ -96,6 +107,23 @@ export async function loadCalibration(
     };
 }
 
+async function selfWritten(
+    model: Model,
+    { samples, context, seed = 0 }: { samples: number; context: number; seed?: number | undefined },
+    options: RunOptions
+): Promise<Calibration> {
+    const write = (first: number, count: number, how: RunOptions) =>
+        writtenByItself(model, { first, count, length: context, seed }, how);
+    return {
+        file: selfCalibration,
+        name: selfCalibration,
+        tokens: await write(0, samples, options),
+        length: context,
+        rest: new Int32Array(0),
+        more: (count, how) => write(samples, count, how)
+    };
+}
+
 /** Some sequences of a text's tokens, by their numbers. */
 function gather(tokens: Int32Array, numbers: readonly number[], length: number): Int32Array {
     const result = new Int32Array(numbers.length * length);
@@ -104,7 +132,10 @@ function gather(tokens: Int32Array, numbers: readonly number[], length: number):
 }
 
 /** @throws ArgumentError if an option is out of its range; nothing is read for that */
-export function checkCalibration({ samples, context, seed }: CalibrationOptions): void {
+export function checkCalibration({ file, field, samples, context, seed }: CalibrationOptions): void {
+    if (file === selfCalibration && field !== undefined) {
+        throw new ArgumentError('field', 'left out', field, 'text that the model writes itself has no fields');
+    }
     checkInteger('samples', samples, { least: 1 });
     checkInteger('context', context, { least: 2 });
     checkInteger('seed', seed, { least: 0 });

@@ -81,11 +81,7 @@ export async function applyTemplate(
             text = template.render({
                 messages: messages.map(({ role, content }) => ({ role, content: escape(content) })),
                 add_generation_prompt: false,
-                bos_token: bos,
-                eos_token: eos,
-                tools: null,
-                documents: null,
-                fixed_date: fixedDate
+                ...constantsOf(bos, eos)
             });
         } catch (error) {
             throw new BlockprunerError(
@@ -106,6 +102,33 @@ export async function applyTemplate(
         });
     }
     return pieces;
+}
+
+/**
+ * What a model's chat template writes before the user's first message; undefined where the model has no template, or
+ * one that can't be used.
+ */
+export function openingOf(model: Model): TextPiece | undefined {
+    const { bos, eos } = model.specialTokens();
+    let text: string;
+    try {
+        text = templateOf(model, model.path).render({
+            messages: [{ role: 'user', content: ESCAPE }],
+            add_generation_prompt: false,
+            ...constantsOf(bos, eos)
+        });
+    } catch {
+        return undefined;
+    }
+    const end = text.indexOf(ESCAPE);
+    return end <= 0
+        ? undefined
+        : { text: text.slice(0, end), addBos: bos === '' || !text.startsWith(bos), parseControl: true };
+}
+
+/** What templates read beside the messages. */
+function constantsOf(bos: string, eos: string) {
+    return { bos_token: bos, eos_token: eos, tools: null, documents: null, fixed_date: fixedDate };
 }
 
 const firstLine = (error: unknown) => messageOf(error).split('\n')[0];

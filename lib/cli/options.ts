@@ -62,7 +62,8 @@ export const calibrationOptions = {
         type: 'string',
         describe:
             'Calibration text: a text file, JSON Lines (.jsonl, .ndjson) or a JSON list (.json), also as .gz, or ' +
-            'a parquet file; conversations are written by the chat template of the model',
+            'a parquet file; conversations are written by the chat template of the model; self: text that the model ' +
+            'writes itself',
         defaultDescription: 'embedded text'
     },
     field: {

@@ -62,8 +62,11 @@ export async function repair(
     let text, fit;
     try {
         checkRepairable(session, decision, kind);
+        text = await fitText(model, calibration, repairTokens, {
+            signal,
+            onProgress: (done, total) => onProgress?.('calibrate', done, total)
+        });
         onProgress?.('repair', 0, 1);
-        text = await fitText(model, calibration, repairTokens, signal);
         const type = options.repairType ?? usualType(gguf, model.embedding);
         const wanted = { repair: kind, linear: host.linear, type };
         fit = await fitRepair(model, blocks, decision.removed, text, wanted, {

@@ -134,7 +134,9 @@ export class Session {
         try {
             onProgress?.('calibrate', 0, 1);
             const blocks = await models[0]!.blocks(signal);
-            const calibration = await loadCalibration(models[0]!, options.calibration, signal);
+            const calibration = await loadCalibration(models[0]!, options.calibration, signal, (done, total) =>
+                onProgress?.('calibrate', done, total)
+            );
             return new Session(source, host, models, blocks, calibration);
         } catch (error) {
             models.forEach((model) => model.dispose());

@@ -1,6 +1,6 @@
 import { defaultCalibration, defaultInstructions, tokenizeFile, type Calibration } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
-import type { Model } from '../runtime/model.js';
+import type { Model, RunOptions } from '../runtime/model.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 
 /** So many tokens a value of the residual stream are fitted to by default. */
@@ -14,8 +14,8 @@ const MOST_USUAL_TOKENS = 65_536;
 
 /**
  * The sequences that a repair is fitted to. The search has not seen them, so that what the search was measured on is
- * held out from the fit: the rest of the calibration text; beside the embedded one, also the embedded instructions, as
- * many of each as there are.
+ * held out from the fit: the rest of the calibration text, or more of it where the model writes it itself; beside the
+ * embedded one, also the embedded instructions, as many of each as there are.
  * @param tokens how many tokens; default: 64 for each value of the residual stream, at most 65,536, or as many as there
  *     are
  * @throws BlockprunerError if the text is too short, saying how much is needed
@@ -24,16 +24,19 @@ export async function fitText(
     model: Model,
     calibration: Calibration,
     tokens: number | undefined,
-    signal?: AbortSignal
+    { signal, onProgress }: RunOptions = {}
 ): Promise<Sequences> {
     const { length } = calibration;
+    const wanted = Math.ceil((tokens ?? Math.min(USUAL_TOKENS_A_VALUE * model.embedding, MOST_USUAL_TOKENS)) / length);
+    const least = Math.ceil((LEAST_TOKENS_A_VALUE * model.embedding) / length);
+    if (calibration.more) {
+        return { tokens: await calibration.more(wanted, { signal, onProgress }), length };
+    }
     const rests = [calibration.rest];
     if (calibration.file === defaultCalibration) {
         const instructions = await tokenizeFile(model, defaultInstructions, undefined, signal);
         rests.push(instructions.subarray(0, instructions.length - (instructions.length % length)));
     }
-    const wanted = Math.ceil((tokens ?? Math.min(USUAL_TOKENS_A_VALUE * model.embedding, MOST_USUAL_TOKENS)) / length);
-    const least = Math.ceil((LEAST_TOKENS_A_VALUE * model.embedding) / length);
     const chosen = sharedOut(
         rests.map((rest) => rest.length / length),
         wanted

@@ -27,6 +27,13 @@ export interface TextPiece {
 export interface NativeModel {
     /** The tokens of all pieces, one after the other. */
     tokenize(pieces: readonly TextPiece[], task: NativeTask): Promise<Int32Array>;
+    /** [prompts × length], the prompts included; sequence i draws its random numbers from seed + i */
+    generate(
+        prompts: readonly Int32Array[],
+        options: NativeTask & { length: number; seed: number; threads: number; flashAttention: boolean }
+    ): Promise<Int32Array>;
+    /** by token: its text as the vocabulary has it; empty where it is no text, as a control token */
+    tokenTexts(): string[];
     /** names of tokens: of BOS and EOS, empty where there is none, and of all that `parseControl` finds */
     specialTokens(): { bos: string; eos: string; control: string[] };
     describe(): {

@@ -262,6 +262,46 @@ export class Model {
         return runNative(signal, (cancel) => this.#native.tokenize(pieces, { cancel }));
     }
 
+    /**
+     * Text that the model writes: sequences that begin with prompts, [prompts × length], the prompts included. The rest
+     * is drawn from what the model expects, the likeliest tokens that together have a probability of 95 %. A token that
+     * ends a text ends no sequence: another text follows. So many are written at once that their keys and values take at
+     * most 1 GiB. The same seed gives the same text, on the same device.
+     * @param seed a whole number; sequence i depends on seed + i and its prompt, not on the others
+     * @throws ArgumentError for a prompt that is empty, too long, or of tokens that there aren't
+     */
+    async generate(
+        prompts: readonly Int32Array[],
+        { length, seed, onProgress, signal }: RunOptions & { length: number; seed: number }
+    ): Promise<Int32Array> {
+        checkInteger('length', length, { least: 1 });
+        checkInteger('seed', seed, { least: 0 });
+        const { vocabulary } = this;
+        const wrong = prompts.findIndex(
+            (prompt) => prompt.length === 0 || prompt.length > length || prompt.some((t) => t < 0 || t >= vocabulary)
+        );
+        if (wrong >= 0 || prompts.length === 0) {
+            const expected = `lists of 1 to ${length} tokens below ${vocabulary}`;
+            throw new ArgumentError('prompts', expected, JSON.stringify([...(prompts[wrong] ?? [])].slice(0, 20)));
+        }
+        const { threads, flashAttention } = this;
+        return runNative(signal, (cancel) =>
+            this.#native.generate(prompts, {
+                length,
+                seed: seed % 2 ** 32,
+                threads,
+                flashAttention,
+                onProgress,
+                cancel
+            })
+        );
+    }
+
+    /** By token, its text as the vocabulary has it, such as `Ġthe`; empty for a token that is no text. */
+    tokenTexts(): string[] {
+        return this.#native.tokenTexts();
+    }
+
     /** The names of BOS and EOS, empty where there is none, and of all tokens that `TextPiece.parseControl` finds. */
     specialTokens(): { bos: string; eos: string; control: string[] } {
         return this.#native.specialTokens();

@@ -1,11 +1,13 @@
 #include "binding/model.h"
 
 #include "binding/async.h"
+#include "engine/generate.h"
 #include "engine/llama_errors.h"
 #include "ggml-backend.h"
 #include "llama-model.h"
 #include "llama.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -101,6 +103,8 @@ void Model::init(Napi::Env env, Napi::Object exports) {
                                      {
                                          StaticMethod<&Model::load>("load"),
                                          InstanceMethod<&Model::tokenize>("tokenize"),
+                                         InstanceMethod<&Model::generate>("generate"),
+                                         InstanceMethod<&Model::token_texts>("tokenTexts"),
                                          InstanceMethod<&Model::special_tokens>("specialTokens"),
                                          InstanceMethod<&Model::describe>("describe"),
                                          InstanceMethod<&Model::dispose>("dispose"),
@@ -182,6 +186,46 @@ Napi::Value Model::tokenize(const Napi::CallbackInfo & info) {
             }
         },
         [tokens](Napi::Env env) { return typed_array<Napi::Int32Array>(env, *tokens); });
+}
+
+Napi::Value Model::generate(const Napi::CallbackInfo & info) {
+    const auto   given        = info[0].As<Napi::Array>();
+    const auto   options      = info[1].As<Napi::Object>();
+    const auto   number       = [&](const char * name) { return options.Get(name).As<Napi::Number>().Uint32Value(); };
+    const auto & m            = llama(info.Env());
+    auto         request      = std::make_shared<generate_request>();
+    request->length           = number("length");
+    request->seed             = number("seed");
+    request->n_threads        = (int) number("threads");
+    request->flash_attention  = options.Get("flashAttention").ToBoolean();
+    const llama_token n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(m.get()));
+    for (uint32_t i = 0; i < given.Length(); i++) {
+        Napi::HandleScope scope(info.Env());
+        const auto        prompt = given.Get(i).As<Napi::Int32Array>();
+        request->prompts.emplace_back(prompt.Data(), prompt.Data() + prompt.ElementLength());
+        const auto & tokens = request->prompts.back();
+        if (tokens.empty() || tokens.size() > request->length ||
+            std::any_of(tokens.begin(), tokens.end(), [&](llama_token t) { return t < 0 || t >= n_vocab; })) {
+            throw Napi::RangeError::New(info.Env(), "a prompt is empty, too long or has tokens that there aren't");
+        }
+    }
+    auto tokens = std::make_shared<std::vector<int32_t>>();
+    return run_async(
+        info.Env(), options,
+        [m, request, tokens](const task_control & control) { *tokens = ::generate(m, *request, control); },
+        [tokens](Napi::Env env) { return typed_array<Napi::Int32Array>(env, *tokens); });
+}
+
+Napi::Value Model::token_texts(const Napi::CallbackInfo & info) {
+    Napi::Env           env   = info.Env();
+    const llama_vocab * vocab = llama_model_get_vocab(llama(env).get());
+    auto                texts = Napi::Array::New(env);
+    for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); token++) {
+        Napi::HandleScope scope(env);
+        const bool        is_text = (llama_vocab_get_attr(vocab, token) & LLAMA_TOKEN_ATTR_NORMAL) != 0;
+        texts.Set(token, Napi::String::New(env, is_text ? llama_vocab_get_text(vocab, token) : ""));
+    }
+    return texts;
 }
 
 Napi::Value Model::special_tokens(const Napi::CallbackInfo & info) {

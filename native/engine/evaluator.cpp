@@ -1,6 +1,7 @@
 #include "engine/evaluator.h"
 
 #include "engine/llama_errors.h"
+#include "engine/threads.h"
 #include "ggml-backend.h"
 #include "llama-model.h"
 #include "llama.h"
@@ -10,30 +11,6 @@
 #include <utility>
 
 namespace {
-
-// Threads that live on between graphs: those that ggml makes anew for each graph often begin on a busy core, which cost
-// up to 40 % of the time of short evaluations. Null where the CPU backend has none.
-std::shared_ptr<ggml_threadpool> make_threads(int count) {
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : nullptr;
-    if (!reg) {
-        return nullptr;
-    }
-    // the CPU backend is a library that is chosen at run time
-    using new_function  = ggml_threadpool * (*) (ggml_threadpool_params *);
-    using free_function = void (*)(ggml_threadpool *);
-    const auto make     = (new_function) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new");
-    const auto end      = (free_function) ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free");
-    if (!make || !end) {
-        return nullptr;
-    }
-    ggml_threadpool_params params = ggml_threadpool_params_default(count);
-    return { make(&params), [end](ggml_threadpool * threads) {
-                if (threads) {
-                    end(threads);
-                }
-            } };
-}
 
 llama_context_params context_params(const evaluator_options & options) {
     llama_context_params params = llama_context_default_params();
