@@ -11,5 +11,6 @@ module.exports = {
     globalSetup: '<rootDir>/test/build_fixtures.cjs',
     globalTeardown: '<rootDir>/test/exit.cjs',
     testTimeout: 120_000,
+    testSequencer: '<rootDir>/test/sequencer.cjs',
     maxWorkers: 2
 };

@@ -1,9 +1,12 @@
-// The child process of stock.ts answers one request: it tells its progress, and then the result.
-import type { LlamaContextSequence, Token } from 'node-llama-cpp' with { 'resolution-mode': 'import' };
+// The child process of stock.ts answers a request: it tells its progress, and then the result. Another one on the same
+// device may follow, as it does in the tests: llama.cpp takes longer to start than to evaluate a small model.
+import type { Llama, LlamaContextSequence, LlamaModel, Token } from 'node-llama-cpp' with {
+    'resolution-mode': 'import'
+};
 import { messageOf } from '../errors.js';
 import type { Speed, StockReply, StockRequest } from './stock.js';
 
-process.once('message', (request: StockRequest) => {
+process.on('message', (request: StockRequest) => {
     run(request).then(
         (result) => reply({ result }),
         (error: unknown) => reply({ error: messageOf(error) })
@@ -15,10 +18,12 @@ function reply(message: StockReply): void {
     process.send!(message);
 }
 
-async function run(request: StockRequest): Promise<Float32Array | string | Speed> {
-    const { getLlama, LlamaCompletion, LlamaLogLevel } = await import('node-llama-cpp');
-    const llama = await getLlama({
-        gpu: request.device === 'cpu' ? false : request.device,
+let llama: Llama | undefined;
+
+async function startLlama(device: StockRequest['device']): Promise<Llama> {
+    const { getLlama, LlamaLogLevel } = await import('node-llama-cpp');
+    return getLlama({
+        gpu: device === 'cpu' ? false : device,
         build: 'never',
         logger: (level, message) => {
             if (level === LlamaLogLevel.error || level === LlamaLogLevel.fatal) {
@@ -26,10 +31,22 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
             }
         }
     });
+}
+
+async function run(request: StockRequest): Promise<Float32Array | string | Speed> {
+    llama ??= await startLlama(request.device);
     const model = await llama.loadModel({
         modelPath: request.model,
         gpuLayers: request.device === 'cpu' ? 0 : (request.gpuLayers ?? 'max')
     });
+    try {
+        return await answer(model, request);
+    } finally {
+        await model.dispose();
+    }
+}
+
+async function answer(model: LlamaModel, request: StockRequest): Promise<Float32Array | string | Speed> {
     const size = request.task === 'nll' ? request.length : request.task === 'speed' ? 2 * request.tokens : 512;
     const context = await model.createContext({
         contextSize: size,
@@ -43,6 +60,7 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
         return await nll(sequence, request.tokens, request.length, request.stride);
     }
     if (request.task === 'generate') {
+        const { LlamaCompletion } = await import('node-llama-cpp');
         const completion = new LlamaCompletion({ contextSequence: sequence });
         return await completion.generateCompletion(request.prompt, { maxTokens: request.tokens, temperature: 0 });
     }

@@ -10,7 +10,6 @@ import {
     perplexityOf,
     readGguf,
     stockGenerate,
-    stockNll,
     writeDraft,
     type WriteOptions,
     type Block,
@@ -19,6 +18,7 @@ import {
 } from '../../lib/index.js';
 import { packLayers } from '../../lib/export/host.js';
 import { textsOf } from '../gguf_bytes';
+import { KeptStock } from '../kept_process';
 import {
     fileTypes,
     quantize,
@@ -32,7 +32,7 @@ import {
 } from '../models';
 
 const folder = temporaryFolder();
-const stock = { device: 'cpu', threads: 1, flashAttention: true } as const;
+const stock = new KeptStock();
 const file = (name: string) => path.join(folder, name);
 
 async function write(model: Model, removed: Block[], calibration: Calibration, output: string): Promise<void> {
@@ -82,7 +82,7 @@ async function expectSameInStockRuntime(source: string, seed: number): Promise<v
             const output = file('pruned.gguf');
             await write(model, skip, calibration, output);
             const searched = await perplexityOf(model, calibration, { skip });
-            const found = Math.exp(meanNll(await stockNll(output, calibration, stock), calibration.length));
+            const found = Math.exp(meanNll(await stock.nll(output, calibration), calibration.length));
             expect({
                 name,
                 skip: skip.map(formatBlock).join(),
@@ -197,9 +197,10 @@ describe('a pruned file has the perplexity of its skip set in the stock runtime'
             'blk.3.attn_output.weight',
             'blk.8.ffn_down.weight'
         ]);
-        const text = await stockGenerate(file('generates.gguf'), 'The whale', 24, stock);
+        const options = { device: 'cpu', threads: 1, flashAttention: true } as const;
+        const text = await stockGenerate(file('generates.gguf'), 'The whale', 24, options);
         expect(text.length).toBeGreaterThan(20);
-        expect(text).toBe(await stockGenerate(zeroed, 'The whale', 24, stock));
+        expect(text).toBe(await stockGenerate(zeroed, 'The whale', 24, options));
     });
 });
 

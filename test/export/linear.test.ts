@@ -13,7 +13,6 @@ import {
     perplexityOf,
     prune,
     readGguf,
-    stockNll,
     writeDraft,
     type Block,
     type LinearBlock,
@@ -22,10 +21,11 @@ import {
 import { packLayers } from '../../lib/export/host.js';
 import { planFile } from '../../lib/export/write.js';
 import { readBytes, textsOf } from '../gguf_bytes';
+import { KeptStock } from '../kept_process';
 import { randomModel, randomNumbers, temporaryFolder, tiny, withModel, withZeroed, writeGguf } from '../models';
 
 const folder = temporaryFolder();
-const stock = { device: 'cpu', threads: 1, flashAttention: true } as const;
+const stock = new KeptStock();
 const file = (name: string) => path.join(folder, name);
 const embedding = 256; // of the embedded model
 const removed = parseBlocks('attn.3,ffn.5');
@@ -60,7 +60,7 @@ const perplexity = (source: string, skip: readonly Block[] = []) =>
 
 const stockPerplexity = (source: string) =>
     withModel(tiny, async (_, calibration) =>
-        Math.exp(meanNll(await stockNll(source, calibration, stock), calibration.length))
+        Math.exp(meanNll(await stock.nll(source, calibration), calibration.length))
     );
 
 let twice: string; // the embedded model with a linear block before an FFN block and another one at the end

@@ -1,10 +1,12 @@
-// Every architecture that llama.cpp's own test can make a model of, against two oracles: examine.mjs says which. What
-// is found must be what docs/architectures.md says; `npm run architectures` writes that page anew.
-import { execFile } from 'node:child_process';
+// Every architecture that llama.cpp's own test can make a model of, against two oracles. The first, in examine.mjs:
+// without a block, the model computes what the model does whose block has zero weights. The second: a written file has
+// in the stock runtime the perplexity that was found before. What is found must be what docs/architectures.md says;
+// `npm run architectures` writes that page anew.
 import fs from 'node:fs';
 import path from 'node:path';
-import { promisify } from 'node:util';
-import { fixtureNames } from '../models';
+import { meanNll } from '../../lib/index.js';
+import { KeptProcess, KeptStock } from '../kept_process';
+import { fixtureNames, temporaryFolder } from '../models';
 
 interface Examined {
     name: string;
@@ -19,6 +21,10 @@ interface Examined {
     reason?: string;
     /** how many blocks go at a time, at least */
     together?: number;
+    /** perplexity without what is removed, of these tokens */
+    searched?: number;
+    tokens?: Int32Array;
+    length?: number;
     /** stock runtime against search, and how far they may differ */
     tolerance?: number;
     verified?: number;
@@ -28,20 +34,29 @@ interface Examined {
 
 const root = path.resolve(__dirname, '../..');
 const page = path.join(root, 'docs', 'architectures.md');
-const run = promisify(execFile);
 
 const names = fixtureNames();
 
+const folder = temporaryFolder();
+const examiner = new KeptProcess<{ name: string; folder: string }, Examined>(path.join(__dirname, 'examine.mjs'));
+const stock = new KeptStock();
+
 async function examine(name: string): Promise<Examined> {
+    let found: Examined = { name };
     try {
-        const { stdout } = await run(process.execPath, [path.join(__dirname, 'examine.mjs'), name]);
-        return JSON.parse(stdout) as Examined;
+        found = await examiner.ask({ name, folder });
+        if (found.searched !== undefined) {
+            const length = found.length!;
+            const nll = await stock.nll(path.join(folder, 'pruned.gguf'), { tokens: found.tokens!, length });
+            found.verified = Math.abs(Math.exp(meanNll(nll, length)) / found.searched - 1);
+        }
     } catch (error) {
-        return {
-            name,
-            error: `ended with ${String((error as { signal?: string }).signal ?? (error as { code?: number }).code)}`
-        };
+        found.error = (error as Error).message;
+    } finally {
+        fs.rmSync(folder, { recursive: true, force: true });
+        fs.mkdirSync(folder);
     }
+    return found;
 }
 
 /** A row of the table. */

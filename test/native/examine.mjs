@@ -1,25 +1,23 @@
-// node examine.mjs FIXTURE: what can be done with one of llama.cpp's tiny test models (fixtures.cpp), as a line of
-// JSON. In a process of its own, so that a model that makes llama.cpp abort ends only this.
+// What can be done with some of llama.cpp's tiny test models (fixtures.cpp): a message { name, folder } is answered by
+// what was found, and leaves a pruned file in the folder. In a process of its own, so that a model that makes llama.cpp
+// abort ends only this.
 //
-// The first oracle: without a block, the model computes what the model does whose block has zero weights. The second: a
-// written file has in the stock runtime the perplexity that was seen before. The weights are random, the tokens too.
+// The oracle: without a block, the model computes what the model does whose block has zero weights. The weights are
+// random, the tokens too. The pruned file is checked in the stock runtime by architectures.test.ts.
 import { execFileSync } from 'node:child_process';
-import fs from 'node:fs';
-import os from 'node:os';
 import path from 'node:path';
-import { chooseHost, formatMove, meanNll, Model, readGguf, stockNll, without, writeDraft } from 'blockpruner';
+import { chooseHost, formatMove, meanNll, Model, readGguf, without, writeDraft } from 'blockpruner';
 import addon from '../../dist/runtime/addon.js';
 import packages from '../../install/packages.js';
 
 const root = path.resolve(import.meta.dirname, '..', '..');
-const [name] = process.argv.slice(2);
-const layers = { 'baichuan-dense': 32 }[name] ?? 6; // llama.cpp knows a Baichuan with rotary positions by its 32 layers
-const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-examine-'));
-const file = (what) => path.join(folder, `${what}.gguf`);
+// llama.cpp knows a Baichuan with rotary positions by its 32 layers
+const layersOf = (name) => ({ 'baichuan-dense': 32 })[name] ?? 6;
 // What llama.cpp's fixture has more than the models of this name: of all, the scales of tensor types that they don't
 // have; of Qwen2 a bias of the output; of Qwen3's small models also other biases, an output of their own, and one that
 // ranks.
-const surplus = { 'qwen2-dense': /^output\.bias$/, 'qwen3-dense': /\.bias$|^(cls\.)?output\.weight$/ }[name];
+const surplusOf = (name) =>
+    ({ 'qwen2-dense': /^output\.bias$/, 'qwen3-dense': /\.bias$|^(cls\.)?output\.weight$/ })[name];
 const load = (source) => Model.load(source, { device: 'cpu', threads: 1 });
 
 let state = 1;
@@ -29,102 +27,105 @@ const random = (below) => {
 };
 const length = 48;
 const tokens = Int32Array.from({ length: 2 * length }, () => random(120));
+const seed = state;
 const perplexity = async (model, skip = []) =>
     Math.exp(meanNll(await model.evaluate({ tokens, length }, { skip }), length));
 const differs = (a, b) => Math.abs(a / b - 1);
 
-const result = { name };
-try {
+process.on('message', async ({ name, folder }) => {
+    const result = { name };
+    try {
+        await examine(result, (what) => path.join(folder, `${what}.gguf`));
+    } catch (error) {
+        result.error = error instanceof Error ? error.message : String(error);
+    }
+    process.send(result);
+});
+process.on('disconnect', () => process.exit());
+
+/** Fills in what is found, as far as it gets. */
+async function examine(result, file) {
+    const { name } = result;
+    state = seed; // whichever models came before
     execFileSync(
         path.join(root, 'build', 'cmake', 'fixtures'),
-        ['make', name, file('whole'), String(layers), packages.backendFolders.cpu],
+        ['make', name, file('whole'), String(layersOf(name)), packages.backendFolders.cpu],
         { stdio: 'ignore' }
     );
     await copy(file('whole'), file('model'), (tensor) =>
-        /\.(input_)?scale$/.test(tensor.name) || surplus?.test(tensor.name) ? [] : [tensor]
+        /\.(input_)?scale$/.test(tensor.name) || surplusOf(name)?.test(tensor.name) ? [] : [tensor]
     );
     const model = await load(file('model'));
-    const blocks = await model.graph().then((graph) => graph.blocks);
-    result.blocks = blocks.map(({ kind }) => kind[0]).join('');
-    result.dense = await perplexity(model);
+    try {
+        const blocks = await model.graph().then((graph) => graph.blocks);
+        result.blocks = blocks.map(({ kind }) => kind[0]).join('');
+        result.dense = await perplexity(model);
 
-    // every block, or of many, some
-    const examined = blocks.filter((_, index) => index < 8 || index >= blocks.length - 4);
-    const zeroed = { worst: 0, effect: Infinity, block: '' };
-    for (const block of examined) {
-        let expected = await perplexityOfZeroed(block.tensors);
-        if (Number.isNaN(expected)) {
-            // of norms and divisors
-            const shapes = new Map(model.gguf.tensors.map(({ name: tensor, shape }) => [tensor, shape]));
-            expected = await perplexityOfZeroed(
-                block.tensors.filter((tensor) => shapes.get(tensor).length > 1 || tensor.endsWith('.bias'))
-            );
+        // every block, or of many, some
+        const examined = blocks.filter((_, index) => index < 8 || index >= blocks.length - 4);
+        const skips = [];
+        const zeroed = { worst: 0, effect: Infinity, block: '' };
+        for (const block of examined) {
+            let expected = await perplexityOfZeroed(file, block.tensors);
+            if (Number.isNaN(expected)) {
+                // of norms and divisors
+                const shapes = new Map(model.gguf.tensors.map(({ name: tensor, shape }) => [tensor, shape]));
+                expected = await perplexityOfZeroed(
+                    file,
+                    block.tensors.filter((tensor) => shapes.get(tensor).length > 1 || tensor.endsWith('.bias'))
+                );
+            }
+            const skipped = await perplexity(model, [block]);
+            skips.push(skipped);
+            zeroed.effect = Math.min(zeroed.effect, differs(skipped, result.dense));
+            if (!(differs(skipped, expected) <= zeroed.worst)) {
+                Object.assign(zeroed, { worst: differs(skipped, expected), block: formatMove([block]) });
+            }
         }
-        const skipped = await perplexity(model, [block]);
-        zeroed.effect = Math.min(zeroed.effect, differs(skipped, result.dense));
-        if (!(differs(skipped, expected) <= zeroed.worst)) {
-            Object.assign(zeroed, { worst: differs(skipped, expected), block: formatMove([block]) });
+        result.zeroed = zeroed;
+        const streams = await model.keepStreams({ tokens, length });
+        const fromBoundary = [];
+        for (const block of examined) {
+            const nll = await streams.evaluate([block], [0, 1]);
+            fromBoundary.push(Math.exp(meanNll(Float32Array.from(nll.flatMap((one) => [...one])), length)));
         }
-    }
-    result.zeroed = zeroed;
-    const fromStart = [];
-    for (const block of examined) {
-        fromStart.push(await perplexity(model, [block]));
-    }
-    const streams = await model.keepStreams({ tokens, length });
-    const fromBoundary = [];
-    for (const block of examined) {
-        const nll = await streams.evaluate([block], [0, 1]);
-        fromBoundary.push(Math.exp(meanNll(Float32Array.from(nll.flatMap((one) => [...one])), length)));
-    }
-    result.prefix = Math.max(...fromStart.map((value, i) => differs(value, fromBoundary[i])));
-    streams.dispose();
+        result.prefix = Math.max(...skips.map((value, i) => differs(value, fromBoundary[i])));
+        streams.dispose();
 
-    const host = await chooseHost(model.gguf);
-    Object.assign(result, {
-        host: host.name,
-        reason: host.reason,
-        tolerance: host.tolerance,
-        together: Math.min(...host.moves(blocks).map(({ length }) => length))
-    });
-    const removed = [];
-    while (removed.length < blocks.length / 3) {
-        const moves = host.moves(without(blocks, removed));
-        if (moves.length === 0) {
-            break;
+        const host = await chooseHost(model.gguf);
+        Object.assign(result, {
+            host: host.name,
+            reason: host.reason,
+            tolerance: host.tolerance,
+            together: Math.min(...host.moves(blocks).map(({ length }) => length))
+        });
+        const removed = [];
+        while (removed.length < blocks.length / 3) {
+            const moves = host.moves(without(blocks, removed));
+            if (moves.length === 0) {
+                break;
+            }
+            removed.push(...moves[random(moves.length)]);
         }
-        removed.push(...moves[random(moves.length)]);
+        result.removed = formatMove(removed);
+        const searched = await perplexity(model, removed);
+        const draft = await writeDraft(
+            { gguf: model.gguf, host, blocks },
+            { removed },
+            {
+                calibration: { name: 'random', sequences: 2, context: length },
+                perplexity: { dense: result.dense, pruned: searched }
+            },
+            file('pruned')
+        );
+        draft.publish();
+        Object.assign(result, { searched, tokens, length });
+    } finally {
+        model.dispose();
     }
-    result.removed = formatMove(removed);
-    const searched = await perplexity(model, removed);
-    const draft = await writeDraft(
-        { gguf: model.gguf, host, blocks },
-        { removed },
-        {
-            calibration: { name: 'random', sequences: 2, context: length },
-            perplexity: { dense: result.dense, pruned: searched }
-        },
-        file('pruned')
-    );
-    draft.publish();
-    model.dispose();
-    const found = Math.exp(
-        meanNll(
-            await stockNll(file('pruned'), { tokens, length }, { device: 'cpu', threads: 1, flashAttention: true }),
-            length
-        )
-    );
-    result.verified = differs(found, searched);
-} catch (error) {
-    result.error = error instanceof Error ? error.message : String(error);
-} finally {
-    fs.rmSync(folder, { recursive: true, force: true });
 }
-console.log(
-    JSON.stringify(result, (_, value) => (typeof value === 'number' && !Number.isFinite(value) ? String(value) : value))
-);
 
-async function perplexityOfZeroed(names) {
+async function perplexityOfZeroed(file, names) {
     await copy(file('model'), file('zeroed'), ({ name: tensor, from, type, shape }) => [
         names.includes(tensor) ? { name: tensor, type, shape } : { name: tensor, from }
     ]);
