@@ -46,12 +46,7 @@ export {
     type Move,
     type Removal
 } from './runtime/blocks.js';
-export {
-    defaultCalibration,
-    loadCalibration,
-    type Calibration,
-    type CalibrationOptions
-} from './calibration/calibration.js';
+export { embeddedText, loadCalibration, type Calibration, type CalibrationOptions } from './calibration/calibration.js';
 export { type DownloadOptions } from './calibration/download.js';
 export { compare, type CompareOptions } from './pipeline/compare.js';
 export { ArgumentError, BlockprunerError, MethodError, type ErrorCode } from './errors.js';

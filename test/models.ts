@@ -189,7 +189,7 @@ export async function withModel<T>(
     const { cacheType, samples = 2, context = 64 } = options;
     const model = await Model.load(file, { device: 'cpu', threads: 1, cacheType });
     try {
-        return await use(model, await loadCalibration(model, { samples, context }));
+        return await use(model, await loadCalibration(model, { file: 'embedded', samples, context }));
     } finally {
         model.dispose();
     }

@@ -14,8 +14,8 @@ import { formatOf, jsonLines, jsonList, nameOf, readText, valueAt, type PlacedRe
 export interface CalibrationOptions {
     /**
      * A text file, JSON Lines (by its ending .jsonl or .ndjson), a JSON list (.json), each also compressed (.gz), a
-     * parquet file (.parquet), or a URI of one. `self`: text that the model writes itself. Default: the embedded text,
-     * {@link defaultCalibration}.
+     * parquet file (.parquet), or a URI of one. `self`: text that the model writes itself. `embedded`: prose and
+     * speeches, {@link embeddedText}. Default: `self`.
      */
     file?: string | undefined;
     /**
@@ -47,11 +47,11 @@ export interface Calibration extends Sequences {
     more?: (count: number, options: RunOptions) => Promise<Int32Array>;
 }
 
-/** The embedded text, on which the embedded model was not trained; see models/README.md. */
-export const defaultCalibration = path.resolve(__dirname, '..', '..', 'models', 'calibration.txt');
+/** The file of the embedded text, on which the embedded model was not trained; see models/README.md. */
+export const embeddedText = path.resolve(__dirname, '..', '..', 'models', 'calibration.txt');
 
 /** The embedded instructions with answers, which a repair is fitted to beside the embedded text. */
-export const defaultInstructions = path.resolve(__dirname, '..', '..', 'models', 'instructions.jsonl');
+export const embeddedInstructions = path.resolve(__dirname, '..', '..', 'models', 'instructions.jsonl');
 
 /** The fields of conversations that are tried in turn where none is named: the usual one, and ShareGPT's. */
 const chatFields = ['messages', 'conversations'];
@@ -75,10 +75,11 @@ export async function loadCalibration(
     onProgress?: RunOptions['onProgress']
 ): Promise<Calibration> {
     checkCalibration(options);
-    const { file = defaultCalibration, samples = 16, context = 512, seed } = options;
-    if (file === selfCalibration) {
+    const { samples = 16, context = 512, seed } = options;
+    if (isSelf(options)) {
         return selfWritten(model, { samples, context, seed }, { signal, onProgress });
     }
+    const file = options.file === 'embedded' ? embeddedText : options.file!;
     const tokens = await tokenizeFile(model, file, options.field, signal);
     const available = Math.floor(tokens.length / context);
     if (available === 0) {
@@ -107,6 +108,10 @@ export async function loadCalibration(
     };
 }
 
+function isSelf({ file = selfCalibration }: CalibrationOptions): boolean {
+    return file === selfCalibration;
+}
+
 async function selfWritten(
     model: Model,
     { samples, context, seed = 0 }: { samples: number; context: number; seed?: number | undefined },
@@ -132,9 +137,11 @@ function gather(tokens: Int32Array, numbers: readonly number[], length: number):
 }
 
 /** @throws ArgumentError if an option is out of its range; nothing is read for that */
-export function checkCalibration({ file, field, samples, context, seed }: CalibrationOptions): void {
-    if (file === selfCalibration && field !== undefined) {
-        throw new ArgumentError('field', 'left out', field, 'text that the model writes itself has no fields');
+export function checkCalibration(options: CalibrationOptions): void {
+    const { field, samples, context, seed } = options;
+    if (isSelf(options) && field !== undefined) {
+        const hint = `text that the model writes itself has no fields; name a file by ${option('calibration')}`;
+        throw new ArgumentError('field', 'left out', field, hint);
     }
     checkInteger('samples', samples, { least: 1 });
     checkInteger('context', context, { least: 2 });

@@ -7,7 +7,7 @@ import { openingOf } from './chat.js';
 export const selfCalibration = 'self';
 
 /** With fewer different words to begin with, texts would be too much alike. */
-const LEAST_WORDS = 100;
+const LEAST_WORDS = 32;
 
 /** So many sequences of one seed are there before those of the next. */
 const SEQUENCES_OF_SEED = 2 ** 16;

@@ -63,8 +63,8 @@ export const calibrationOptions = {
         describe:
             'Calibration text: a text file, JSON Lines (.jsonl, .ndjson) or a JSON list (.json), also as .gz, or ' +
             'a parquet file; conversations are written by the chat template of the model; self: text that the model ' +
-            'writes itself',
-        defaultDescription: 'embedded text'
+            'writes itself; embedded: prose and speeches',
+        defaultDescription: 'self'
     },
     field: {
         type: 'string',

@@ -46,11 +46,11 @@ export const builder = (yargs: Argv) =>
             },
             method: {
                 choices: methods,
-                default: 'blockpruner' as const,
+                default: 'balanced' as const,
                 describe:
-                    'How it is decided what goes: greedily by perplexity on blocks (blockpruner), layers (sleb) or both, ' +
-                    'for the parameters that go (balanced), ' +
-                    'by merging layers (laco), or by ranks measured once'
+                    'How it is decided what goes: greedily, by the loss for the parameters that go, blocks and layers ' +
+                    "(balanced), or by the paper's perplexity, blocks (blockpruner) or layers (sleb); by merging " +
+                    'layers (laco); or by ranks measured once'
             },
             per: {
                 choices: pers,
@@ -93,7 +93,7 @@ export const builder = (yargs: Argv) =>
         .example('$0 prune model.gguf --ratio 0.2 -o smaller.gguf', 'a fifth of the parameters')
         .example('$0 prune model.gguf --max-increase 0.1 -o smaller.gguf', 'all that costs at most 10 % perplexity')
         .example(
-            '$0 prune model.gguf --ratio 0.2 --repair none --search exact -o paper.gguf',
+            '$0 prune model.gguf --ratio 0.2 --method blockpruner --repair none --search exact -o paper.gguf',
             'exactly the method of the paper'
         )
         .example(

@@ -56,7 +56,7 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
     tasks?: readonly Task[] | undefined;
     /** How many questions of each task are scored, from the first one on. Default: all. */
     limit?: number | undefined;
-    /** How it is decided what goes; see {@link Method}. Default: `blockpruner`. */
+    /** How it is decided what goes; see {@link Method}. Default: `balanced`. */
     method?: Method | undefined;
     /**
      * What the rise of the NLL is counted by when candidates are compared: by the `removal`, as in the paper, or by the
@@ -64,8 +64,8 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
      */
     per?: SearchRules['per'] | undefined;
     /**
-     * How often each removal is looked at again at the end of the search: whether another one would now be better in its
-     * place. Default: the method's own, 1 for `balanced`, else 0.
+     * How often each removal is looked at again at the end of the search: whether another one would now be better in
+     * its place. Default: the method's own, 1 for `balanced`, else 0.
      */
     swaps?: number | undefined;
     /** For the method `random`: another number gives another order. Default: 0. */
@@ -87,8 +87,7 @@ export function journalOf(output: string): string {
 }
 
 /**
- * Prunes a model and writes it as a GGUF that an unmodified llama.cpp loads. By default, BlockPruner's search decides
- * what goes.
+ * Prunes a model and writes it as a GGUF that an unmodified llama.cpp loads.
  * @param model a path, or a URI that node-llama-cpp's resolver takes
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
@@ -143,7 +142,7 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
         throw new BlockprunerError('ARGUMENT', 'ratio must be above 0: nothing would be removed');
     }
     checkNumber('maxIncrease', maxIncrease, { least: 0 });
-    const method = methodOf(options.method ?? 'blockpruner');
+    const method = methodOf(options.method ?? 'balanced');
     if (!method.stepwise && orderFile !== undefined) {
         throw new BlockprunerError(
             'ARGUMENT',

@@ -1,4 +1,4 @@
-import { defaultCalibration, defaultInstructions, tokenizeFile, type Calibration } from '../calibration/calibration.js';
+import { embeddedText, embeddedInstructions, tokenizeFile, type Calibration } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
 import type { Model, RunOptions } from '../runtime/model.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
@@ -33,8 +33,8 @@ export async function fitText(
         return { tokens: await calibration.more(wanted, { signal, onProgress }), length };
     }
     const rests = [calibration.rest];
-    if (calibration.file === defaultCalibration) {
-        const instructions = await tokenizeFile(model, defaultInstructions, undefined, signal);
+    if (calibration.file === embeddedText) {
+        const instructions = await tokenizeFile(model, embeddedInstructions, undefined, signal);
         rests.push(instructions.subarray(0, instructions.length - (instructions.length % length)));
     }
     const chosen = sharedOut(
@@ -43,7 +43,7 @@ export async function fitText(
     ).map((count, i) => spread({ tokens: rests[i]!, length }, count));
     const found = chosen.reduce((sum, part) => sum + part.length, 0) / length;
     if (found < least || (tokens !== undefined && found < wanted)) {
-        const needed = tokens === undefined ? least : wanted;
+        const needed = tokens === undefined ? least : Math.max(least, wanted);
         throw new BlockprunerError(
             'INPUT',
             `${calibration.name} is too short to fit a repair to: beside what the search is measured on, it has ` +

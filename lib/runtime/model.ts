@@ -265,8 +265,8 @@ export class Model {
     /**
      * Text that the model writes: sequences that begin with prompts, [prompts × length], the prompts included. The rest
      * is drawn from what the model expects, the likeliest tokens that together have a probability of 95 %. A token that
-     * ends a text ends no sequence: another text follows. So many are written at once that their keys and values take at
-     * most 1 GiB. The same seed gives the same text, on the same device.
+     * ends a text ends no sequence: another text follows. So many are written at once that their keys, values and
+     * states take at most 1 GiB. The same seed gives the same text, on the same device.
      * @param seed a whole number; sequence i depends on seed + i and its prompt, not on the others
      * @throws ArgumentError for a prompt that is empty, too long, or of tokens that there aren't
      */

@@ -10,10 +10,10 @@ interface Best extends Winner {
  * Finds the move with the lowest rise of the NLL for its worth, with certainty; where all are worth the same, that is
  * the one with the lowest perplexity.
  *
- * No NLL is negative, so a move whose NLL so far exceeds what it must stay below can't win and is stopped. The sequences on
- * which the current model does worst come first, so that the sum gets there soonest. A removal changes the costs of
- * most moves little, so moves are tried in the order of their last costs, which makes the best total known early: that
- * is the idea of lazy greedy selection (Minoux 1978), without its trust that old costs are bounds.
+ * No NLL is negative, so a move whose NLL so far exceeds what it must stay below can't win and is stopped. The
+ * sequences on which the current model does worst come first, so that the sum gets there soonest. A removal changes the
+ * costs of most moves little, so moves are tried in the order of their last costs, which makes the best total known
+ * early: that is the idea of lazy greedy selection (Minoux 1978), without its trust that old costs are bounds.
  */
 export class ExactSearch {
     /** By move: how much its mean NLL exceeded that of the model of that time, on the sequences that were evaluated. */

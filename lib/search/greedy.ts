@@ -21,7 +21,10 @@ export interface Step {
     restored?: Move;
     /** Perplexity of the model without all blocks removed so far. */
     perplexity: number;
-    /** All that could have gone, the move that did and what was restored among them, in the order in which the paper's code tries it. */
+    /**
+     * All that could have gone, the move that did and what was restored among them, in the order in which the paper's
+     * code tries it.
+     */
     candidates: Candidate[];
     /**
      * How many sequences were evaluated for this removal, over all candidates, and for what was looked at again in vain
@@ -89,9 +92,9 @@ export interface SearchResult {
 
 /**
  * BlockPruner's iterative search (Zhong et al. 2025, section 3.3 and algorithm 1, as its own code does it): remove the
- * move without which the perplexity is lowest (or, where moves differ in worth, rises least for its worth), and repeat on
- * what is left. Candidates stand in the order attention
- * blocks by layer, then FFN blocks by layer; of equal ones the earlier is removed.
+ * move without which the perplexity is lowest (or, where moves differ in worth, rises least for its worth), and repeat
+ * on what is left. Candidates stand in the order attention blocks by layer, then FFN blocks by layer; of equal ones the
+ * earlier is removed.
  * @throws ArgumentError if the mode or the confidence isn't one that there is
  * @throws BlockprunerError if the perplexity of the dense model is not finite
  * @throws MethodError if the perplexity is not finite whichever block goes next

@@ -74,7 +74,8 @@ interface Covariate {
 }
 
 /**
- * Finds the move with the lowest rise of the NLL for its worth, and is wrong about it at most with a chosen probability.
+ * Finds the move with the lowest rise of the NLL for its worth, and is wrong about it at most with a chosen
+ * probability.
  *
  * It is a race (Maron and Moore 1994): moves are evaluated on more and more sequences, and one is dropped once its cost
  * is above that of the best by more than chance explains. The only error is to drop the move that would win, and it can

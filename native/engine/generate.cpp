@@ -20,11 +20,13 @@ constexpr size_t MOST_CACHE_BYTES = (size_t) 1 << 30;
 constexpr size_t MOST_AT_ONCE = 64;
 
 size_t at_once(const llama_model & model, const generate_request & request) {
-    size_t values = 0; // of keys and values, for a token
-    for (uint32_t layer = 0; layer < model.hparams.n_layer(); layer++) {
-        values += model.hparams.n_embd_k_gqa(layer) + model.hparams.n_embd_v_gqa(layer);
+    const auto & hparams     = model.hparams;
+    size_t       of_sequence = 1;
+    for (uint32_t layer = 0; layer < hparams.n_layer(); layer++) {
+        of_sequence += hparams.is_recr(layer) ? sizeof(float) * (hparams.n_embd_r() + hparams.n_embd_s()) :
+                                                sizeof(ggml_fp16_t) * request.length *
+                                                    (hparams.n_embd_k_gqa(layer) + hparams.n_embd_v_gqa(layer));
     }
-    const size_t of_sequence = std::max<size_t>(1, values * sizeof(ggml_fp16_t) * request.length);
     return std::clamp<size_t>(MOST_CACHE_BYTES / of_sequence, 1, std::min(MOST_AT_ONCE, request.prompts.size()));
 }
 
@@ -157,7 +159,8 @@ private:
         for (size_t i = 0; i < writers.size(); i++) {
             writer & w = writers[i];
             w.tokens   = request.prompts[first + i];
-            w.sampler  = make_sampler(request.seed + (uint32_t) (first + i));
+            w.sampler =
+                make_sampler((request.seed + (uint32_t) (first + i)) & 0x7fffffff); // all ones mean a random seed
             for (size_t at = 0; at < w.tokens.size(); at++) {
                 w.output = batch.add(w.tokens[at], at, i, at + 1 == w.tokens.size());
             }

@@ -14,7 +14,7 @@ struct generate_request {
     std::vector<std::vector<int32_t>> prompts; // what each sequence begins with, at least one token
     uint32_t                          length;  // tokens in a sequence, its prompt included
 
-    // Sequence i draws its random numbers from seed + i, whichever others there are.
+    // Sequence i draws its random numbers from the lowest 31 bits of seed + i, whichever others there are.
     uint32_t seed;
 
     // Each token is drawn from the likeliest ones that together have this probability.
@@ -25,7 +25,7 @@ struct generate_request {
 };
 
 // The sequences: [prompts × length]. A token that ends a text doesn't end a sequence: another text follows, as in a corpus.
-// So many sequences are computed at once that their cache of keys and values takes at most 1 GiB.
+// So many sequences are computed at once that their keys, values and states take at most 1 GiB.
 std::vector<int32_t> generate(const std::shared_ptr<llama_model> & model,
                               const generate_request &             request,
                               const task_control &                 control);

@@ -36,7 +36,7 @@ test.each([
         `${load}
         (async () => {
             const result = await prune(${JSON.stringify(tiny)}, {
-                output: ${JSON.stringify(output)}, remove: 1, blocks: 'ffn', device: 'cpu', threads: 1, calibration: { samples: 1, context: 32 }
+                output: ${JSON.stringify(output)}, remove: 1, blocks: 'ffn', device: 'cpu', threads: 1, calibration: { file: 'embedded', samples: 1, context: 32 }
             });
             const model = await Model.load(result.output, { device: 'cpu' });
             console.log(JSON.stringify({ result, layers: model.layers }));
@@ -67,7 +67,7 @@ describe('node-llama-cpp in the same process', () => {
             `
             const file = ${JSON.stringify(tiny)};
             ${load}
-            const calibration = await loadCalibration(model, { samples: 1, context: 32 });
+            const calibration = await loadCalibration(model, { file: 'embedded', samples: 1, context: 32 });
             const tokens = Array.from(calibration.tokens);
             const context = await stock.createContext({ contextSize: 64, batchSize: 64, threads: 1, flashAttention: true });
             const sequence = context.getSequence();
@@ -122,7 +122,7 @@ test('works in a worker, and in the main thread after the worker has ended', asy
         const { Model, loadCalibration, perplexityOf } = require('blockpruner');
         async function use() {
             const model = await Model.load(${JSON.stringify(tiny)}, { device: 'cpu', threads: 1 });
-            return perplexityOf(model, await loadCalibration(model, { samples: 1, context: 32 }));
+            return perplexityOf(model, await loadCalibration(model, { file: 'embedded', samples: 1, context: 32 }));
         }`;
     const { perplexities } = await runScript<{ perplexities: number[] }>(
         'worker.cjs',

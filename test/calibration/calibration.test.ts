@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import zlib from 'node:zlib';
-import { defaultCalibration, loadCalibration, Model } from '../../lib/index.js';
+import { embeddedText, loadCalibration, Model } from '../../lib/index.js';
 import { readSamples } from '../../lib/calibration/calibration.js';
 import { temporaryFolder, tiny, withMetadata } from '../models';
 
@@ -47,20 +47,20 @@ describe('sequences', () => {
         expect(Array.from(tokens)).toEqual([7, ...(await model.tokenize(story))].slice(0, tokens.length));
     });
 
-    test('are the first ones of the embedded text by default', async () => {
-        const all = await model.tokenize(fs.readFileSync(defaultCalibration, 'utf8'));
-        const { tokens, length, name } = await loadCalibration(model);
+    test('are the first 16 of 512 tokens, as of the embedded text', async () => {
+        const all = await model.tokenize(fs.readFileSync(embeddedText, 'utf8'));
+        const { tokens, length, name } = await loadCalibration(model, { file: 'embedded' });
         expect([name, length, tokens.length]).toEqual(['calibration.txt', 512, 16 * 512]);
         expect(tokens).toEqual(all.slice(0, 16 * 512));
     });
 
     test('are a choice by the seed, in the order of the text', async () => {
-        const all = await model.tokenize(fs.readFileSync(defaultCalibration, 'utf8'));
+        const all = await model.tokenize(fs.readFileSync(embeddedText, 'utf8'));
         const starts = new Map(
             Array.from({ length: Math.floor(all.length / 64) }, (_, i) => [all.slice(i * 64, (i + 1) * 64).join(), i])
         );
         const chosen = async (seed: number) => {
-            const { tokens } = await loadCalibration(model, { samples: 8, context: 64, seed });
+            const { tokens } = await loadCalibration(model, { file: 'embedded', samples: 8, context: 64, seed });
             return Array.from({ length: 8 }, (_, i) => starts.get(tokens.slice(i * 64, (i + 1) * 64).join())!);
         };
         const [one, two] = [await chosen(1), await chosen(2)];

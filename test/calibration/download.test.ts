@@ -3,7 +3,7 @@ import fs from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
-import { defaultCalibration, loadCalibration, loadTask, Model } from '../../lib/index.js';
+import { embeddedText, loadCalibration, loadTask, Model } from '../../lib/index.js';
 import { parseTask } from '../../lib/cli/tasks.js';
 import { readText } from '../../lib/calibration/text.js';
 import { onCpu, run, runJson } from '../cli/run';
@@ -36,9 +36,7 @@ const answers: Record<string, Answer> = {
     '/moved.txt': (response) => response.writeHead(302, { location: '/hellaswag.txt' }).end(),
     '/datasets/user/repo/resolve/main/data/hellaswag.txt': text(hellaswag),
     '/datasets/user/repo/resolve/v2/hellaswag.txt': text(hellaswag),
-    '/corpus.jsonl?download=true': text(
-        JSON.stringify({ text: fs.readFileSync(defaultCalibration, 'utf8').slice(0, 4000) })
-    ),
+    '/corpus.jsonl?download=true': text(JSON.stringify({ text: fs.readFileSync(embeddedText, 'utf8').slice(0, 4000) })),
     '/cut.txt': (response) => {
         response.writeHead(200, { 'content-length': 1000 });
         response.write(hellaswag, () => response.destroy());
@@ -122,7 +120,7 @@ test('may be a calibration text, JSON Lines by the name in the URI', async () =>
     });
     expect([name, [...tokens]]).toEqual([
         'corpus.jsonl',
-        [...(await loadCalibration(model, { samples: 2, context: 64 })).tokens]
+        [...(await loadCalibration(model, { file: 'embedded', samples: 2, context: 64 })).tokens]
     ]);
     model.dispose();
 });

@@ -4,7 +4,7 @@
 // BLOCKPRUNER_UPDATE=1; the difference in json_fields.json shows what changed.
 import fs from 'node:fs';
 import path from 'node:path';
-import { apply, defaultCalibration, parseBlocks, prune, type Inspection } from '../../lib/index.js';
+import { apply, embeddedText, parseBlocks, prune, type Inspection } from '../../lib/index.js';
 import { hashWithoutProvenance } from '../gguf_bytes';
 import { quantize, randomModel, temporaryFolder, tiny } from '../models';
 import { onCpu, runJson } from './run';
@@ -41,7 +41,7 @@ const options = {
     repair: 'none',
     device: 'cpu',
     threads: 1,
-    calibration: { samples: 1, context: 32 }
+    calibration: { file: 'embedded', samples: 1, context: 32 }
 } as const;
 
 beforeAll(async () => {
@@ -141,7 +141,7 @@ function expectRecorded(name: string, output: Json): void {
 
 /** Runs a recorded command. */
 async function output(name: string): Promise<Json> {
-    const places: Record<string, string> = { model, folder, pruned, text: defaultCalibration };
+    const places: Record<string, string> = { model, folder, pruned, text: embeddedText };
     const args = recording.commands[name]!.args.join(' ')
         .split(' ')
         .map((argument) => argument.replace(/\{(\w+)\}/g, (_, place: string) => places[place]!));

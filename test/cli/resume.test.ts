@@ -14,6 +14,8 @@ const search = (output: string, ...options: string[]) => [
     output,
     '--remove',
     '6',
+    '--calibration',
+    'embedded',
     '--samples',
     '4',
     '--context',

@@ -13,7 +13,7 @@ export interface Ended {
 
 /** One thread: more wait for each other where the cores are busy with something else. */
 export const onCpu = ['--device', 'cpu', '--threads', '1'];
-export const short = ['--samples', '1', '--context', '32', ...onCpu];
+export const short = ['--calibration', 'embedded', '--samples', '1', '--context', '32', ...onCpu];
 /** The same for what prunes, as the paper does: a repair takes seconds, and has tests of its own. */
 export const shortPrune = [...short, '--repair', 'none'];
 /** A search that takes a second: one attention block, by 32 tokens. */

@@ -10,7 +10,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { backendFolders } from '../../lib/runtime/addon.js';
 import {
-    defaultCalibration,
+    embeddedText,
     loadTask,
     Model,
     scoreTask,
@@ -207,7 +207,7 @@ function tool({ flag }: Kind, file: string | Buffer): number[][] {
 /** Sentences of the embedded text, the second half of each to be told from those of others. */
 function fromText(name: string): Task {
     const sentences = fs
-        .readFileSync(defaultCalibration, 'utf8')
+        .readFileSync(embeddedText, 'utf8')
         .replace(/\s+/g, ' ')
         .split(/(?<=[a-z]{2}\.) (?=[A-Z])/)
         .filter((sentence) => sentence.length > 80 && sentence.length < 240 && !/["“”,_]/.test(sentence));

@@ -239,7 +239,7 @@ describe('a file with linear blocks, pruned again', () => {
             device: 'cpu',
             threads: 1,
             repair: 'none',
-            calibration: { samples: 2, context: 64 }
+            calibration: { file: 'embedded', samples: 2, context: 64 }
         } as const;
         const result = await prune(source, options);
         expect(names(result.removed)).toBe('linear.6');

@@ -116,6 +116,8 @@ test('the command writes a verified file that says what was merged', async () =>
         tiny,
         '--method',
         'laco',
+        '--calibration',
+        'embedded',
         '--samples',
         '4',
         '--context',
@@ -159,7 +161,7 @@ test('laco does not touch the journal of another search', async () => {
         output,
         method: 'laco',
         remove: 2,
-        calibration: { samples: 1, context: 32 },
+        calibration: { file: 'embedded', samples: 1, context: 32 },
         device: 'cpu',
         threads: 1
     } as const;
@@ -192,7 +194,7 @@ test('layers that differ are not merged', async () => {
             output: path.join(folder, 'none.gguf'),
             method: 'laco',
             remove: 6,
-            calibration: { samples: 1, context: 64 },
+            calibration: { file: 'embedded', samples: 1, context: 64 },
             device: 'cpu',
             threads: 1
         })

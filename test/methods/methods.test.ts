@@ -113,7 +113,11 @@ test('sleb offers all layers that are left', async () => {
 });
 
 test('sleb removes the layer without which the perplexity is lowest', async () => {
-    const options = { device: 'cpu', repair: 'none', calibration: { samples: 2, context: 64 } } as const;
+    const options = {
+        device: 'cpu',
+        repair: 'none',
+        calibration: { file: 'embedded', samples: 2, context: 64 }
+    } as const;
     const { steps } = await prune(tiny, {
         ...options,
         output: path.join(folder, 'sleb.gguf'),
@@ -146,7 +150,7 @@ test('balanced offers blocks and layers, and removes what costs least for its pa
     const singles = blocks.map((block) => formatMove([block]));
     expect(moves.map(formatMove).sort()).toEqual([...singles, ...reference.layers.map((_, i) => layerName(i))].sort());
 
-    const small = { samples: 2, context: 64 };
+    const small = { file: 'embedded', samples: 2, context: 64 };
     const check = await Model.load(tiny, { device: 'cpu' });
     const [text, sized] = [await loadCalibration(check, small), await check.blocks()];
     const parameters = new Map(sized.map((block) => [formatBlock(block), block.parameters]));
@@ -197,7 +201,7 @@ test.each(methods.filter((method) => method !== 'sleb'))(
             remove: 2,
             repair: 'none',
             device: 'cpu',
-            calibration: { samples: 2, context: 32 },
+            calibration: { file: 'embedded', samples: 2, context: 32 },
             force: true
         } as const;
         const single = await prune(tiny, { ...options, output: path.join(folder, 'single.gguf') });
@@ -216,7 +220,7 @@ test('what does not go from a model is refused before the work', async () => {
     const options = {
         output: path.join(folder, 'no.gguf'),
         device: 'cpu',
-        calibration: { samples: 2, context: 32 }
+        calibration: { file: 'embedded', samples: 2, context: 32 }
     } as const;
     await expect(prune(gemma, { ...options, remove: 3 })).rejects.toThrow(
         "can't remove 3 blocks: from this model they go 2 at a time"
@@ -238,7 +242,7 @@ describe('of layers with one block and with two', () => {
         method: 'shortgpt',
         repair: 'none',
         device: 'cpu',
-        calibration: { samples: 2, context: 32 },
+        calibration: { file: 'embedded', samples: 2, context: 32 },
         verify: false,
         force: true
     } as const;

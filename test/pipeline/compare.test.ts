@@ -33,7 +33,7 @@ const task: Task = {
         answer: i % 3
     }))
 };
-const calibration = { samples: 2, context: 64 };
+const calibration = { file: 'embedded', samples: 2, context: 64 };
 const output = path.join(folder, 'first');
 let comparison: Comparison;
 
@@ -263,7 +263,12 @@ test('goes on with the results of a folder', async () => {
     expect(comparisonTable(broken)).toMatch(/blockpruner \| ∞ \|/);
 
     await expect(
-        compare(tiny, { ...options, ratios: [0.05], calibration: { samples: 3, context: 64 }, resume: true })
+        compare(tiny, {
+            ...options,
+            ratios: [0.05],
+            calibration: { file: 'embedded', samples: 3, context: 64 },
+            resume: true
+        })
     ).rejects.toThrow(/are of searches with another calibration \(2 × 64 tokens.*now 3 × 64 tokens/);
     fs.writeFileSync(path.join(output, 'results.json'), '{}');
     await expect(compare(tiny, { ...options, ratios: [0.05], resume: true })).rejects.toThrow(
@@ -310,7 +315,7 @@ test("a method that can't is passed over", async () => {
         output: path.join(folder, 'some'),
         ratios: [0.7, 0.75],
         methods: ['laco', 'blockpruner-attn', 'shortgpt'],
-        calibration: { samples: 1, context: 32 },
+        calibration: { file: 'embedded', samples: 1, context: 32 },
         device: 'cpu',
         threads: 1,
         onProgress: (what) => seen.push(what)
@@ -345,6 +350,8 @@ test("a method that can't is passed over", async () => {
         'blockpruner',
         '--search',
         'exact',
+        '--calibration',
+        'embedded',
         '--samples',
         '8',
         '--context',
@@ -386,6 +393,8 @@ test('the command writes table, CSV, JSON and report into a new folder', async (
         '0.05',
         '--methods',
         'shortgpt,block-influence',
+        '--calibration',
+        'embedded',
         '--samples',
         '2',
         '--context',

@@ -3,7 +3,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import {
     apply,
-    defaultCalibration,
+    embeddedText,
     inspect,
     loadCalibration,
     Model,
@@ -17,7 +17,12 @@ import { fixture, randomNumbers, temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
-const options = { device: 'cpu', threads: 1, calibration: { samples: 4, context: 64 }, repairTokens: 2048 } as const;
+const options = {
+    device: 'cpu',
+    threads: 1,
+    calibration: { file: 'embedded', samples: 4, context: 64 },
+    repairTokens: 2048
+} as const;
 const order = parseBlocks('attn.0,attn.4,ffn.4,attn.9,ffn.11');
 
 describe('of a model that deci hosts', () => {
@@ -142,7 +147,7 @@ describe('is none', () => {
         // what is left of the text for the fit is noise, and this block's loss is small
         const random = randomNumbers(1);
         const noise = Array.from({ length: 30_000 }, () => String.fromCharCode(33 + Math.floor(45 * (random() + 1))));
-        const text = `${fs.readFileSync(defaultCalibration, 'utf8').slice(0, 1200)}${noise.join('')}`;
+        const text = `${fs.readFileSync(embeddedText, 'utf8').slice(0, 1200)}${noise.join('')}`;
         fs.writeFileSync(file('noise.txt'), text);
         const more = { order: parseBlocks('ffn.8'), calibration: { file: file('noise.txt'), samples: 4, context: 64 } };
 
@@ -151,7 +156,7 @@ describe('is none', () => {
     });
 
     const short = () => {
-        fs.writeFileSync(file('short.txt'), fs.readFileSync(defaultCalibration, 'utf8').slice(0, 3000));
+        fs.writeFileSync(file('short.txt'), fs.readFileSync(embeddedText, 'utf8').slice(0, 3000));
         return { file: file('short.txt'), samples: 4, context: 64 };
     };
 

@@ -86,6 +86,8 @@ beforeAll(async () => {
         report,
         '--remove',
         '3',
+        '--calibration',
+        'embedded',
         '--samples',
         '3',
         '--context',
