@@ -48,9 +48,9 @@ export const builder = (yargs: Argv) =>
                 choices: methods,
                 default: 'balanced' as const,
                 describe:
-                    'How it is decided what goes: greedily, by the loss for the parameters that go, blocks and layers ' +
-                    "(balanced), or by the paper's perplexity, blocks (blockpruner) or layers (sleb); by merging " +
-                    'layers (laco); or by ranks measured once'
+                    'How it is decided what goes: greedily, by the loss for the parameters that go, blocks and ' +
+                    "layers (balanced), or by the paper's perplexity, blocks (blockpruner) or layers (sleb); by " +
+                    'merging layers (laco); or by ranks measured once'
             },
             per: {
                 choices: pers,
