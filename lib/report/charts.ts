@@ -53,7 +53,8 @@ export const series = [
         colour: 'var(--s9)',
         shape: 'M0,-1L.29,-.4L.95,-.31L.48,.15L.59,.81L0,.5L-.59,.81L-.48,.15L-.95,-.31L-.29,-.4Z',
         glyph: '★'
-    }
+    },
+    { colour: 'var(--s10)', shape: 'M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z', glyph: '⬟' }
 ];
 
 /** Loading takes a quarter of a second, which only the writing of a report should cost. */

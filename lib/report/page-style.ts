@@ -6,13 +6,13 @@
 const light = `--paper:#fbfbf9;--card:#fff;--ink:#1b1f24;--muted:#57606a;--line:#dcdfe3;--none:#eceef0;\
 --accent:#0a5fb4;--before:#6e7781;--focus:#c2185b;--dot:#c2185b;--dot-edge:#fff;
 --s0:#0a5fb4;--s1:#b3400a;--s2:#06735a;--s3:#8034b5;--s4:#7a5b00;--s5:#57606a;--s6:#b51e6b;--s7:#0b6f88;--s8:#3b2a1d;\
---s9:#3f6f00;
+--s9:#3f6f00;--s10:#9a1b1b;
 --h0:#e3f2c0;--h1:#c0e4b5;--h2:#86cfbb;--h3:#46b2c4;--h4:#2290be;--h5:#2362a9;--h6:#26399a;--h7:#0b1f5e;
 --w0:#0b3f80;--w1:#1f6fc0;--w2:#7db4ea;--w3:#c3def7;--w0-ink:#fff;--w1-ink:#fff;--w2-ink:#10243a;--w3-ink:#10243a;`;
 const dark = `--paper:#0f1318;--card:#171c23;--ink:#e8ebef;--muted:#a4adb8;--line:#333b46;--none:#262d36;\
 --accent:#63b0ff;--before:#98a2ae;--focus:#ff7bac;--dot:#ff4f93;--dot-edge:#0f1318;
 --s0:#63b0ff;--s1:#ff9a66;--s2:#45cfa4;--s3:#d0a3ff;--s4:#e0b640;--s5:#a4adb8;--s6:#ff8fc0;--s7:#5fd0e6;--s8:#f3dcc6;\
---s9:#a8d84f;
+--s9:#a8d84f;--s10:#ff7a7a;
 --h0:#2a3a78;--h1:#2553a0;--h2:#2477b5;--h3:#2f9bc2;--h4:#5bbcbc;--h5:#93d4b6;--h6:#c9e8b3;--h7:#f6fbbd;
 --w0:#a9d4ff;--w1:#5aa5f0;--w2:#2b6cb5;--w3:#1d4272;--w0-ink:#0f1d2e;--w1-ink:#0f1d2e;--w2-ink:#fff;--w3-ink:#fff;`;
 

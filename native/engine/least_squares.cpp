@@ -117,6 +117,10 @@ double least_squares::mean_of_diagonal() const {
 // Conjugate gradients (Hestenes and Stiefel 1952) for (G/m + λ)·X = C/m. Each column is solved by itself, and all of
 // them at once.
 void least_squares::solve(double ridge, const task_control & control) {
+    solve(std::vector<float>(n_out, (float) ridge), control);
+}
+
+void least_squares::solve(const std::vector<float> & ridges, const task_control & control) {
     const double mean = mean_of_diagonal();
     if (!std::isfinite(mean)) {
         throw std::runtime_error("the residual stream has values that are not finite: nothing can be fitted to it");
@@ -129,11 +133,13 @@ void least_squares::solve(double ridge, const task_control & control) {
     const ggml_context_ptr owner = graph_context();
     ggml_context *         ctx   = owner.get();
     ggml_context_ptr       state_context(
-        ggml_init({ .mem_size = 3 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true }));
+        ggml_init({ .mem_size = 4 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true }));
     ggml_tensor * residual  = ggml_dup_tensor(state_context.get(), moments);
     ggml_tensor * direction = ggml_dup_tensor(state_context.get(), moments);
     ggml_tensor * square    = ggml_new_tensor_2d(state_context.get(), GGML_TYPE_F32, 1, n_out); // |residual|²
+    ggml_tensor * ridge     = ggml_dup_tensor(state_context.get(), square);
     const ggml_backend_buffer_ptr state = allocate(state_context.get(), device);
+    ggml_backend_tensor_set(ridge, ridges.data(), 0, ggml_nbytes(ridge));
 
     {
         ggml_cgraph * graph = ggml_new_graph(ctx);
@@ -149,7 +155,7 @@ void least_squares::solve(double ridge, const task_control & control) {
     constexpr float tiny          = 1e-30f; // a column that is solved has no residual left to divide by
     ggml_cgraph *   graph         = ggml_new_graph(ctx);
     ggml_tensor *   image         = ggml_add(ctx, ggml_scale(ctx, product(ctx, gram, direction), (float) (1 / mean)),
-                                             ggml_scale(ctx, direction, (float) ridge));
+                                             ggml_mul(ctx, direction, ridge));
     ggml_tensor *   curvature     = ggml_sum_rows(ctx, ggml_mul(ctx, direction, image));
     ggml_tensor *   step          = ggml_div(ctx, square, ggml_scale_bias(ctx, curvature, 1, tiny));
     ggml_tensor *   new_weights   = ggml_add(ctx, weights, ggml_mul(ctx, direction, step));

@@ -10,7 +10,7 @@
 #include <vector>
 
 // Finds the matrix W that minimises Σ_t |W·h_t − e_t|² + λ·m·|W|², where m is the mean of the diagonal of Σ_t h_t·h_tᵀ.
-// A weight of a token is a factor of both h_t and e_t: its square root.
+// Rows of W may have a λ of their own. A weight of a token is a factor of both h_t and e_t: its square root.
 //
 // Memory on the device: n_in² + 2·n_in·n_out values of F32, about six times n_in·n_out more while it is solved, and
 // twice the tokens that are added at a time.
@@ -22,9 +22,10 @@ public:
     // Adds n tokens. h: [n × n_in], e: [n × n_out], token after token.
     void add(const float * h, const float * e, int64_t n);
 
-    // Finds W. ridge: λ, above 0
+    // Finds W. ridge: λ, above 0; of each row, or of all
     // Throws where a sum or the solution is not finite.
     void solve(double ridge, const task_control & control);
+    void solve(const std::vector<float> & ridges, const task_control & control);
 
     // W: [n_out × n_in], row after row.
     std::vector<float> solution() const;

@@ -34,8 +34,9 @@ public:
 
     // What one sequence's stream is at a later boundary.
     struct step {
-        std::vector<float> stream; // [n_tokens × n_embd]
-        std::vector<float> inner;  // [n_tokens × n_inner], what the first block's output projection multiplies
+        std::vector<float> stream;    // [n_tokens × n_embd]
+        std::vector<float> inner;     // [n_tokens × n_inner], what the first block's output projection multiplies
+        std::vector<float> projected; // [n_tokens × n_embd], what it gives
         size_t             n_inner = 0;
     };
 
@@ -60,8 +61,9 @@ public:
         step computed;
         computed.stream = values_of(stream);
         if (with_inner) {
-            computed.inner   = values_of(outputs.inner.at(at));
-            computed.n_inner = outputs.inner.at(at)->ne[0];
+            computed.inner     = values_of(outputs.inner.at(at));
+            computed.projected = values_of(outputs.projected.at(at));
+            computed.n_inner   = outputs.inner.at(at)->ne[0];
         }
         return computed;
     }
@@ -181,6 +183,70 @@ void apply_fit(const least_squares & fit, const std::vector<float> & h, std::vec
     std::transform(x.begin(), x.end(), added.begin(), x.begin(), std::plus<>());
 }
 
+// The norm behind an output projection: of a block's branch y, γ⊙y/rms(y) is added to the stream.
+class post_norm {
+public:
+    // Without weights, it changes nothing.
+    post_norm() = default;
+
+    post_norm(const ggml_tensor * gamma, float epsilon) : gamma(values_of(gamma)), epsilon(epsilon) {}
+
+    bool is_there() const { return !gamma.empty(); }
+
+    // Divides what is multiplied by rms(y) of its token.
+    void divide(std::vector<float> & h, const std::vector<float> & y) const {
+        const size_t n_tokens = y.size() / gamma.size();
+        const size_t n_in     = h.size() / n_tokens;
+        for (size_t t = 0; t < n_tokens; t++) {
+            const float scale = scale_of(&y[t * gamma.size()]);
+            for (size_t i = t * n_in; i < (t + 1) * n_in; i++) {
+                h[i] *= scale;
+            }
+        }
+    }
+
+    // λ of the rows of γ⊙Δ, so that all of Δ have one.
+    std::vector<float> ridges(double ridge) const {
+        const double       square = mean_square(gamma.data(), gamma.size());
+        std::vector<float> result;
+        for (const float g : gamma) {
+            result.push_back((float) (ridge * std::min(square / ((double) g * g + 1e-30), 1e9)));
+        }
+        return result;
+    }
+
+    // Of the rows of γ⊙Δ, those of Δ. n: the number of values in a row
+    void unscale_rows(std::vector<float> & rows) const {
+        const size_t n = rows.size() / gamma.size();
+        for (size_t i = 0; i < rows.size(); i++) {
+            rows[i] = gamma[i / n] == 0 ? 0 : rows[i] / gamma[i / n];
+        }
+    }
+
+    // Puts another branch into the stream: γ⊙(y + change)/rms(y + change) for γ⊙y/rms(y).
+    // change: γ⊙Δ·h of each token
+    void replace(std::vector<float> & x, const std::vector<float> & y, const std::vector<float> & change) const {
+        const size_t       n = gamma.size();
+        std::vector<float> changed(n);
+        for (size_t t = 0; t < x.size(); t += n) {
+            for (size_t i = 0; i < n; i++) {
+                changed[i] = y[t + i] + (gamma[i] == 0 ? 0 : change[t + i] / gamma[i]);
+            }
+            const float before = scale_of(&y[t]);
+            const float now    = scale_of(changed.data());
+            for (size_t i = 0; i < n; i++) {
+                x[t + i] += gamma[i] * (changed[i] * now - y[t + i] * before);
+            }
+        }
+    }
+
+private:
+    std::vector<float> gamma;
+    float              epsilon = 0;
+
+    float scale_of(const float * y) const { return (float) (1 / std::sqrt(mean_square(y, gamma.size()) + epsilon)); }
+};
+
 void check_gaps(const std::vector<gap> & gaps, size_t n_blocks) {
     if (gaps.empty()) {
         throw std::runtime_error("there is no gap");
@@ -254,10 +320,13 @@ private:
     }
 
     bool can_refit(size_t block) const {
-        const residual_block & b         = on.blocks()[block];
-        const bool             is_shared = block + 1 < n_blocks && on.blocks()[block + 1].parallel;
-        return !b.output.empty() && b.direct && !b.parallel && !is_shared;
+        const residual_block & b               = on.blocks()[block];
+        const bool             is_shared       = block + 1 < n_blocks && on.blocks()[block + 1].parallel;
+        const bool             has_norm_in_f32 = b.post_norm.empty() || weights(b.post_norm)->type == GGML_TYPE_F32;
+        return !b.output.empty() && b.direct && !b.parallel && !is_shared && has_norm_in_f32;
     }
+
+    const ggml_tensor * weights(const std::string & name) const { return on.model->get_tensor(name.c_str()); }
 
     // Where the first block is that changes, from the first gap on.
     size_t first_change(size_t i) const {
@@ -291,25 +360,41 @@ private:
         const bool is_before_gap = next != request.gaps.end() && next->first == block + 1;
         dense.advance(is_before_gap ? next->second : block + 1, control, counted());
 
+        const residual_block & b = on.blocks()[block];
+        const post_norm norm = b.post_norm.empty() ? post_norm() : post_norm(weights(b.post_norm), b.post_norm_epsilon);
         const ggml_backend_ptr         backend = backend_of(dense.device(), on.options.n_threads);
         std::unique_ptr<least_squares> fit;
         for (size_t i = 0; i < sequences.count(); i++) {
             stream_walk::step step = computed_block(i);
+            if (norm.is_there()) {
+                norm.divide(step.inner, step.projected);
+            }
             if (!fit) {
                 fit = std::make_unique<least_squares>(backend.get(), (int64_t) step.n_inner, (int64_t) n_embd);
             }
             add_sequence(*fit, std::move(step.inner), step.stream, dense.values[i], n_embd);
         }
-        fit->solve(request.refit_ridge, control);
+        fit->solve(norm.is_there() ? norm.ridges(request.refit_ridge) :
+                                     std::vector<float>(n_embd, (float) request.refit_ridge),
+                   control);
         std::vector<std::vector<float>> refitted(sequences.count());
         for (size_t i = 0; i < sequences.count(); i++) {
             const stream_walk::step step = computed_block(i);
             refitted[i]                  = step.stream;
-            apply_fit(*fit, step.inner, refitted[i], n_embd);
+            if (norm.is_there()) {
+                norm.replace(refitted[i], step.projected,
+                             fit->apply(step.inner.data(), (int64_t) (step.stream.size() / n_embd)));
+            } else {
+                apply_fit(*fit, step.inner, refitted[i], n_embd);
+            }
         }
         pruned.values = std::move(refitted);
         pruned.set_boundary(block + 1);
-        result.refits.push_back({ .block = block, .change = fit->solution() });
+        std::vector<float> change = fit->solution();
+        if (norm.is_there()) {
+            norm.unscale_rows(change);
+        }
+        result.refits.push_back({ .block = block, .change = std::move(change) });
         counted()();
     }
 
@@ -319,14 +404,19 @@ private:
         const size_t      n_tokens = std::min(step.stream.size(), dense.values[sequence].size()) / n_embd;
         // the last attention block drops the token that predicts nothing behind its projection only
         step.inner.resize(n_tokens * step.n_inner);
+        step.projected.resize(n_tokens * n_embd);
         step.stream.resize(n_tokens * n_embd);
         return step;
     }
 
     void pass_gap() {
         dense.advance(next->second, control, counted());
+        for (size_t i = 0; i < sequences.count(); i++) {
+            auto & x = pruned.values[i];
+            x.resize(std::min(x.size(), dense.values[i].size())); // the last attention block drops a token
+        }
         if (!request.linear) {
-            pruned.advance(next->second, control, counted());
+            pruned.set_boundary(next->second);
             return;
         }
         const float            epsilon = on.model->hparams.f_norm_rms_eps;
@@ -334,8 +424,7 @@ private:
         least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
         for (size_t i = 0; i < sequences.count(); i++) {
             control.check();
-            auto & x = pruned.values[i];
-            x.resize(std::min(x.size(), dense.values[i].size()));
+            const auto & x = pruned.values[i];
             add_sequence(fit, normalized(x, n_embd, epsilon), x, dense.values[i], n_embd);
         }
         fit.solve(request.linear_ridge, control);

@@ -43,8 +43,10 @@ struct repair_result {
 // - After a block whose output projection is fitted, with inner values h: Δ minimises Σ w·|Δ·h − (S − x)|² + λ·m·|Δ|².
 // - In a gap, n = x/rms(x): W minimises Σ w·|W·n − (S − x)|² + λ·m·|W|².
 //
-// m is the mean of the diagonal of the Gram matrix, Σ w·h·hᵀ or Σ w·n·nᵀ. Blocks without an output projection, and those
-// that aren't added to the stream as it is, stay as they are.
+// m is the mean of the diagonal of the Gram matrix, Σ w·h·hᵀ or Σ w·n·nᵀ. Where a norm follows the output projection, the
+// block adds γ⊙y/r, with y = W·h and r = rms(y). It is fitted as if r stayed as it is: Δ minimises
+// Σ w·|γ⊙(Δ·h)/r − (S − x)|² + λ·m·mean(γ²)·|Δ|², with h/r in the Gram matrix; x then goes on with what r really becomes.
+// Blocks without an output projection, parallel ones, and those that aren't added to the stream as it is, stay as they are.
 //
 // Both models' streams of all tokens are in memory, on the host, 8·n_embd bytes a token, and are carried on, so that each
 // block is computed once a model, and twice where it is fitted. For the sums, see least_squares.

@@ -1,6 +1,7 @@
 #include "graph/find_blocks.h"
 
 #include <algorithm>
+#include <cstring>
 #include <iterator>
 #include <set>
 #include <stdexcept>
@@ -153,8 +154,13 @@ void describe_branch(const graph_view & graph, found_block & found, const std::v
         not_understood("a branch of it reads no layer's weights, at '" + std::string(found.branch->name) + "'", above);
     }
     block.weights.assign(weights.begin(), weights.end());
-    if (const ggml_tensor * projection = output_projection(found)) {
-        block.output = projection->src[0]->name;
+    const branch_end end = end_of_branch(found);
+    if (end.product) {
+        block.output = end.product->src[0]->name;
+    }
+    if (end.product && end.norm) {
+        block.post_norm = end.norm->src[1]->name;
+        std::memcpy(&block.post_norm_epsilon, end.norm->src[0]->op_params, sizeof(float));
     }
     block.kind = mixes ? block_kind::attn : is_linear(found) ? block_kind::linear : block_kind::ffn;
 }
@@ -266,14 +272,22 @@ std::vector<found_block> find_blocks(const graph_view & graph, ggml_tensor * end
     return found;
 }
 
-ggml_tensor * output_projection(const found_block & found) {
+branch_end end_of_branch(const found_block & found) {
+    branch_end    end;
     ggml_tensor * t = strip_selection(found.branch);
+    if (t->op == GGML_OP_MUL && t->src[0]->op == GGML_OP_RMS_NORM && !is_computed(t->src[1]) &&
+        layer_of(t->src[1]) >= 0) {
+        end.norm = t;
+        t        = strip_selection(t->src[0]->src[0]);
+    }
+    end.projected = t;
     if (t->op == GGML_OP_ADD && !is_computed(t->src[1])) {
         t = strip_selection(t->src[0]);
     }
     const bool is_projection = t->op == GGML_OP_MUL_MAT && !is_computed(t->src[0]) && is_computed(t->src[1]) &&
                                layer_of(t->src[0]) >= 0 && ggml_n_dims(t->src[0]) == 2;
-    return is_projection ? t : nullptr;
+    end.product              = is_projection ? t : nullptr;
+    return end;
 }
 
 graph_layout layout_of(const graph_view & graph, const std::vector<found_block> & found) {

@@ -31,9 +31,13 @@ struct residual_block {
     // the blocks of which it reads inner values, or the stream before them, beside its own boundary
     std::vector<size_t> reads;
 
-    // The weights of its output projection: the matrix by which the branch ends, a bias aside. Empty where it ends in
-    // something else.
+    // The weights of its output projection: the matrix by which the branch ends, a bias and a norm aside. Empty where it
+    // ends in something else.
     std::string output;
+
+    // The RMSNorm behind that: its weights and its ε. Empty where there is none.
+    std::string post_norm;
+    float       post_norm_epsilon = 0;
 
     // what it computes, apart from its weights' values and types, its layer and its rope
     std::string signature;
@@ -75,9 +79,14 @@ struct graph_layout {
 // Throws where the stream can't be followed.
 std::vector<found_block> find_blocks(const graph_view & graph, ggml_tensor * end);
 
-// The product of a block's output projection with its inner values, by which its branch ends, a bias aside. Null where it
-// ends in something else.
-ggml_tensor * output_projection(const found_block & found);
+// By what a block's branch ends.
+struct branch_end {
+    ggml_tensor * product    = nullptr; // of the output projection with the block's inner values; null: something else
+    ggml_tensor * projected  = nullptr; // that and a bias, if there is one
+    const ggml_tensor * norm = nullptr; // the RMSNorm behind that, times its weights, if there is one
+};
+
+branch_end end_of_branch(const found_block & found);
 
 graph_layout layout_of(const graph_view & graph, const std::vector<found_block> & found);
 

@@ -141,13 +141,15 @@ void capture_boundaries(graph_edit & edit) {
 
 void capture_inner_values(graph_edit & edit) {
     for (const size_t i : edit.request.inner) {
-        const ggml_tensor * projection = output_projection(edit.found[i]);
-        if (!projection) {
+        const branch_end end = end_of_branch(edit.found[i]);
+        if (!end.product) {
             throw std::runtime_error("a block has no output projection");
         }
-        // a copy, since they may be a view of memory that is used again
-        edit.outputs.inner[i] = ggml_cont(edit.ctx, projection->src[1]);
+        // copies, since they may be views of memory that is used again
+        edit.outputs.inner[i]     = ggml_cont(edit.ctx, end.product->src[1]);
+        edit.outputs.projected[i] = ggml_cont(edit.ctx, end.projected);
         edit.results.push_back(edit.outputs.inner[i]);
+        edit.results.push_back(edit.outputs.projected[i]);
     }
 }
 

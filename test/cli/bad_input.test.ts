@@ -344,7 +344,7 @@ describe('calibration texts:', () => {
         ['none.jsonl', '{"body": "One."}\n', [], 'none.jsonl, line 1']
     ])('%s', async (name, content, options, says) => {
         const file = content === undefined ? input(name) : write(name, content);
-        await expectRefused(outputs, prune(tiny, '--calibration', file, ...options, ...shortSearch), file);
+        await expectRefused(outputs, prune(tiny, ...shortSearch, '--calibration', file, ...options), file);
         await expectRefused(
             outputs,
             ['perplexity', tiny, '--text', file, '--context', '32', ...options, ...onCpu],

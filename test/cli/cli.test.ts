@@ -142,7 +142,7 @@ describe('prune and apply', () => {
             output,
             architecture: 'llama',
             host: 'deci',
-            method: 'blockpruner',
+            method: 'balanced',
             repair: { kind: 'none', reason: 'it was turned off' },
             removed: [block, block],
             steps: [step(12), step(11)],

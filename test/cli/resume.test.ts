@@ -14,6 +14,8 @@ const search = (output: string, ...options: string[]) => [
     output,
     '--remove',
     '6',
+    '--method',
+    'blockpruner',
     '--calibration',
     'embedded',
     '--samples',

@@ -133,6 +133,15 @@ describe.each(['adjacent', 'all'] as const)('of output projections, %s', (repair
     });
 });
 
+test('of a model whose blocks end in a norm gains too, and is verified', async () => {
+    const gemma = fixture('gemma3-dense', file('gemma3.gguf'));
+    const order = parseBlocks('attn.1,ffn.1');
+    const { repair, perplexity } = await apply(gemma, { ...options, order, output: file('gemma.gguf') });
+    expect(repair).toMatchObject({ kind: 'all', linear: [] });
+    expect((repair as { refitted: string[] }).refitted).toContain('blk.0.ffn_down.weight');
+    expect(perplexity.pruned).toBeLessThan((repair as { unrepaired: number }).unrepaired);
+});
+
 describe('is none', () => {
     const expectNone = async (reason: string, more: object) => {
         const wanted = { ...options, order, verify: false, output: file('none.gguf'), force: true, ...more };
@@ -169,13 +178,12 @@ describe('is none', () => {
         ));
 
     test('if the model has no projections that could be fitted, and its host no linear blocks', async () => {
-        const gemma = fixture('gemma3-dense', file('gemma3.gguf'));
-        const pair = parseBlocks('attn.1,ffn.1');
-        const wanted = { ...options, order: pair, output: file('gemma.gguf'), verify: false };
-        const { repair } = await apply(gemma, wanted);
+        const phi = fixture('phi2-dense', file('phi2.gguf'));
+        const wanted = { ...options, order: parseBlocks('attn.1,ffn.1'), output: file('phi.gguf'), verify: false };
+        const { repair } = await apply(phi, wanted);
         expect(repair).toEqual({ kind: 'none', reason: expect.stringContaining('no block that could be') as string });
-        await expect(apply(gemma, { ...wanted, repair: 'linear', force: true })).rejects.toThrow(
-            'no repair is possible: the model is written as gemma3, which has no linear blocks'
+        await expect(apply(phi, { ...wanted, repair: 'linear', force: true })).rejects.toThrow(
+            'no repair is possible: the model is written as phi2, which has no linear blocks'
         );
     });
 

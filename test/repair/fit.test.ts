@@ -1,7 +1,8 @@
 // Fits of repairs against independent ones in PyTorch; ../reference/repair.py says how its numbers came about.
+import path from 'node:path';
 import { Model, parseBlock } from '../../lib/index.js';
 import { fitRepair } from '../../lib/repair/fit.js';
-import { temporaryFolder } from '../models';
+import { fixture, randomNumbers, temporaryFolder, writeGguf } from '../models';
 import { calibration, loadReferenceModel, readReference, writeReferenceModel } from '../reference/read';
 
 /** A matrix: its norm, and its products with some vectors. */
@@ -25,8 +26,12 @@ beforeAll(async () => {
 });
 afterAll(() => model.dispose());
 
-function norm(values: readonly number[]): number {
-    return Math.hypot(...values);
+function norm(values: Iterable<number>): number {
+    let sum = 0;
+    for (const value of values) {
+        sum += value ** 2;
+    }
+    return Math.sqrt(sum);
 }
 
 /** How far a matrix is from a reference: of their products with vectors whose values are cos((i + 1)(j + 1)). */
@@ -66,11 +71,88 @@ test.each(['linear', 'adjacent', 'all'] as const)(
         ];
         // llama.cpp rounds keys and values to 16 bits, which adds up over the blocks
         expect(Math.max(...differences)).toBeLessThan({ linear: 1e-3, adjacent: 2e-3, all: 5e-3 }[repair]);
-        linear.forEach(({ weights }, i) => expect(norm([...weights]) / reference.linear[i]!.norm).toBeCloseTo(1, 3));
+        linear.forEach(({ weights }, i) => expect(norm(weights) / reference.linear[i]!.norm).toBeCloseTo(1, 3));
     }
 );
 
 test('the numbers of refitted tensors are those that the kinds say', () => {
     const counts = Object.values(references).map(({ refits }) => refits.length);
     expect(counts).toEqual([0, 2, 19]); // before two of the gaps stands a block; 24 blocks less 5 that went
+});
+
+test('a gap may take the last attention block, which drops the token that predicts nothing', async () => {
+    const fit = { linear: false, refit: 'all' } as const;
+    const of = async (gap: string) => {
+        const { refits } = await model.fitRepair(calibration, [gap.split(' ').map(parseBlock)], fit);
+        return refits.map(({ tensor }) => tensor);
+    };
+    expect(await of('attn.11 ffn.11')).toEqual(['blk.10.ffn_down.weight']);
+    expect(await of('attn.11')).toEqual(['blk.10.ffn_down.weight', 'blk.11.ffn_down.weight']);
+});
+
+// Gemma's blocks end in a norm, which makes the fit a step towards the best change, not the best one itself.
+describe('where a norm follows the output projection', () => {
+    const source = path.join(folder, 'gemma3.gguf');
+    const gap = [
+        { kind: 'attn', layer: 5 },
+        { kind: 'ffn', layer: 5 }
+    ] as const;
+    const tensor = 'blk.4.ffn_down.weight';
+    const random = randomNumbers(7);
+    const sequences = {
+        tokens: Int32Array.from({ length: 64 * 48 }, () => Math.floor(60 * (1 + random()))),
+        length: 48
+    };
+    let dense: Model;
+    beforeAll(async () => {
+        dense = await Model.load(fixture('gemma3-dense', source), { device: 'cpu', threads: 1, cacheType: 'f32' });
+    });
+    afterAll(() => dense.dispose());
+
+    const fitted = async (refitRidge: number) => {
+        const { refits } = await dense.fitRepair(sequences, [gap], { linear: false, refit: 'adjacent', refitRidge });
+        expect(refits.map((refit) => refit.tensor)).toEqual([tensor]);
+        return refits[0]!.change;
+    };
+
+    /** How far the end of the stream without the gap's blocks is from the dense one's, in a model that is changed. */
+    async function error(change: Float32Array, times: number): Promise<number> {
+        const output = path.join(folder, 'changed.gguf');
+        const scaled = change.map((value) => value * times);
+        await writeGguf({
+            output,
+            sources: [source],
+            tensors: dense.gguf.tensors.map(({ name }) => ({
+                name,
+                from: [
+                    name === tensor
+                        ? { file: 0, name, sum: [{ file: 0, name, weight: 1 }], change: scaled }
+                        : { file: 0, name }
+                ]
+            }))
+        });
+        const changed = await Model.load(output, { device: 'cpu', threads: 1, cacheType: 'f32' });
+        const found = await changed.hidden(sequences, { skip: gap });
+        changed.dispose();
+        const wanted = await dense.hidden(sequences);
+        return norm(found.map((value, i) => value - wanted[i]!)) / norm(wanted);
+    }
+
+    test('the change brings the stream nearer to the dense one, and no other length of it would do so more', async () => {
+        const change = await fitted(1e-4);
+        const [none, half, whole, double] = [
+            await error(change, 0),
+            await error(change, 0.5),
+            await error(change, 1),
+            await error(change, 2)
+        ];
+        expect(whole).toBeLessThan(0.95 * none);
+        expect(whole).toBeLessThan(half);
+        expect(whole).toBeLessThan(double);
+    });
+
+    test('a larger ridge changes less', async () => {
+        const [small, large] = [await fitted(0.3), await fitted(1e6)];
+        expect(norm(large)).toBeLessThan(1e-3 * norm(small));
+    });
 });

@@ -86,6 +86,8 @@ beforeAll(async () => {
         report,
         '--remove',
         '3',
+        '--method',
+        'blockpruner',
         '--calibration',
         'embedded',
         '--samples',
