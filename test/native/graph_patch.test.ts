@@ -245,7 +245,7 @@ test('progress never comes after the end', async () => {
             }
             expect(late).toBe(0);
         },
-        { file: 'embedded', samples: 1, context: 32 }
+        { samples: 1, context: 32 }
     );
 });
 
