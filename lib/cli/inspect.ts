@@ -19,12 +19,14 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     print(inspection, argv.json, () => inspectionLines(inspection));
 }
 
-function inspectionLines({ architecture, host, reason, layers, blocks, moves }: Inspection): string[] {
+function inspectionLines(inspection: Inspection): string[] {
+    const { architecture, host, reason, layers, blocks, moves } = inspection;
     const goTogether = moves.some(({ length }) => length > 1);
     return [
         `architecture  ${architecture}`,
         `host          ${host ?? 'none'}: ${reason}`,
         `layers        ${layers}, ${blocks.length} blocks`,
+        `repair        ${repairText(inspection)}`,
         ...(goTogether ? [`together      ${moves.map(formatMove).join(', ')}`] : []),
         ...blocks.map((block) => {
             const parameters = formatMillions(block.parameters).padStart(9);
@@ -32,4 +34,16 @@ function inspectionLines({ architecture, host, reason, layers, blocks, moves }: 
             return `  ${formatBlock(block).padEnd(9)} ${parameters} parameters  ${bytes}`;
         })
     ];
+}
+
+/** Says what a repair can do. */
+function repairText({ repair: { linear, unfitted }, blocks }: Inspection): string {
+    const fitted = blocks.length - unfitted.length;
+    const which =
+        fitted === 0
+            ? 'no output projection can be fitted'
+            : fitted === blocks.length
+              ? 'all output projections can be fitted'
+              : `output projections can be fitted, but not of ${unfitted.map(formatBlock).join(', ')}`;
+    return `${linear ? 'linear blocks go into gaps' : 'no linear blocks'}; ${which}`;
 }

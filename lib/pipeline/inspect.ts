@@ -1,7 +1,7 @@
 import { BlockprunerError } from '../errors.js';
 import { chooseHost } from '../export/choose-host.js';
 import type { Host } from '../export/host.js';
-import { bare, type Move } from '../runtime/blocks.js';
+import { bare, type Block, type Move } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
 import { Model, type BlockInfo } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
@@ -15,6 +15,13 @@ export interface Inspection {
     reason: string;
     /** The moves that can be made first: each block that can go, with those that must go with it. */
     moves: Move[];
+    /** What a repair of the pruned model can do. */
+    repair: {
+        /** Whether linear blocks can be put into the gaps. */
+        linear: boolean;
+        /** The blocks whose output projections can't be fitted: they stay as they are. */
+        unfitted: Block[];
+    };
     layers: number;
     blocks: BlockInfo[];
 }
@@ -39,6 +46,7 @@ export async function inspect(
         onProgress: (done, total) => onProgress?.('load', done, total)
     });
     try {
+        const graph = await loaded.graph(signal);
         const blocks = await loaded.blocks(signal);
         const { architecture, layers } = loaded;
         const { host, reason } = await tryHost(loaded.gguf, signal);
@@ -47,6 +55,10 @@ export async function inspect(
             host: host?.name ?? null,
             reason,
             moves: (host?.moves(blocks) ?? []).map(bare),
+            repair: {
+                linear: host?.linear ?? false,
+                unfitted: bare(graph.blocks.filter(({ refittable }) => !refittable))
+            },
             layers,
             blocks
         };

@@ -64,6 +64,8 @@ export interface NativeBlock {
     tensors: string[];
     /** it reads the same boundary as the block before it */
     parallel: boolean;
+    /** a repair can fit its output projection */
+    refittable: boolean;
     /** its output is added to the residual stream as it is at the boundary, not scaled or normalized */
     direct: boolean;
     /** indexes of the blocks of which it reads inner values, or the stream before them, beside its own boundary */

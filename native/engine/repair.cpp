@@ -183,6 +183,10 @@ void apply_fit(const least_squares & fit, const std::vector<float> & h, std::vec
     std::transform(x.begin(), x.end(), added.begin(), x.begin(), std::plus<>());
 }
 
+const ggml_tensor * weights(const evaluator & on, const std::string & name) {
+    return on.model->get_tensor(name.c_str());
+}
+
 // The norm behind an output projection: of a block's branch y, γ⊙y/rms(y) is added to the stream.
 class post_norm {
 public:
@@ -319,15 +323,6 @@ private:
         };
     }
 
-    bool can_refit(size_t block) const {
-        const residual_block & b               = on.blocks()[block];
-        const bool             is_shared       = block + 1 < n_blocks && on.blocks()[block + 1].parallel;
-        const bool             has_norm_in_f32 = b.post_norm.empty() || weights(b.post_norm)->type == GGML_TYPE_F32;
-        return !b.output.empty() && b.direct && !b.parallel && !is_shared && has_norm_in_f32;
-    }
-
-    const ggml_tensor * weights(const std::string & name) const { return on.model->get_tensor(name.c_str()); }
-
     // Where the first block is that changes, from the first gap on.
     size_t first_change(size_t i) const {
         const size_t before = request.gaps[i].first;
@@ -348,7 +343,7 @@ private:
     void refit_up_to(size_t boundary) {
         while (pruned.boundary() < boundary) {
             const size_t block = pruned.boundary();
-            if (can_refit(block)) {
+            if (can_refit(on, block)) {
                 refit(block);
             } else {
                 pruned.advance(block + 1, control, counted());
@@ -361,7 +356,8 @@ private:
         dense.advance(is_before_gap ? next->second : block + 1, control, counted());
 
         const residual_block & b = on.blocks()[block];
-        const post_norm norm = b.post_norm.empty() ? post_norm() : post_norm(weights(b.post_norm), b.post_norm_epsilon);
+        const post_norm        norm =
+            b.post_norm.empty() ? post_norm() : post_norm(weights(on, b.post_norm), b.post_norm_epsilon);
         const ggml_backend_ptr         backend = backend_of(dense.device(), on.options.n_threads);
         std::unique_ptr<least_squares> fit;
         for (size_t i = 0; i < sequences.count(); i++) {
@@ -439,6 +435,14 @@ private:
 };
 
 } // namespace
+
+bool can_refit(const evaluator & on, size_t block) {
+    const auto &           blocks          = on.blocks();
+    const residual_block & b               = blocks[block];
+    const bool             is_shared       = block + 1 < blocks.size() && blocks[block + 1].parallel;
+    const bool             has_norm_in_f32 = b.post_norm.empty() || weights(on, b.post_norm)->type == GGML_TYPE_F32;
+    return !b.output.empty() && b.direct && !b.parallel && !is_shared && has_norm_in_f32;
+}
 
 repair_result fit_repair(evaluator &             on,
                          const token_sequences & sequences,

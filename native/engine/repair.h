@@ -36,6 +36,10 @@ struct repair_result {
     std::vector<refit> refits;
 };
 
+// Whether the output projection of a block can be fitted: the branch ends in one, a bias and a norm aside, and is added to
+// the stream as it is, by itself.
+bool can_refit(const evaluator & on, size_t block);
+
 // Walks through the pruned model, from before the first gap on. x is its residual stream as it becomes by the repair, S the
 // dense model's stream before the next block that stays, and each token counts by w = 1/mean(S²), as the next norm sees
 // the error.
@@ -46,7 +50,7 @@ struct repair_result {
 // m is the mean of the diagonal of the Gram matrix, Σ w·h·hᵀ or Σ w·n·nᵀ. Where a norm follows the output projection, the
 // block adds γ⊙y/r, with y = W·h and r = rms(y). It is fitted as if r stayed as it is: Δ minimises
 // Σ w·|γ⊙(Δ·h)/r − (S − x)|² + λ·m·mean(γ²)·|Δ|², with h/r in the Gram matrix; x then goes on with what r really becomes.
-// Blocks without an output projection, parallel ones, and those that aren't added to the stream as it is, stay as they are.
+// Blocks that can't be fitted stay as they are.
 //
 // Both models' streams of all tokens are in memory, on the host, 8·n_embd bytes a token, and are carried on, so that each
 // block is computed once a model, and twice where it is fitted. For the sums, see least_squares.
