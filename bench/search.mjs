@@ -54,7 +54,7 @@ async function searchOneWay(name) {
     const { mode, keepBytes = argv.memory * 2 ** 20 } = ways[name];
     const model = await Model.load(argv.model, { device: argv.device, threads: argv.threads });
     const calibration = await loadCalibration(model, {
-        file: argv.calibration,
+        file: argv.calibration ?? 'embedded',
         samples: argv.samples,
         context: argv.context
     });

@@ -2,14 +2,14 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { formatBlock, formatMove, prune, stockGenerate, stockSpeed } from 'blockpruner';
+import { formatBlock, formatStep, prune, stockGenerate, stockSpeed } from 'blockpruner';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const model = path.join(root, 'models', 'blockpruner-tiny.gguf');
 const output = path.join(root, 'build', 'demo', 'smaller.gguf');
 fs.mkdirSync(path.dirname(output), { recursive: true });
 
-console.log(`Pruning ${path.relative(root, model)}: blocks go, one by one, until a fifth of the parameters is gone\n`);
+console.log(`Pruning ${path.relative(root, model)}: blocks and layers go, one by one, until a fifth of the parameters is gone\n`);
 const { perplexity, parameters, bytes, removed, repair } = await prune(model, {
     output,
     force: true,
@@ -17,7 +17,7 @@ const { perplexity, parameters, bytes, removed, repair } = await prune(model, {
     device: 'cpu',
     calibration: { samples: 8 },
     onStep(step, number, dense) {
-        const removal = `${String(number).padStart(3)}. ${formatMove(step.removed).padEnd(9)}`;
+        const removal = `${String(number).padStart(3)}. ${formatStep(step).padEnd(9)}`;
         console.log(`${removal} perplexity ${step.perplexity.toFixed(3)} (dense: ${dense.toFixed(3)})`);
     }
 });
