@@ -9,7 +9,9 @@ const model = path.join(root, 'models', 'blockpruner-tiny.gguf');
 const output = path.join(root, 'build', 'demo', 'smaller.gguf');
 fs.mkdirSync(path.dirname(output), { recursive: true });
 
-console.log(`Pruning ${path.relative(root, model)}: blocks and layers go, one by one, until a fifth of the parameters is gone\n`);
+console.log(
+    `Pruning ${path.relative(root, model)}: blocks and layers go, one by one, until a fifth of the parameters is gone\n`
+);
 const { perplexity, parameters, bytes, removed, repair } = await prune(model, {
     output,
     force: true,
