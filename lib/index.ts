@@ -128,7 +128,7 @@ export {
     type Candidates,
     type MethodOptions,
     type MoveSource,
-    type SearchRules,
-    type SearchStart
+    type SearchStart,
+    type Worth
 } from './methods/method.js';
 export { formatOrder, readOrder } from './search/order.js';

@@ -3,7 +3,7 @@ import readline from 'node:readline/promises';
 import type { Argv } from 'yargs';
 import { formatFixed, formatMebibytes, formatSeconds } from '../format.js';
 import { methods } from '../methods/index.js';
-import { pers, type SearchStart } from '../methods/method.js';
+import { worths, type SearchStart } from '../methods/method.js';
 import { journalOf, prune } from '../pipeline/prune.js';
 import { formatStep, type Step } from '../search/greedy.js';
 import { Interrupted, interruptSignal, NOTHING_WRITTEN } from './interrupt.js';
@@ -53,7 +53,7 @@ export const builder = (yargs: Argv) =>
                     'merging layers (laco); or by ranks measured once'
             },
             per: {
-                choices: pers,
+                choices: worths,
                 describe:
                     'What the rise of the loss is counted by when candidates are compared: the removal, as in the ' +
                     'paper, or what goes with it',
@@ -62,7 +62,7 @@ export const builder = (yargs: Argv) =>
             swaps: {
                 type: 'number',
                 describe: 'How often each removal is looked at again at the end: is another one better in its place?',
-                defaultDescription: '1 for balanced, else 0'
+                defaultDescription: '0'
             },
             'method-seed': {
                 type: 'number',

@@ -18,5 +18,5 @@ export const balanced = stepwise(
             return [...new Map(moves.map((move) => [formatMove(move), move])).values()];
         };
     },
-    { per: 'parameters', swaps: 1 }
+    'parameters'
 );

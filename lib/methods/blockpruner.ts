@@ -1,5 +1,5 @@
 import { allMoves } from './moves.js';
-import { paperRules, stepwise } from './stepwise.js';
+import { stepwise } from './stepwise.js';
 
 /** Removes blocks, always the one that raises the perplexity least (Zhong et al. 2025, algorithm 1). */
-export const blockpruner = stepwise('blockpruner', 'block', (options) => allMoves('block', options), paperRules);
+export const blockpruner = stepwise('blockpruner', 'block', (options) => allMoves('block', options), 'removal');

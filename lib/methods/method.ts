@@ -77,15 +77,10 @@ export interface SearchStart {
     resumed: number;
 }
 
-/** What the rise of the NLL is divided by before candidates are compared: 1, or what goes with each. */
-export const pers = ['removal', 'parameters', 'bytes'] as const;
+/** What the rise of the NLL may be divided by before candidates are compared: 1, or what goes with each. */
+export const worths = ['removal', 'parameters', 'bytes'] as const;
 
-/** How a method that measures its candidates chooses among them. */
-export interface SearchRules {
-    per: (typeof pers)[number];
-    /** How often each removal is looked at again at the end of the search. */
-    swaps: number;
-}
+export type Worth = (typeof worths)[number];
 
 /** All that a method works with. */
 export interface MethodContext extends MethodOptions {
@@ -93,12 +88,15 @@ export interface MethodContext extends MethodOptions {
     models: readonly Model[];
     blocks: readonly BlockInfo[];
     merged: MergedModels;
-    /** `per` and `swaps`: instead of the method's own. */
+    /**
+     * `per`: instead of the method's own. `swaps`: how often each removal is looked at again at the end of the search;
+     * default: 0.
+     */
     search: {
         mode?: SearchMode | undefined;
         confidence?: number | undefined;
         keepBytes?: number | undefined;
-        per?: SearchRules['per'] | undefined;
+        per?: Worth | undefined;
         swaps?: number | undefined;
     };
     /**
@@ -124,8 +122,8 @@ export interface PruningMethod<Name extends string = string> {
      * perplexity.
      */
     readonly stepwise: boolean;
-    /** Undefined for a method that doesn't measure candidates. */
-    readonly rules?: SearchRules | undefined;
+    /** By what it compares candidates; undefined for a method that doesn't measure them. */
+    readonly per?: Worth | undefined;
     /** @throws BlockprunerError if it is clear before any work that the goal can't be reached */
     check(context: MethodContext, goal: Goal): void;
     /**
@@ -142,8 +140,8 @@ export interface StepwiseMethod<Name extends string = string> extends PruningMet
 }
 
 /** Whether what a method removes for a lower ratio is the beginning of what it removes for a higher one. */
-export function isNested({ stepwise, rules }: PruningMethod): boolean {
-    return stepwise && (!rules || (rules.per === 'removal' && rules.swaps === 0));
+export function isNested({ stepwise, per = 'removal' }: PruningMethod): boolean {
+    return stepwise && per === 'removal'; // otherwise the last removals depend on how much is to go
 }
 
 /** The share of the model's parameters that some of its blocks have, 0 … 1. */

@@ -14,26 +14,23 @@ import {
     type MethodContext,
     type MethodOptions,
     type PruningMethod,
-    type SearchRules,
-    type StepwiseMethod
+    type StepwiseMethod,
+    type Worth
 } from './method.js';
 import { checkSelection, possibleMoves } from './moves.js';
-
-/** As BlockPruner and SLEB compare candidates. */
-export const paperRules: SearchRules = { per: 'removal', swaps: 0 };
 
 /** A method that removes move after move, by what it lets go next, and by what it compares that, if it measures it. */
 export function stepwise<Name extends string>(
     name: Name,
     unit: PruningMethod['unit'],
     candidates: (options: MethodOptions) => Candidates | Promise<Candidates>,
-    rules?: SearchRules
+    per?: Worth
 ): StepwiseMethod<Name> {
     const method: StepwiseMethod<Name> = {
         name,
         unit,
         stepwise: true,
-        rules,
+        per,
         candidates: async (options) => {
             checkSelection(method, options.selection);
             return candidates(options);
@@ -46,12 +43,12 @@ export function stepwise<Name extends string>(
 
 async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal): Promise<Decision> {
     const { models, calibration, signal, onProgress } = context;
-    const { keepBytes, per = method.rules?.per ?? 'removal', swaps = method.rules?.swaps ?? 0 } = context.search;
+    const { keepBytes, per = method.per, swaps = 0 } = context.search;
     const candidates = await method.candidates(context);
     const total = onProgress ? expectedSteps(method, context, goal) * (1 + swaps) : 0;
     const evaluator = await PrefixEvaluator.create(models, calibration, { keepBytes, signal });
     try {
-        return await search(evaluator, candidates, { per, swaps }, total, context, goal);
+        return await search(evaluator, candidates, per, total, context, goal);
     } finally {
         evaluator.dispose();
     }
@@ -60,13 +57,14 @@ async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal
 async function search(
     evaluator: PrefixEvaluator,
     candidates: Candidates,
-    { per, swaps }: SearchRules,
+    per: Worth | undefined,
     total: number,
     context: MethodContext,
     goal: Goal
 ): Promise<Decision> {
     const { remove = Infinity, ratio, maxIncrease } = goal;
     const { blocks, onProgress } = context;
+    const { swaps: rounds = 0 } = context.search;
     const { file, inputs, resume } = context.journal;
     const journal = Journal.open(evaluator, file, await inputs(), resume);
     const isEnough = (removed: readonly Block[]) => ratio !== undefined && removedShare(context, removed) >= ratio;
@@ -75,7 +73,7 @@ async function search(
         mode: context.search.mode,
         confidence: context.search.confidence,
         worth: worthOf(context, goal, per),
-        swaps: { rounds: swaps, moves: (others, instead) => replacements(candidates, context, goal, others, instead) },
+        swaps: { rounds, moves: (others, instead) => replacements(candidates, context, goal, others, instead) },
         moves: (removed) => (isEnough(removed) ? [] : candidates(removed, remove - removed.length)),
         maxPerplexity: maxIncrease === undefined ? undefined : (value) => value * (1 + maxIncrease),
         onStart(value) {
@@ -117,7 +115,7 @@ function replacements(
  * What a move is worth by what it is counted in. What goes beyond the share of parameters that is to go is worth
  * nothing, so that the last removals meet it closely.
  */
-function worthOf(context: MethodContext, { ratio = 1 }: Goal, per: SearchRules['per']): SearchOptions['worth'] {
+function worthOf(context: MethodContext, { ratio = 1 }: Goal, per: Worth = 'removal'): SearchOptions['worth'] {
     if (per === 'removal') {
         return undefined;
     }

@@ -7,13 +7,13 @@ import type { Task } from '../evaluation/tasks.js';
 import { formatPercent } from '../format.js';
 import { methodOf, type Method } from '../methods/index.js';
 import {
-    pers,
     type Decision,
     type Goal,
     type MethodContext,
     type PruningMethod,
-    type SearchRules,
-    type SearchStart
+    worths,
+    type SearchStart,
+    type Worth
 } from '../methods/method.js';
 import { checkOutput, writeText } from '../output.js';
 import { pruneReport } from '../report/prune-report.js';
@@ -62,10 +62,10 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
      * What the rise of the NLL is counted by when candidates are compared: by the `removal`, as in the paper, or by the
      * `parameters` or `bytes` that go with it. Default: the method's own, `parameters` for `balanced`, else `removal`.
      */
-    per?: SearchRules['per'] | undefined;
+    per?: Worth | undefined;
     /**
      * How often each removal is looked at again at the end of the search: whether another one would now be better in
-     * its place. Default: the method's own, 1 for `balanced`, else 0.
+     * its place. Default: 0.
      */
     swaps?: number | undefined;
     /** For the method `random`: another number gives another order. Default: 0. */
@@ -156,9 +156,9 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
                 `say how much to remove by ${option('remove')} or ${option('ratio')}`
         );
     }
-    checkOneOf('per', options.per, pers);
+    checkOneOf('per', options.per, worths);
     checkInteger('swaps', options.swaps, { least: 0 });
-    if (!method.rules && (options.per !== undefined || options.swaps !== undefined)) {
+    if (!method.per && (options.per !== undefined || options.swaps !== undefined)) {
         const given = option(options.per !== undefined ? 'per' : 'swaps');
         throw new BlockprunerError('ARGUMENT', `${method.name} compares no candidates: leave out ${given}`);
     }
