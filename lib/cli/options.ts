@@ -95,7 +95,8 @@ export const searchOptions = {
         choices: ['race', 'exact'] as const,
         default: 'race' as const,
         describe:
-            'exact: the choice of a full search for certain; race: the same with a stated probability, several times faster'
+            'exact: the choice of a full search for certain; race: the same with a stated probability, several times ' +
+            'faster'
     },
     confidence: {
         type: 'number',
