@@ -422,7 +422,12 @@ test('prune by another method', async () => {
 
 test('inspect lists the blocks', async () => {
     const { architecture, host, reason, moves, layers, blocks, ...rest } = await runJson<Inspection>('inspect', tiny);
-    expect({ architecture, host, layers, rest }).toEqual({ architecture: 'llama', host: 'deci', layers: 12, rest: {} });
+    expect({ architecture, host, layers, rest }).toEqual({
+        architecture: 'llama',
+        host: 'deci',
+        layers: 12,
+        rest: { repair: { linear: true, unfitted: [] } }
+    });
     expect(reason).toMatch('deci');
     expect(blocks).toHaveLength(24);
     expect(moves).toEqual(blocks.map(({ kind, layer }) => [{ kind, layer }]));
@@ -431,7 +436,7 @@ test('inspect lists the blocks', async () => {
         { kind: 'ffn', layer: 0, parameters: 393472, bytes: 418816 }
     ]);
     expect((await run('inspect', tiny)).stdout).toMatch(
-        /^architecture +llama\nhost +deci: .*\nlayers +12, 24 blocks\n +attn\.0 .*\n(.*\n){23}$/
+        /^architecture +llama\nhost +deci: .*\nlayers +12, 24 blocks\nrepair +linear blocks go into gaps; all output projections can be fitted\n +attn\.0 .*\n(.*\n){23}$/
     );
 });
 

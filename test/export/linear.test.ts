@@ -252,6 +252,7 @@ describe('a file with linear blocks, pruned again', () => {
             output: file('ordered.gguf'),
             remove: 1,
             device: 'cpu',
+            threads: 1,
             orderFile: file('order.json')
         } as const;
         let steps = 0;

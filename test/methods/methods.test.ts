@@ -30,7 +30,7 @@ beforeAll(async () => {
     // F32 throughout, as PyTorch computes
     model = await Model.load(await quantize(tiny, path.join(folder, 'f32.gguf'), 'F32'), {
         device: 'cpu',
-        threads: 2,
+        threads: 1,
         cacheType: 'f32'
     });
     [host, blocks] = [await chooseHost(model.gguf), await model.blocks()];
@@ -115,6 +115,7 @@ test('sleb offers all layers that are left', async () => {
 test('sleb removes the layer without which the perplexity is lowest', async () => {
     const options = {
         device: 'cpu',
+        threads: 1,
         repair: 'none',
         calibration: { file: 'embedded', samples: 2, context: 64 }
     } as const;
@@ -126,7 +127,7 @@ test('sleb removes the layer without which the perplexity is lowest', async () =
         search: 'exact'
     });
     expect(steps).toHaveLength(2);
-    const check = await Model.load(tiny, { device: 'cpu' });
+    const check = await Model.load(tiny, { device: 'cpu', threads: 1 });
     const small = await loadCalibration(check, options.calibration);
     const gone: Block[] = [];
     for (const { removed, perplexity } of steps) {
@@ -189,7 +190,7 @@ test('balanced offers blocks and layers, and removes what costs least for its pa
 });
 
 test('how candidates are compared can be said of methods that compare them', async () => {
-    const options = { output: path.join(folder, 'no.gguf'), ratio: 0.1, device: 'cpu' } as const;
+    const options = { output: path.join(folder, 'no.gguf'), ratio: 0.1, device: 'cpu', threads: 1 } as const;
     for (const [given, message] of [
         [{ method: 'shortgpt', swaps: 1 }, 'shortgpt compares no candidates: leave out `swaps`'],
         [{ method: 'laco', per: 'bytes' }, 'laco compares no candidates: leave out `per`'],
@@ -208,6 +209,7 @@ test.each(methods.filter((method) => method !== 'sleb'))(
             remove: 2,
             repair: 'none',
             device: 'cpu',
+            threads: 1,
             calibration: { file: 'embedded', samples: 2, context: 32 },
             force: true
         } as const;
@@ -227,6 +229,7 @@ test('what does not go from a model is refused before the work', async () => {
     const options = {
         output: path.join(folder, 'no.gguf'),
         device: 'cpu',
+        threads: 1,
         calibration: { file: 'embedded', samples: 2, context: 32 }
     } as const;
     await expect(prune(gemma, { ...options, remove: 3 })).rejects.toThrow(
@@ -249,6 +252,7 @@ describe('of layers with one block and with two', () => {
         method: 'shortgpt',
         repair: 'none',
         device: 'cpu',
+        threads: 1,
         calibration: { file: 'embedded', samples: 2, context: 32 },
         verify: false,
         force: true
