@@ -90,7 +90,7 @@ export async function applyTemplate(
                 { cause: error }
             );
         }
-        const writesBos = bos !== '' && text.startsWith(bos);
+        const writesBos = beginsWith(bos, text);
         text.split(MARK).forEach((part, i) => {
             // Of what is split, every second part is the number of a name that was escaped.
             const isEscaped = i % 2 === 1;
@@ -121,9 +121,12 @@ export function openingOf(model: Model): TextPiece | undefined {
         return undefined;
     }
     const end = text.indexOf(ESCAPE);
-    return end <= 0
-        ? undefined
-        : { text: text.slice(0, end), addBos: bos === '' || !text.startsWith(bos), parseControl: true };
+    return end <= 0 ? undefined : { text: text.slice(0, end), addBos: !beginsWith(bos, text), parseControl: true };
+}
+
+/** Whether a template has written BOS, as far as there is one. */
+function beginsWith(bos: string, text: string): boolean {
+    return bos !== '' && text.startsWith(bos);
 }
 
 /** What templates read beside the messages. */

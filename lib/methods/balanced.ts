@@ -11,8 +11,7 @@ export const balanced = stepwise(
     'block',
     (options) => {
         const blocks = allMoves('block', options);
-        const layers =
-            options.selection === undefined || options.selection === 'all' ? allMoves('layer', options) : () => [];
+        const layers = allMoves('layer', options);
         return (removed, most) => {
             const moves = [...blocks(removed, most), ...layers(removed, most)];
             return [...new Map(moves.map((move) => [formatMove(move), move])).values()];

@@ -1,7 +1,7 @@
 // The list of methods. Adding one takes a file here and its place in this list.
 import { BlockprunerError } from '../errors.js';
-import { blockInfluenceMethod } from './block-influence.js';
 import { balanced } from './balanced.js';
+import { blockInfluenceMethod } from './block-influence.js';
 import { blockpruner } from './blockpruner.js';
 import { laco, lacoCode } from './laco.js';
 import type { Candidates, MethodOptions, PruningMethod, StepwiseMethod } from './method.js';

@@ -53,8 +53,7 @@ llama_model * load_model(const load_options & options, const task_control & cont
     llama_model * model = llama_model_load_from_file(options.path.c_str(), params);
     if (!model) {
         control.check();
-        const std::string reason = take_logged_errors();
-        throw std::runtime_error(reason.empty() ? "llama.cpp could not load it" : reason);
+        throw std::runtime_error(take_logged_errors("llama.cpp could not load it"));
     }
     return model;
 }

@@ -1,9 +1,9 @@
 #include "engine/divergence.h"
 
+#include "engine/threads.h"
+
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <thread>
 
 namespace {
 
@@ -31,17 +31,6 @@ double kullback_leibler(const distribution & p, const distribution & q, size_t n
         divergence += std::exp(log_p) * (log_p - q.log_p(i));
     }
     return std::max(divergence, 0.0); // rounding may make it negative, which it never is
-}
-
-void on_threads(int count, const std::function<void(size_t thread)> & work) {
-    std::vector<std::thread> others;
-    for (int i = 1; i < count; i++) {
-        others.emplace_back(work, i);
-    }
-    work(0);
-    for (auto & thread : others) {
-        thread.join();
-    }
 }
 
 } // namespace

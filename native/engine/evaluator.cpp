@@ -2,6 +2,7 @@
 
 #include "engine/llama_errors.h"
 #include "engine/threads.h"
+#include "engine/token_batch.h"
 #include "ggml-backend.h"
 #include "llama-model.h"
 #include "llama.h"
@@ -29,28 +30,6 @@ llama_context_params context_params(const evaluator_options & options) {
     return params;
 }
 
-// llama.cpp's batch of one sequence, in which each token predicts the next.
-class sequence_batch {
-public:
-    sequence_batch(const int32_t * tokens, uint32_t length) : batch(llama_batch_init((int) length, 0, 1)) {
-        batch.n_tokens = (int) length;
-        for (uint32_t i = 0; i < length; i++) {
-            batch.token[i]     = tokens[i];
-            batch.pos[i]       = (llama_pos) i;
-            batch.n_seq_id[i]  = 1;
-            batch.seq_id[i][0] = 0;
-            batch.logits[i]    = i + 1 < length; // the last token predicts nothing that is known
-        }
-    }
-
-    ~sequence_batch() { llama_batch_free(batch); }
-
-    sequence_batch(const sequence_batch &)             = delete;
-    sequence_batch & operator=(const sequence_batch &) = delete;
-
-    llama_batch batch;
-};
-
 } // namespace
 
 evaluator::evaluator(std::shared_ptr<llama_model> model,
@@ -62,10 +41,8 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
     make_context();
     control.check();
     if (!context) {
-        const std::string reason = take_logged_errors();
-        throw std::runtime_error(!patch.error.empty() ? patch.error :
-                                 reason.empty()       ? "llama.cpp could not make a context" :
-                                                        reason);
+        const std::string reason = take_logged_errors("llama.cpp could not make a context");
+        throw std::runtime_error(patch.error.empty() ? reason : patch.error);
     }
     if (patch.blocks.empty()) {
         throw std::runtime_error("no blocks were found in this model's graph");
@@ -109,21 +86,13 @@ const graph_outputs & evaluator::run(graph_request request, const llama_batch & 
     const size_t n_targets = request.targets.size();
     patch.set_request(std::move(request));
     llama_memory_clear(llama_get_memory(context.get()), false);
-    running = &control;
-    int status;
-    {
-        const assertion_mode until_threads_are_done(assertion_mode::end_process);
-        status = llama_decode(context.get(), batch);
-        llama_synchronize(context.get());
-    }
-    running = nullptr;
+    running          = &control;
+    const int status = decode(context.get(), batch);
+    running          = nullptr;
     if (status != 0) {
         control.check();
-        const std::string reason = take_logged_errors();
-        throw std::runtime_error("evaluation failed: " +
-                                 (!patch.error.empty() ? patch.error :
-                                  reason.empty()       ? "llama_decode returned " + std::to_string(status) :
-                                                         reason));
+        const std::string reason = take_logged_errors("llama_decode returned " + std::to_string(status));
+        throw std::runtime_error("evaluation failed: " + (patch.error.empty() ? reason : patch.error));
     }
     size_t n_values = 0;
     for (const ggml_tensor * part : patch.outputs.nll) {
@@ -140,9 +109,12 @@ const graph_outputs & evaluator::run_sequence(graph_request        request,
                                               const int32_t *      tokens,
                                               uint32_t             length,
                                               const task_control & control) {
-    const sequence_batch sequence(tokens, length);
+    token_batch batch(length);
+    for (uint32_t i = 0; i < length; i++) {
+        batch.add(tokens[i], i, 0, i + 1 < length); // the last token predicts nothing that is known
+    }
     request.targets.assign(tokens + 1, tokens + length);
-    return run(std::move(request), sequence.batch, control);
+    return run(std::move(request), batch.get(), control);
 }
 
 float * read_values(const std::vector<ggml_tensor *> & tensors, float * out) {

@@ -2,6 +2,7 @@
 
 #include "engine/llama_errors.h"
 #include "engine/threads.h"
+#include "engine/token_batch.h"
 #include "llama-cpp.h"
 #include "llama-model.h"
 #include "llama.h"
@@ -9,7 +10,6 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
 
 namespace {
@@ -29,39 +29,6 @@ size_t at_once(const llama_model & model, const generate_request & request) {
     }
     return std::clamp<size_t>(MOST_CACHE_BYTES / of_sequence, 1, std::min(MOST_AT_ONCE, request.prompts.size()));
 }
-
-std::string reason_or(const char * otherwise) {
-    const std::string reason = take_logged_errors();
-    return reason.empty() ? otherwise : reason;
-}
-
-// llama.cpp's batch of tokens of several sequences.
-class token_batch {
-public:
-    explicit token_batch(size_t room) : batch(llama_batch_init((int) room, 0, 1)) { batch.n_tokens = 0; }
-
-    ~token_batch() { llama_batch_free(batch); }
-
-    token_batch(const token_batch &)             = delete;
-    token_batch & operator=(const token_batch &) = delete;
-
-    size_t size() const { return (size_t) batch.n_tokens; }
-
-    void clear() { batch.n_tokens = 0; }
-
-    // Returns the token's number in the batch.
-    int add(llama_token token, size_t position, size_t sequence, bool wants_logits) {
-        const int i        = batch.n_tokens++;
-        batch.token[i]     = token;
-        batch.pos[i]       = (llama_pos) position;
-        batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = (llama_seq_id) sequence;
-        batch.logits[i]    = wants_logits;
-        return i;
-    }
-
-    llama_batch batch;
-};
 
 class generation {
 public:
@@ -115,7 +82,7 @@ private:
         context.reset(llama_init_from_model(model.get(), params));
         control.check();
         if (!context) {
-            throw std::runtime_error(reason_or("llama.cpp could not make a context"));
+            throw std::runtime_error(take_logged_errors("llama.cpp could not make a context"));
         }
         threads = make_threads(request.n_threads);
         if (threads) {
@@ -123,17 +90,12 @@ private:
         }
     }
 
-    void decode(const token_batch & tokens) {
-        int status;
-        {
-            const assertion_mode until_threads_are_done(assertion_mode::end_process);
-            status = llama_decode(context.get(), tokens.batch);
-            llama_synchronize(context.get());
-        }
+    void compute(const token_batch & batch) {
+        const int status = decode(context.get(), batch.get());
         control.check();
         if (status != 0) {
             throw std::runtime_error("generation failed: " +
-                                     reason_or(("llama_decode returned " + std::to_string(status)).c_str()));
+                                     take_logged_errors("llama_decode returned " + std::to_string(status)));
         }
     }
 
@@ -167,7 +129,7 @@ private:
         }
         llama_memory_clear(llama_get_memory(context.get()), true);
         while (batch.size() > 0) {
-            decode(batch);
+            compute(batch);
             draw(writers);
             batch.clear();
             size_t written = first * request.length;
@@ -194,9 +156,9 @@ private:
                 waiting.emplace_back(&w, llama_get_logits_ith(context.get(), w.output));
             }
         }
-        const auto draw_some = [&](size_t from) {
+        on_threads(request.n_threads, [&](size_t thread) {
             std::vector<llama_token_data> candidates(n_vocab);
-            for (size_t i = from; i < waiting.size(); i += (size_t) request.n_threads) {
+            for (size_t i = thread; i < waiting.size(); i += (size_t) request.n_threads) {
                 const auto & [w, logits] = waiting[i];
                 for (size_t token = 0; token < n_vocab; token++) {
                     candidates[token] = { (llama_token) token, logits[token], 0 };
@@ -205,15 +167,7 @@ private:
                 llama_sampler_apply(w->sampler.get(), &array);
                 w->tokens.push_back(array.data[array.selected].id);
             }
-        };
-        std::vector<std::thread> others;
-        for (int i = 1; i < request.n_threads; i++) {
-            others.emplace_back(draw_some, i);
-        }
-        draw_some(0);
-        for (auto & thread : others) {
-            thread.join();
-        }
+        });
     }
 };
 

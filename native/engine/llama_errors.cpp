@@ -33,13 +33,13 @@ void install_error_handlers() {
     ggml_set_abort_callback(on_ggml_abort);
 }
 
-std::string take_logged_errors() {
+std::string take_logged_errors(const std::string & otherwise) {
     std::string text = std::move(logged_errors);
     logged_errors.clear();
     while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) {
         text.pop_back();
     }
-    return text;
+    return text.empty() ? otherwise : text;
 }
 
 assertion_mode::assertion_mode(mode m) : previous(on_failed_assertion) {

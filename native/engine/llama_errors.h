@@ -7,7 +7,8 @@
 void install_error_handlers();
 
 // The errors that were logged on this thread since the last call.
-std::string take_logged_errors();
+// otherwise: what is returned where there are none
+std::string take_logged_errors(const std::string & otherwise = "");
 
 // What a failed GGML_ASSERT on this thread does for as long as this lives. Without one, it ends the process.
 class assertion_mode {

@@ -36,7 +36,7 @@ public:
     struct step {
         std::vector<float> stream;    // [n_tokens × n_embd]
         std::vector<float> inner;     // [n_tokens × n_inner], what the first block's output projection multiplies
-        std::vector<float> projected; // [n_tokens × n_embd], what it gives
+        std::vector<float> projected; // [n_tokens × n_embd], what it gives to a norm behind it
         size_t             n_inner = 0;
     };
 
@@ -61,9 +61,11 @@ public:
         step computed;
         computed.stream = values_of(stream);
         if (with_inner) {
-            computed.inner     = values_of(outputs.inner.at(at));
-            computed.projected = values_of(outputs.projected.at(at));
-            computed.n_inner   = outputs.inner.at(at)->ne[0];
+            computed.inner   = values_of(outputs.inner.at(at));
+            computed.n_inner = outputs.inner.at(at)->ne[0];
+            for (const auto & [_, projected] : outputs.projected) {
+                computed.projected = values_of(projected);
+            }
         }
         return computed;
     }
@@ -142,11 +144,16 @@ double mean_square(const float * values, size_t n) {
     return sum / (double) n;
 }
 
-// x/rms(x) of each token, as llama.cpp's RMSNorm computes it.
+// 1/rms of n values, as llama.cpp's RMSNorm computes it.
+float inverse_rms(const float * values, size_t n, float epsilon) {
+    return (float) (1 / std::sqrt(mean_square(values, n) + epsilon));
+}
+
+// x/rms(x) of each token.
 std::vector<float> normalized(const std::vector<float> & x, size_t n_embd, float epsilon) {
     std::vector<float> result(x.size());
     for (size_t t = 0; t < x.size(); t += n_embd) {
-        const auto scale = (float) (1 / std::sqrt(mean_square(&x[t], n_embd) + epsilon));
+        const float scale = inverse_rms(&x[t], n_embd, epsilon);
         for (size_t i = t; i < t + n_embd; i++) {
             result[i] = scale * x[i];
         }
@@ -177,9 +184,7 @@ void add_sequence(least_squares &            fit,
     fit.add(h.data(), error.data(), (int64_t) n_tokens);
 }
 
-// Adds W·h to a sequence's stream.
-void apply_fit(const least_squares & fit, const std::vector<float> & h, std::vector<float> & x, size_t n_embd) {
-    const std::vector<float> added = fit.apply(h.data(), (int64_t) (x.size() / n_embd));
+void add_to(std::vector<float> & x, const std::vector<float> & added) {
     std::transform(x.begin(), x.end(), added.begin(), x.begin(), std::plus<>());
 }
 
@@ -187,18 +192,19 @@ const ggml_tensor * weights(const evaluator & on, const std::string & name) {
     return on.model->get_tensor(name.c_str());
 }
 
-// The norm behind an output projection: of a block's branch y, γ⊙y/rms(y) is added to the stream.
+// What is behind the output projection of a block. A norm adds γ⊙y/rms(y) to the stream, where y is what the projection
+// gives; without one, y itself is added, as if γ and rms(y) were 1.
 class post_norm {
 public:
-    // Without weights, it changes nothing.
-    post_norm() = default;
-
-    post_norm(const ggml_tensor * gamma, float epsilon) : gamma(values_of(gamma)), epsilon(epsilon) {}
-
-    bool is_there() const { return !gamma.empty(); }
+    post_norm(const evaluator & on, const residual_block & block) :
+        gamma(block.post_norm.empty() ? std::vector<float>() : values_of(weights(on, block.post_norm))),
+        epsilon(block.post_norm_epsilon) {}
 
     // Divides what is multiplied by rms(y) of its token.
     void divide(std::vector<float> & h, const std::vector<float> & y) const {
+        if (gamma.empty()) {
+            return;
+        }
         const size_t n_tokens = y.size() / gamma.size();
         const size_t n_in     = h.size() / n_tokens;
         for (size_t t = 0; t < n_tokens; t++) {
@@ -209,27 +215,32 @@ public:
         }
     }
 
-    // λ of the rows of γ⊙Δ, so that all of Δ have one.
-    std::vector<float> ridges(double ridge) const {
-        const double       square = mean_square(gamma.data(), gamma.size());
-        std::vector<float> result;
-        for (const float g : gamma) {
-            result.push_back((float) (ridge * std::min(square / ((double) g * g + 1e-30), 1e9)));
+    // λ of each of the n rows of γ⊙Δ, so that all of Δ have one.
+    std::vector<float> ridges(double ridge, size_t n) const {
+        std::vector<float> result(n, (float) ridge);
+        const double       square = gamma.empty() ? 0 : mean_square(gamma.data(), n);
+        for (size_t i = 0; i < gamma.size(); i++) {
+            result[i] = (float) (ridge * std::min(square / ((double) gamma[i] * gamma[i] + 1e-30), 1e9));
         }
         return result;
     }
 
-    // Of the rows of γ⊙Δ, those of Δ. n: the number of values in a row
-    void unscale_rows(std::vector<float> & rows) const {
-        const size_t n = rows.size() / gamma.size();
-        for (size_t i = 0; i < rows.size(); i++) {
-            rows[i] = gamma[i / n] == 0 ? 0 : rows[i] / gamma[i / n];
+    // Δ, given γ⊙Δ, row after row.
+    std::vector<float> unscaled(std::vector<float> rows) const {
+        for (size_t i = 0; i < rows.size() && !gamma.empty(); i++) {
+            const float g = gamma[i / (rows.size() / gamma.size())];
+            rows[i]       = g == 0 ? 0 : rows[i] / g;
         }
+        return rows;
     }
 
-    // Puts another branch into the stream: γ⊙(y + change)/rms(y + change) for γ⊙y/rms(y).
+    // Puts another branch into the stream: that of y + Δ·h for that of y.
     // change: γ⊙Δ·h of each token
     void replace(std::vector<float> & x, const std::vector<float> & y, const std::vector<float> & change) const {
+        if (gamma.empty()) {
+            add_to(x, change);
+            return;
+        }
         const size_t       n = gamma.size();
         std::vector<float> changed(n);
         for (size_t t = 0; t < x.size(); t += n) {
@@ -245,10 +256,10 @@ public:
     }
 
 private:
-    std::vector<float> gamma;
-    float              epsilon = 0;
+    const std::vector<float> gamma; // empty: there is no norm
+    const float              epsilon;
 
-    float scale_of(const float * y) const { return (float) (1 / std::sqrt(mean_square(y, gamma.size()) + epsilon)); }
+    float scale_of(const float * y) const { return inverse_rms(y, gamma.size(), epsilon); }
 };
 
 void check_gaps(const std::vector<gap> & gaps, size_t n_blocks) {
@@ -355,43 +366,35 @@ private:
         const bool is_before_gap = next != request.gaps.end() && next->first == block + 1;
         dense.advance(is_before_gap ? next->second : block + 1, control, counted());
 
-        const residual_block & b = on.blocks()[block];
-        const post_norm        norm =
-            b.post_norm.empty() ? post_norm() : post_norm(weights(on, b.post_norm), b.post_norm_epsilon);
+        const post_norm                norm(on, on.blocks()[block]);
         const ggml_backend_ptr         backend = backend_of(dense.device(), on.options.n_threads);
         std::unique_ptr<least_squares> fit;
         for (size_t i = 0; i < sequences.count(); i++) {
             stream_walk::step step = computed_block(i);
-            if (norm.is_there()) {
-                norm.divide(step.inner, step.projected);
-            }
+            norm.divide(step.inner, step.projected);
             if (!fit) {
                 fit = std::make_unique<least_squares>(backend.get(), (int64_t) step.n_inner, (int64_t) n_embd);
             }
             add_sequence(*fit, std::move(step.inner), step.stream, dense.values[i], n_embd);
         }
-        fit->solve(norm.is_there() ? norm.ridges(request.refit_ridge) :
-                                     std::vector<float>(n_embd, (float) request.refit_ridge),
-                   control);
+        fit->solve(norm.ridges(request.refit_ridge, n_embd), control);
         std::vector<std::vector<float>> refitted(sequences.count());
         for (size_t i = 0; i < sequences.count(); i++) {
             const stream_walk::step step = computed_block(i);
             refitted[i]                  = step.stream;
-            if (norm.is_there()) {
-                norm.replace(refitted[i], step.projected,
-                             fit->apply(step.inner.data(), (int64_t) (step.stream.size() / n_embd)));
-            } else {
-                apply_fit(*fit, step.inner, refitted[i], n_embd);
-            }
+            norm.replace(refitted[i], step.projected, applied(*fit, step.inner, step.stream));
         }
         pruned.values = std::move(refitted);
         pruned.set_boundary(block + 1);
-        std::vector<float> change = fit->solution();
-        if (norm.is_there()) {
-            norm.unscale_rows(change);
-        }
-        result.refits.push_back({ .block = block, .change = std::move(change) });
+        result.refits.push_back({ .block = block, .change = norm.unscaled(fit->solution()) });
         counted()();
+    }
+
+    // W·h of the tokens of a stream.
+    std::vector<float> applied(const least_squares &      fit,
+                               const std::vector<float> & h,
+                               const std::vector<float> & stream) const {
+        return fit.apply(h.data(), (int64_t) (stream.size() / n_embd));
     }
 
     // The pruned stream behind its next block, and the block's inner values, of the same tokens as the dense stream.
@@ -400,7 +403,7 @@ private:
         const size_t      n_tokens = std::min(step.stream.size(), dense.values[sequence].size()) / n_embd;
         // the last attention block drops the token that predicts nothing behind its projection only
         step.inner.resize(n_tokens * step.n_inner);
-        step.projected.resize(n_tokens * n_embd);
+        step.projected.resize(std::min(step.projected.size(), n_tokens * n_embd));
         step.stream.resize(n_tokens * n_embd);
         return step;
     }
@@ -426,7 +429,7 @@ private:
         fit.solve(request.linear_ridge, control);
         for (auto & x : pruned.values) {
             control.check();
-            apply_fit(fit, normalized(x, n_embd, epsilon), x, n_embd);
+            add_to(x, applied(fit, normalized(x, n_embd, epsilon), x));
         }
         pruned.set_boundary(next->second);
         result.linear.push_back(fit.solution());

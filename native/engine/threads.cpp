@@ -2,6 +2,9 @@
 
 #include "ggml-backend.h"
 
+#include <thread>
+#include <vector>
+
 std::shared_ptr<ggml_threadpool> make_threads(int count) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : nullptr;
@@ -22,4 +25,15 @@ std::shared_ptr<ggml_threadpool> make_threads(int count) {
                     end(threads);
                 }
             } };
+}
+
+void on_threads(int count, const std::function<void(size_t thread)> & work) {
+    std::vector<std::thread> others;
+    for (int i = 1; i < count; i++) {
+        others.emplace_back(work, i);
+    }
+    work(0);
+    for (auto & thread : others) {
+        thread.join();
+    }
 }

@@ -12,8 +12,7 @@ std::filesystem::path path_of(const std::string & utf8) {
 gguf_ptr open_gguf(const std::string & path) {
     gguf_ptr file(gguf_init_from_file(path.c_str(), { .no_alloc = true, .ctx = nullptr }), gguf_free);
     if (!file) {
-        const std::string reason = take_logged_errors();
-        throw std::runtime_error("not a readable GGUF file: " + (reason.empty() ? path : reason));
+        throw std::runtime_error("not a readable GGUF file: " + take_logged_errors(path));
     }
     return file;
 }

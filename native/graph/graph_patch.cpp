@@ -146,10 +146,12 @@ void capture_inner_values(graph_edit & edit) {
             throw std::runtime_error("a block has no output projection");
         }
         // copies, since they may be views of memory that is used again
-        edit.outputs.inner[i]     = ggml_cont(edit.ctx, end.product->src[1]);
-        edit.outputs.projected[i] = ggml_cont(edit.ctx, end.projected);
+        edit.outputs.inner[i] = ggml_cont(edit.ctx, end.product->src[1]);
         edit.results.push_back(edit.outputs.inner[i]);
-        edit.results.push_back(edit.outputs.projected[i]);
+        if (end.norm) {
+            edit.outputs.projected[i] = ggml_cont(edit.ctx, end.projected);
+            edit.results.push_back(edit.outputs.projected[i]);
+        }
     }
 }
 

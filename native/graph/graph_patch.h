@@ -28,7 +28,8 @@ struct graph_request {
     // boundary may have the output positions alone.
     std::vector<size_t> capture;
 
-    // The blocks whose inner values shall be readable: what their output projections multiply, and what these give.
+    // The blocks whose inner values shall be readable: what their output projections multiply, and what these give
+    // to a norm behind them.
     std::vector<size_t> inner;
 
     // Pairs of boundaries to compare, named in the same way.
@@ -56,7 +57,7 @@ struct graph_outputs {
     std::map<size_t, ggml_tensor *> captured; // by block: [n_embd, n_tokens]
 
     std::map<size_t, ggml_tensor *> inner;     // by block: [n_inner, n_tokens]
-    std::map<size_t, ggml_tensor *> projected; // by block: [n_embd, n_tokens], a bias included
+    std::map<size_t, ggml_tensor *> projected; // by block with such a norm: [n_embd, n_tokens], a bias included
 
     // of each pair (a, b) to compare: a·b, |a|², |b|², |b − a|²; [1, n_tokens]
     struct comparison {
