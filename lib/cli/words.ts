@@ -15,9 +15,13 @@ export function messageInWords(error: unknown): string {
         const { argument, expected, value, hint } = error;
         // Of what isn't a number, yargs leaves only NaN, which would tell the user nothing.
         const found = Number.isNaN(value) ? '' : `, not ${typeof value === 'string' ? `'${value}'` : String(value)}`;
-        return `${flagOf(argument)} must be ${expected}${found}${hint === undefined ? '' : `: ${hint}`}`;
+        return `${flagOf(argument)} must be ${expected}${found}${hint === undefined ? '' : `: ${withFlags(hint)}`}`;
     }
-    return messageOf(error).replace(/`(\w+)(?:: (true|false))?`/g, (_, argument: string, value?: string) =>
+    return withFlags(messageOf(error));
+}
+
+function withFlags(text: string): string {
+    return text.replace(/`(\w+)(?:: (true|false))?`/g, (_, argument: string, value?: string) =>
         value === 'false' ? flagOf(argument).replace('--', '--no-') : flagOf(argument)
     );
 }

@@ -9,7 +9,11 @@ test.each([
     ],
     [new ArgumentError('gpuLayers', 'a whole number', 1.5), '--gpu-layers must be a whole number, not 1.5'],
     [new ArgumentError('orderFile', 'a file', 'x'), "--order must be a file, not 'x'"],
-    [new ArgumentError('ratio', 'a number', NaN), '--ratio must be a number']
+    [new ArgumentError('ratio', 'a number', NaN), '--ratio must be a number'],
+    [
+        new ArgumentError('field', 'left out', '`text`', `name a file by ${option('orderFile')}`),
+        "--field must be left out, not '`text`': name a file by --order"
+    ]
 ])('an argument out of its range: %s', (error, says) => expect(messageInWords(error)).toBe(says));
 
 test('options that a message names', () => {
