@@ -74,18 +74,25 @@ export function formatMillions(parameters: number): string {
     return `${(parameters / 1e6).toFixed(1)} M`;
 }
 
-/** A size in the unit that suits it: `1.50 GiB`, `12.3 MiB`, `45 KiB`. */
+/** A size in the unit that suits it: `1.50 GiB`, `12.3 MiB`, `45 KiB`, `678 bytes`. */
 export function formatBytes(bytes: number): string {
     return bytes >= 2 ** 30
         ? `${(bytes / 2 ** 30).toFixed(2)} GiB`
         : bytes >= 2 ** 20
           ? formatMebibytes(bytes)
-          : `${(bytes / 2 ** 10).toFixed(0)} KiB`;
+          : bytes >= 2 ** 10
+            ? `${(bytes / 2 ** 10).toFixed(0)} KiB`
+            : `${bytes.toFixed(0)} bytes`;
 }
 
 /** A size in MiB, for columns in one unit: `0.4 MiB`. */
 export function formatMebibytes(bytes: number): string {
     return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}
+
+/** A multiple: `1.25 ×`. */
+export function formatFactor(factor: number): string {
+    return `${factor.toFixed(2)} ×`;
 }
 
 /** A time in the unit that suits it: `45 s`, `12 min`, `3.5 h`. */

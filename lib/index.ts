@@ -18,12 +18,13 @@
  *   `blockpruner prune --json` prints. {@link apply} does the same for blocks that are known already, and
  *   {@link readOrder} reads them from an order file.
  * - {@link inspect} tells a model's blocks, sizes and host architecture.
- * - {@link compare} runs several methods of pruning against each other, and {@link comparisonTable},
- *   {@link comparisonCsv} and {@link comparisonReport} show what it found.
+ * - {@link compare} runs several methods of pruning against each other and against quantization, and
+ *   {@link comparisonText}, {@link comparisonCsv} and {@link comparisonReport} show what it found.
  * - {@link Model.load} loads a model, of which any block can be left out. {@link resolveModel} downloads one.
  * - {@link loadCalibration} makes sequences of tokens of a text.
  * - {@link perplexityOf} and {@link textPerplexity} measure perplexity, and divergence from a dense model.
- * - {@link loadTask} and {@link scoreTasks} read multiple-choice benchmarks and score a model on them.
+ * - {@link loadTask} and {@link scoreTasks} read multiple-choice benchmarks and score a model on them;
+ *   {@link scoreAnswers} has it answer questions in its own words.
  *
  * Programs with a search of their own put it together from {@link movesOf}, {@link PrefixEvaluator},
  * {@link searchOrder}, {@link chooseHost} and {@link writeDraft}.
@@ -59,6 +60,7 @@ export {
     type TaskOptions,
     type TaskScores
 } from './evaluation/scores.js';
+export { scoreAnswers } from './evaluation/answers.js';
 export { loadTask, taskNames, type Question, type Task, type TaskSource } from './evaluation/tasks.js';
 export {
     meanNll,
@@ -90,6 +92,7 @@ export {
     type RunOptions
 } from './runtime/model.js';
 export { KeptStreams, type KeepOptions } from './runtime/kept-streams.js';
+export { quantizations, quantizeGguf, type Quantization } from './runtime/quantize.js';
 export { resolveModel } from './runtime/resolve.js';
 export { type Sequences } from './runtime/sequences.js';
 export { apply, type ApplyOptions } from './pipeline/apply.js';
@@ -98,9 +101,10 @@ export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';
 export { repairTypes, type RepairOptions } from './pipeline/repair.js';
 export { repairs, type Repair } from './repair/fit.js';
 export { type DeliverOptions } from './pipeline/deliver.js';
+export { type MeasurementOptions } from './pipeline/measurements.js';
 export { type Phase, type PhaseProgress, type SearchChoice, type SessionOptions } from './pipeline/session.js';
 export { comparisonReport } from './report/comparison-report.js';
-export { comparisonCsv, comparisonTable } from './report/comparison-table.js';
+export { comparisonCsv, comparisonTable, comparisonText } from './report/comparison-table.js';
 export {
     comparedMethods,
     comparedRows,
@@ -108,6 +112,7 @@ export {
     type ComparedModel,
     type ComparedRow,
     type Comparison,
+    type Cost,
     type Quality
 } from './report/comparison.js';
 export { pruneReport } from './report/prune-report.js';

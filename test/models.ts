@@ -1,9 +1,8 @@
 // Models for the tests: the embedded one in other types, tiny random ones of other architectures, changed copies.
-import { execFile, execFileSync } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { promisify } from 'node:util';
 import { backendFolders, loadAddon, type GgufPlan, type GgufTensor } from '../lib/runtime/addon.js';
 import { loadCalibration, Model, readGguf, type Calibration } from '../lib/index.js';
 
@@ -22,11 +21,10 @@ export const fileTypes = { F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K_M: 15, BF16: 3
 /** The programs that build_fixtures.cjs compiles. */
 const tools = path.resolve(__dirname, '..', 'build', 'cmake');
 
-/** Writes a model with its weights in another type; see native/quantize.cpp. */
+/** Writes a model with its weights in another type. */
 export async function quantize(model: string, output: string, type: keyof typeof fileTypes): Promise<string> {
-    await promisify(execFile)(path.join(tools, 'quantize'), [model, output, String(fileTypes[type])], {
-        maxBuffer: Infinity
-    });
+    const addon = await loadAddon();
+    await addon.quantizeGguf(model, output, { type, threads: 1 });
     return output;
 }
 

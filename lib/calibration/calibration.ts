@@ -119,13 +119,19 @@ async function selfWritten(
 ): Promise<Calibration> {
     const write = (first: number, count: number, how: RunOptions) =>
         writtenByItself(model, { first, count, length: context, seed }, how);
+    let last: { count: number; tokens: Int32Array } | undefined; // one comparison fits many repairs to the same text
     return {
         file: selfCalibration,
         name: selfCalibration,
         tokens: await write(0, samples, options),
         length: context,
         rest: new Int32Array(0),
-        more: (count, how) => write(samples, count, how)
+        more: async (count, how) => {
+            if (last?.count !== count) {
+                last = { count, tokens: await write(samples, count, how) };
+            }
+            return last.tokens;
+        }
     };
 }
 

@@ -3,8 +3,9 @@ import path from 'node:path';
 import type { Argv } from 'yargs';
 import { BlockprunerError } from '../errors.js';
 import { compare } from '../pipeline/compare.js';
-import { comparisonTable } from '../report/comparison-table.js';
+import { comparisonText } from '../report/comparison-table.js';
 import { comparedMethods, type ComparedMethod } from '../report/comparison.js';
+import type { Quantization } from '../runtime/quantize.js';
 import { Interrupted, interruptSignal } from './interrupt.js';
 import {
     calibrationOf,
@@ -13,6 +14,8 @@ import {
     deviceOptions,
     jsonOption,
     modelArgument,
+    repairOf,
+    repairOptions,
     repeatableTask,
     searchOf,
     searchOptions,
@@ -31,6 +34,19 @@ export const builder = (yargs: Argv) =>
             methods: { type: 'string', default: comparedMethods.join(), describe: 'The methods' },
             seeds: { type: 'number', default: 3, describe: 'Orders of the method random, of which the mean is shown' },
             ...taskOptions,
+            quantize: {
+                type: 'string',
+                default: 'auto',
+                describe:
+                    'Types that the model as it is gets quantized to, to be compared too, such as Q5_K_M,Q4_K_M; ' +
+                    'auto: for each ratio the best of the usual ones that is at least so much smaller; none'
+            },
+            answers: {
+                type: 'boolean',
+                default: true,
+                describe: 'Ask simple questions that are answered in free text; --no-answers leaves them out'
+            },
+            speed: { type: 'boolean', default: false, describe: 'Measure how fast each file is in the stock runtime' },
             text: { type: 'string', describe: 'A text on which the perplexity is measured too' },
             'text-samples': {
                 type: 'number',
@@ -38,6 +54,7 @@ export const builder = (yargs: Argv) =>
                 defaultDescription: 'all'
             },
             ...searchOptions,
+            ...repairOptions,
             resume: { type: 'boolean', default: false, describe: 'Go on with the results that are in the folder' },
             remeasure: {
                 type: 'boolean',
@@ -60,7 +77,7 @@ export const builder = (yargs: Argv) =>
         );
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
-    const { output, resume, remeasure, seeds, limit, text, textSamples } = argv;
+    const { output, resume, remeasure, seeds, answers, speed, limit, text, textSamples } = argv;
     const ratios = parseRatios(argv.ratios);
     const methods = argv.methods.split(',').map((name) => name.trim()) as ComparedMethod[];
     const search = searchOf(argv);
@@ -73,22 +90,30 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             ratios,
             methods,
             seeds,
+            quantize: parseTypes(argv.quantize),
+            answers,
+            speed,
             tasks: await loadTasks(argv.task ?? [], { signal }),
             limit,
             text,
             textSamples,
             ...search,
+            ...repairOf(argv),
             calibration: calibrationOf(argv),
             ...deviceOf(argv),
             signal,
             onProgress: (what) => process.stderr.write(`${what}\n`)
         });
-        print(comparison, argv.json, () => [comparisonTable(comparison)]);
+        print(comparison, argv.json, () => [comparisonText(comparison)]);
     } catch (error) {
         throw error instanceof Interrupted && fs.existsSync(path.join(output, 'results.json'))
             ? new Interrupted(`the results so far are in ${output}; the same with --resume goes on`)
             : error;
     }
+}
+
+function parseTypes(text: string): readonly Quantization[] | 'auto' {
+    return text === 'auto' ? text : text === 'none' ? [] : text.split(',').map((type) => type.trim() as Quantization);
 }
 
 function parseRatios(text: string): number[] {

@@ -1,5 +1,8 @@
 import type { Argv } from 'yargs';
+import { BlockprunerError } from '../errors.js';
+import { scoreAnswers } from '../evaluation/answers.js';
 import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
+import { formatScore } from '../format.js';
 import { parseBlocks } from '../runtime/blocks.js';
 import { interruptSignal } from './interrupt.js';
 import { loadModel } from './model.js';
@@ -9,13 +12,17 @@ import { withProgress } from './progress.js';
 import { loadTasks } from './tasks.js';
 
 export const command = 'eval <model>';
-export const describe = 'Score a model on multiple-choice benchmarks, with any blocks left out';
+export const describe = 'Score a model on multiple-choice benchmarks, with any blocks left out, or on its own answers';
 
 export const builder = (yargs: Argv) =>
     repeatableTask(modelArgument(yargs))
         .options({
             ...taskOptions,
-            task: { ...taskOptions.task, demandOption: true },
+            answers: {
+                type: 'boolean',
+                default: false,
+                describe: 'Ask simple questions too, which are answered in free text'
+            },
             skip: skipOption,
             ...deviceOptions,
             json: jsonOption
@@ -35,15 +42,26 @@ export const builder = (yargs: Argv) =>
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
     checkTaskOptions({ limit: argv.limit }); // before any file is read
-    const { limit } = argv;
+    const { limit, answers } = argv;
     const skip = parseBlocks(argv.skip);
+    if (argv.task === undefined && !answers) {
+        throw new BlockprunerError('ARGUMENT', 'nothing to score: give --task BENCHMARK=FILE or --answers');
+    }
+    if (answers && skip.length > 0) {
+        const message = "--answers: a model with blocks left out can't write: prune it, and score the file";
+        throw new BlockprunerError('ARGUMENT', message);
+    }
     const signal = interruptSignal();
     const scores = await withProgress(async (progress) => {
-        const tasks = await loadTasks(argv.task, { signal, onProgress: progress.of('download') });
+        const tasks = await loadTasks(argv.task ?? [], { signal, onProgress: progress.of('download') });
         const model = await loadModel(argv.model, argv, progress, signal);
         const found = await scoreTasks(model, tasks, { skip, limit, signal, onProgress: progress.of('score') });
+        const answered = answers ? await scoreAnswers(model, { signal, onProgress: progress.of('score') }) : null;
         model.dispose();
-        return found;
+        return { tasks: found, answers: answered };
     });
-    print({ tasks: scores }, argv.json, () => scores.map(formatScores));
+    print(scores, argv.json, () => [
+        ...scores.tasks.map(formatScores),
+        ...(scores.answers ? [`answers: ${formatScore(scores.answers)}`] : [])
+    ]);
 }

@@ -118,7 +118,8 @@ function lowest(values: readonly number[]): number {
     return values.reduce((best, value, i) => (value < values[best]! ? i : best), 0);
 }
 
-function scoreOf(right: readonly number[]): Score {
+/** @param right of each question: 1 where it is answered rightly, else 0 */
+export function scoreOf(right: readonly number[]): Score {
     const value = right.reduce((sum, one) => sum + one, 0) / right.length;
     return { value, stderr: right.length > 1 ? sampleStandardDeviation([...right]) / Math.sqrt(right.length) : null };
 }

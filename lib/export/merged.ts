@@ -3,12 +3,13 @@ import { partialIn } from '../output.js';
 import { loadAddon, runNative } from '../runtime/addon.js';
 import type { Removal } from '../runtime/blocks.js';
 import { Model } from '../runtime/model.js';
+import { quantizeGguf, type Quantization } from '../runtime/quantize.js';
 import { planFile, type DenseModel } from './write.js';
 
 /**
- * The models of files whose weights the dense model doesn't have: with merged layers, or with a repair. Each is
- * written, loaded where the dense model is, and deleted after its use, so that it computes what a pruned file does,
- * also where weights are quantized.
+ * The models of files whose weights the dense model doesn't have: with merged layers, or with a repair, or in other
+ * types. Each is written, loaded where the dense model is, and deleted after its use, so that it computes what a pruned
+ * file does, also where weights are quantized.
  */
 export class MergedFiles {
     /** @param folder where the files are for the time of their use, each as large as the model */
@@ -26,14 +27,28 @@ export class MergedFiles {
 
     /** Runs some work on the model of such a file. */
     async use<T>(removal: Removal, work: (merged: Model) => Promise<T>): Promise<T> {
+        const addon = await loadAddon();
+        const write = (output: string) =>
+            runNative(this.signal, (cancel) =>
+                addon.writeGguf({ output, ...planFile(this.dense, removal) }, { cancel })
+            );
+        return this.#useFile(write, work);
+    }
+
+    /** Runs some work on the dense model in another type. */
+    async useQuantized<T>(type: Quantization, work: (quantized: Model) => Promise<T>): Promise<T> {
+        const { threads } = this.loaded;
+        const write = (output: string) => quantizeGguf(this.dense.gguf, output, { type, threads, signal: this.signal });
+        return this.#useFile(write, work);
+    }
+
+    async #useFile<T>(write: (file: string) => Promise<unknown>, work: (model: Model) => Promise<T>): Promise<T> {
         const file = partialIn(this.folder, '.gguf');
         const { device, gpuLayers, threads } = this.loaded;
         try {
-            const addon = await loadAddon();
-            const plan = { output: file, ...planFile(this.dense, removal) };
-            await runNative(this.signal, (cancel) => addon.writeGguf(plan, { cancel }));
-            const merged = await Model.load(file, { device, gpuLayers, threads, signal: this.signal });
-            return await work(merged).finally(() => merged.dispose());
+            await write(file);
+            const model = await Model.load(file, { device, gpuLayers, threads, signal: this.signal });
+            return await work(model).finally(() => model.dispose());
         } finally {
             await fs.rm(file, { force: true });
         }

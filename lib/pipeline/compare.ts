@@ -1,29 +1,22 @@
-import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { describeSequences } from '../calibration/calibration.js';
-import { formatOf, nameOf } from '../calibration/text.js';
-import { checkInteger } from '../check.js';
+import { nameOf } from '../calibration/text.js';
+import { checkInteger, checkOneOf } from '../check.js';
 import { BlockprunerError, messageOf, MethodError, option } from '../errors.js';
-import { measurePerplexity, perplexityOf, textSequences } from '../evaluation/perplexity.js';
-import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
-import type { Task } from '../evaluation/tasks.js';
+import { meanNll } from '../evaluation/perplexity.js';
+import { checkTaskOptions } from '../evaluation/scores.js';
 import { methodOf } from '../methods/index.js';
 import { isNested, type Decision, type Goal, type MethodContext, type PruningMethod } from '../methods/method.js';
 import { checkWritable, isPartial, writeText } from '../output.js';
 import { comparisonReport } from '../report/comparison-report.js';
-import { comparisonCsv, comparisonTable } from '../report/comparison-table.js';
-import {
-    comparedMethods,
-    comparisonSchema,
-    type ComparedMethod,
-    type Comparison,
-    type Quality
-} from '../report/comparison.js';
-import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/blocks.js';
-import type { Model } from '../runtime/model.js';
-import type { Sequences } from '../runtime/sequences.js';
-import { differences, type JournalInputs } from '../search/journal.js';
+import { comparisonCsv, comparisonText } from '../report/comparison-table.js';
+import { comparedMethods, comparisonSchema, type ComparedMethod, type Comparison } from '../report/comparison.js';
+import type { Repair } from '../repair/fit.js';
+import { bare, formatMerges, type BlockSelection } from '../runtime/blocks.js';
+import { quantizations, type Quantization } from '../runtime/quantize.js';
+import { differences } from '../search/journal.js';
+import { prepareMeasurements, type MeasurementOptions, type Measurements } from './measurements.js';
+import { checkRepairOptions, repair, usualRepair, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -33,7 +26,8 @@ import {
     type SessionOptions
 } from './session.js';
 
-export interface CompareOptions extends Omit<SessionOptions, 'onProgress'>, SearchChoice {
+export interface CompareOptions
+    extends Omit<SessionOptions, 'onProgress'>, SearchChoice, RepairOptions, MeasurementOptions {
     /**
      * The folder for report.html, table.md, table.csv and results.json, which is made if it isn't there. They are
      * written anew after each result. The journals of the searches are there too, and may be deleted when no higher
@@ -53,22 +47,21 @@ export interface CompareOptions extends Omit<SessionOptions, 'onProgress'>, Sear
     methods?: readonly ComparedMethod[] | undefined;
     /** With how many seeds `random` is run; it is reported as their mean. Default: 3. */
     seeds?: number | undefined;
-    /** Default: none. */
-    tasks?: readonly Task[] | undefined;
-    /** How many questions of each task are scored, from the first one on. Default: all. */
-    limit?: number | undefined;
-    /** A text on which perplexity and divergence from the dense model are measured too. */
-    text?: string | undefined;
-    /** How many sequences of the text are used, from the first one on. Default: all. */
-    textSamples?: number | undefined;
+    /**
+     * What else could be done: types that the model as it is gets quantized to. Default: `auto`, for each ratio the
+     * best of the usual types whose file is at least so much smaller.
+     */
+    quantize?: readonly Quantization[] | 'auto' | undefined;
     /** Is told what is being worked on. */
     onProgress?: ((what: string) => void) | undefined;
 }
 
 /**
- * Prunes a model by several methods at several ratios and evaluates what is left, as the paper's tables 1 and 2 do. No
- * model is written, since a pruned file computes what its skip set computes. The order of a stepwise method is found
- * once, for the highest ratio.
+ * Prunes a model by several methods at several ratios and evaluates what is left, as the paper's tables 1 and 2 do, as
+ * it is and repaired, and beside them the model as it is in other types. Each model is written into the folder,
+ * measured as a user would have it, and deleted. The order of a stepwise method is found once, for the highest ratio.
+ *
+ * Memory: the model and a pruned one of it, and what the search and the repair need.
  *
  * Results are written as they come, and searches have journals, so that a run that was stopped can go on. A run with
  * other texts or tasks has the searches already.
@@ -78,7 +71,7 @@ export interface CompareOptions extends Omit<SessionOptions, 'onProgress'>, Sear
 export async function compare(uri: string, options: CompareOptions): Promise<Comparison> {
     const started = performance.now();
     const { output, resume = false, signal, onProgress } = options;
-    const { ratios, contestants } = checkOptions(options);
+    const { ratios, quantize, contestants } = checkOptions(options);
     const previous = await readFolder(output, resume);
     const source = await findModel(uri, { signal });
     const session = await Session.open(source, { ...options, onProgress: undefined });
@@ -95,7 +88,8 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             blocks: bare(session.blocks),
             searchedWith,
             evaluatedWith: measurements.inputs,
-            dense: known.dense ?? (await measurements.measure(session.model, [])),
+            dense: known.dense ?? (await measurements.measure(session.model)),
+            quantized: known.quantized,
             searches: known.searches,
             pruned: known.pruned,
             seconds: 0
@@ -105,11 +99,10 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             await writeFolder(output, comparison);
         };
         await save();
+        const run = { session, options, ratios, comparison, save, measure: measurements.measure };
+        await compareQuantized(run, quantize);
         for (const contestant of contestants) {
-            await compareMethod(
-                { session, options, ratios, comparison, save, measure: measurements.measure },
-                contestant
-            );
+            await compareMethod(run, contestant);
         }
         return comparison;
     } finally {
@@ -128,9 +121,12 @@ interface Contestant {
 }
 
 /** @throws BlockprunerError if an argument is wrong */
-function checkOptions(options: CompareOptions): { ratios: number[]; contestants: Contestant[] } {
-    const { seeds = 3, limit, textSamples } = options;
-    const ratios = [...new Set(options.ratios)];
+function checkOptions(options: CompareOptions): Pick<Run, 'ratios'> & {
+    quantize: readonly Quantization[] | 'auto';
+    contestants: Contestant[];
+} {
+    const { seeds = 3, limit, textSamples, quantize = 'auto' } = options;
+    const ratios = [...new Set(options.ratios)].sort((a, b) => a - b);
     for (const ratio of ratios) {
         if (!(ratio > 0 && ratio < 1)) {
             throw new BlockprunerError('ARGUMENT', `a ratio must be above 0 and below 1, not ${ratio}`);
@@ -141,8 +137,12 @@ function checkOptions(options: CompareOptions): { ratios: number[]; contestants:
     checkInteger('textSamples', textSamples, { least: 1 });
     checkSearchChoice(options);
     checkSessionOptions(options);
+    checkRepairOptions(options);
+    if (quantize !== 'auto') {
+        quantize.forEach((type) => checkOneOf('quantize', type, quantizations));
+    }
     const chosen = new Set(options.methods ?? comparedMethods);
-    return { ratios, contestants: [...chosen].flatMap((compared) => contestantsOf(compared, seeds)) };
+    return { ratios, quantize, contestants: [...chosen].flatMap((compared) => contestantsOf(compared, seeds)) };
 }
 
 function contestantsOf(compared: ComparedMethod, seeds: number): Contestant[] {
@@ -158,53 +158,6 @@ function contestantsOf(compared: ComparedMethod, seeds: number): Contestant[] {
         : [contestant];
 }
 
-/** How models are measured, and what that depends on. */
-interface Measurements {
-    inputs: JournalInputs;
-    /** @param calibrated the perplexity on the calibration text, if it is known */
-    measure: (pruned: Model, skip: readonly Block[], calibrated?: number) => Promise<Quality>;
-}
-
-async function prepareMeasurements(session: Session, options: CompareOptions): Promise<Measurements> {
-    const { model, calibration } = session;
-    const { tasks = [], limit, text, textSamples: samples, signal } = options;
-    let sequences: Sequences | undefined;
-    if (text !== undefined) {
-        const field = formatOf(text) === 'text' ? undefined : options.calibration?.field;
-        sequences = await textSequences(model, text, { samples, context: calibration.length, field, signal });
-    }
-    const names = tasks.map(({ name }) => name).join(', ');
-    const hash = crypto.createHash('sha256').update(JSON.stringify(tasks)).digest('hex');
-    return {
-        inputs: {
-            text: sequences ? describeSequences(sequences) : 'none',
-            tasks: tasks.length === 0 ? 'none' : `${names}, ${limit ?? 'all'} questions, SHA-256 ${hash}`
-        },
-        async measure(pruned, skip, calibrated) {
-            // The scores come first, so that a question that can't be scored is found soon.
-            const scores = await scoreTasks(pruned, tasks, { skip, limit, signal });
-            const onText = sequences && (await measurePerplexity(pruned, sequences, { skip, dense: model, signal }));
-            const perplexity = calibrated ?? (await perplexityOf(pruned, calibration, { skip, signal }));
-            return {
-                calibration: finite(perplexity),
-                text: onText
-                    ? {
-                          perplexity: finite(onText.perplexity),
-                          divergence: finite(onText.dense!.divergence),
-                          sameTop: onText.dense!.sameTop
-                      }
-                    : null,
-                tasks: scores
-            };
-        }
-    };
-}
-
-/** A perplexity that overflowed in a broken model is as bad as can be. */
-function finite(value: number): number {
-    return Number.isNaN(value) ? Infinity : value;
-}
-
 /** What the methods work with. */
 interface Run {
     session: Session;
@@ -217,16 +170,68 @@ interface Run {
     measure: Measurements['measure'];
 }
 
-/** Adds what is missing of a method: its result at each ratio. */
-async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
+/** Of these, `auto` chooses. */
+const usualQuantizations: readonly Quantization[] = ['Q8_0', 'Q6_K', 'Q5_K_M', 'Q4_K_M', 'Q3_K_M', 'Q2_K'];
+
+/** Adds what is missing of the model as it is in other types. */
+async function compareQuantized(run: Run, wanted: readonly Quantization[] | 'auto'): Promise<void> {
+    if (wanted !== 'auto') {
+        for (const type of wanted) {
+            await addQuantized(run, type, Infinity);
+        }
+        return;
+    }
     const { session, comparison, ratios } = run;
+    const types = [...usualQuantizations];
+    for (const ratio of ratios) {
+        const room = (1 - ratio) * session.gguf.bytes;
+        const fits = () => comparison.quantized.some(({ cost }) => cost.bytes <= room);
+        while (!fits() && types.length > 0) {
+            await addQuantized(run, types.shift()!, room);
+        }
+    }
+}
+
+/** @param room how many bytes the file may have; a larger one isn't measured */
+async function addQuantized(run: Run, type: Quantization, room: number): Promise<void> {
+    const { session, comparison, options, measure, save } = run;
+    if (comparison.quantized.some((one) => one.type === type)) {
+        return;
+    }
+    const onProgress = options.onProgress ?? (() => {});
+    try {
+        await session.files(options.output, options.signal).useQuantized(type, async (quantized) => {
+            if (quantized.gguf.bytes <= room) {
+                onProgress(`the model as it is, in ${type}`);
+                comparison.quantized.push({ type, ...(await measure(quantized)) });
+            }
+        });
+    } catch (error) {
+        if (!(error instanceof BlockprunerError)) {
+            throw error;
+        }
+        onProgress(error.message); // such as of a type that doesn't fit this model
+    }
+    comparison.quantized.sort((a, b) => b.cost.bytes - a.cost.bytes);
+    await save();
+}
+
+/** Adds what is missing of a method: its results at each ratio. */
+async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
+    const { session, comparison, ratios, options } = run;
     const { compared, method, seed, name } = contestant;
-    const onProgress = run.options.onProgress ?? (() => {});
+    const onProgress = options.onProgress ?? (() => {});
     const steps = isNested(method) ? await findSteps(run, contestant) : [];
     const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
-    const isThere = (ratio: number) =>
-        comparison.pruned.some((one) => one.method === compared && one.seed === seed && one.ratio === ratio);
-    for (const ratio of ratios.filter((one) => !isThere(one))) {
+    const usual = options.repair ?? usualRepair(session.host);
+    const kinds: readonly Repair[] = usual === 'none' ? ['none'] : ['none', usual];
+    const missing = (ratio: number) => {
+        const known = comparison.pruned.filter(
+            (one) => one.method === compared && one.seed === seed && one.ratio === ratio
+        );
+        return kinds.filter((kind) => known.every(({ repair }) => repair !== kind));
+    };
+    for (const ratio of ratios.filter((one) => missing(one).length > 0)) {
         if (isNested(method)) {
             const last = steps.findIndex((_, i) => session.share(removedAfter(i + 1)) >= ratio);
             if (last < 0) {
@@ -235,13 +240,13 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
             }
             onProgress(`${name} at ${ratio}: perplexity and tasks`);
             const decision = { removed: removedAfter(last + 1), steps: [] };
-            await addResult(run, contestant, ratio, decision, steps[last]!.perplexity);
+            await addResults(run, contestant, ratio, missing(ratio), decision, steps[last]!.perplexity);
             continue;
         }
         onProgress(`${name} at ${ratio}`);
         try {
             const decision = await method.decide(contextOf(run, contestant), { ratio });
-            await addResult(run, contestant, ratio, decision, decision.steps.at(-1)?.perplexity);
+            await addResults(run, contestant, ratio, missing(ratio), decision, decision.steps.at(-1)?.perplexity);
         } catch (error) {
             // Such a method needs room and memory for another model, which may not be there; other methods don't.
             if (!(error instanceof BlockprunerError)) {
@@ -252,28 +257,52 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
     }
 }
 
-/** @param calibrated the perplexity on the calibration text, if it is known */
-async function addResult(
+/**
+ * Adds what a decision leaves, as it is and repaired.
+ * @param kinds the repairs that are missing
+ * @param calibrated the perplexity on the calibration text without a repair, if it is known
+ */
+async function addResults(
     { session, comparison, options, measure, save }: Run,
-    { compared, seed }: Contestant,
+    { compared, seed, name }: Contestant,
     ratio: number,
-    decision: Decision,
+    kinds: readonly Repair[],
+    decided: Decision,
     calibrated?: number
 ): Promise<void> {
-    const { output, signal } = options;
-    const { removed, merges } = decision;
-    const work = (pruned: Model, skip: readonly Block[]) => measure(pruned, skip, calibrated);
-    const quality = await session.useDecided(decision, output, work, signal);
-    comparison.pruned.push({
-        method: compared,
-        seed,
-        ratio,
-        removedShare: session.share(removed),
-        removed,
-        ...(merges && { merged: formatMerges(merges) }),
-        ...quality
-    });
-    await save();
+    const { output, signal, onProgress } = options;
+    for (const kind of kinds) {
+        let decision = decided;
+        let perplexity = calibrated;
+        if (kind !== 'none') {
+            onProgress?.(`${name} at ${ratio}: repair`);
+            const repaired = await repair(session, decided, output, {
+                ...options,
+                repair: options.repair,
+                onProgress: undefined
+            });
+            if (repaired.repair.kind === 'none') {
+                onProgress?.(`${name} at ${ratio}: no repair: ${repaired.repair.reason}`);
+                continue;
+            }
+            decision = repaired.decision;
+            perplexity = Math.exp(meanNll(decision.nll!, session.calibration.length));
+        }
+        const { removed, merges, linear = [] } = decision;
+        const quality = await session.files(output, signal).use(decision, (pruned) => measure(pruned, perplexity));
+        const added = linear.reduce((sum, { weights }) => sum + weights.length, 0) / session.parameters;
+        comparison.pruned.push({
+            method: compared,
+            seed,
+            ratio,
+            repair: kind,
+            removedShare: session.share(removed) - added,
+            removed,
+            ...(merges && { merged: formatMerges(merges) }),
+            ...quality
+        });
+        await save();
+    }
 }
 
 type ComparedStep = Comparison['searches'][number]['steps'][number];
@@ -341,7 +370,7 @@ async function writeFolder(folder: string, comparison: Comparison): Promise<void
     comparison.pruned.sort(inOrder);
     const write = (name: string, text: string) => writeText(path.join(folder, name), text, { force: true });
     write('results.json', JSON.stringify(comparison, null, 1) + '\n');
-    write('table.md', comparisonTable(comparison));
+    write('table.md', comparisonText(comparison));
     write('table.csv', comparisonCsv(comparison));
     write('report.html', await comparisonReport(comparison));
 }
@@ -404,9 +433,9 @@ function reusable(
     previous: Comparison | undefined,
     { searchedWith, evaluatedWith }: Pick<Comparison, 'searchedWith' | 'evaluatedWith'>,
     { output, remeasure = false }: CompareOptions
-): Pick<Comparison, 'searches' | 'pruned'> & Partial<Pick<Comparison, 'dense'>> {
+): Pick<Comparison, 'searches' | 'pruned' | 'quantized'> & Partial<Pick<Comparison, 'dense'>> {
     if (!previous) {
-        return { searches: [], pruned: [] };
+        return { searches: [], pruned: [], quantized: [] };
     }
     const other = differences(previous.searchedWith, searchedWith);
     if (other) {
@@ -423,6 +452,6 @@ function reusable(
                 `give the same, or measure all of them anew by ${option('remeasure', true)}`
         );
     }
-    const { searches, pruned, dense } = previous;
-    return measured ? { searches, pruned: [] } : { searches, pruned, dense };
+    const { searches, pruned, quantized, dense } = previous;
+    return measured ? { searches, pruned: [], quantized: [] } : { searches, pruned, quantized, dense };
 }

@@ -9,6 +9,7 @@ import type { Decision } from '../methods/method.js';
 import type { PruneResult, RepairResult } from '../report/prune-result.js';
 import { formatMerges } from '../runtime/blocks.js';
 import { countParameters, readGguf } from '../runtime/gguf.js';
+import type { Model } from '../runtime/model.js';
 import { stockNll, stockSpeed, type StockOptions } from '../stock/stock.js';
 import type { Session, SessionOptions } from './session.js';
 
@@ -108,8 +109,7 @@ export async function deliver(
     const { uri, method, decision, repair, measured, started } = decided;
     const { gguf, host, blocks, calibrationInfo, parameters, model } = session;
     const provenance = { calibration: calibrationInfo, perplexity: measured.perplexity };
-    const { device, gpuLayers, threads, flashAttention } = model;
-    const stock: StockOptions = { device, gpuLayers, threads, flashAttention, signal };
+    const stock = stockOptions(model, signal);
 
     const draft = await writeDraft(session, decision, provenance, output, {
         force,
@@ -177,17 +177,25 @@ async function checkInStockRuntime(
     }
 }
 
+/** How the stock runtime is to run a file, so that it computes what a model does here. */
+export function stockOptions(
+    { device, gpuLayers, threads, flashAttention }: Model,
+    signal: AbortSignal | undefined
+): StockOptions {
+    return { device, gpuLayers, threads, flashAttention, signal };
+}
+
 /** Measures both files' speeds in turns, so that whatever else the computer does slows both down. */
-async function measureSpeeds(
+export async function measureSpeeds(
     dense: string,
     pruned: string,
     stock: StockOptions,
-    onRound: (round: number) => void
+    onRound?: (round: number) => void
 ): Promise<NonNullable<PruneResult['speed']>> {
     const { device, threads } = stock;
     const speed: NonNullable<PruneResult['speed']> = { device, threads, tokens: SPEED_TOKENS, dense: [], pruned: [] };
     for (let round = 0; round < SPEED_ROUNDS; round++) {
-        onRound(round);
+        onRound?.(round);
         speed.dense.push(await stockSpeed(dense, SPEED_TOKENS, stock));
         speed.pruned.push(await stockSpeed(pruned, SPEED_TOKENS, stock));
     }

@@ -1,6 +1,7 @@
 import { checkInteger, checkOneOf } from '../check.js';
 import { BlockprunerError } from '../errors.js';
 import { meanNll } from '../evaluation/perplexity.js';
+import type { Host } from '../export/host.js';
 import type { Decision } from '../methods/method.js';
 import { fitText } from '../repair/fit-text.js';
 import { fitRepair, repairs, usualType, type Repair } from '../repair/fit.js';
@@ -34,6 +35,11 @@ export function checkRepairOptions({ repair, repairTokens, repairType }: RepairO
     checkInteger('repairTokens', repairTokens, { least: 1 });
 }
 
+/** The repair by default. */
+export function usualRepair(host: Host): Exclude<Repair, 'none'> {
+    return host.linear ? 'linear' : 'all';
+}
+
 /** A decision after its repair, and what the repair did. */
 export interface Repaired {
     decision: Decision;
@@ -58,7 +64,7 @@ export async function repair(
         return { decision, repair: { kind: 'none', reason: 'it was turned off' } };
     }
     const { model, blocks, calibration, gguf, host } = session;
-    const kind = options.repair ?? (host.linear ? 'linear' : 'all');
+    const kind = options.repair ?? usualRepair(host);
     let text, fit;
     try {
         checkRepairable(session, decision, kind);

@@ -171,7 +171,7 @@ export class Session {
         signal?: AbortSignal
     ): Promise<T> {
         return decision.merges || decision.linear || decision.changes
-            ? this.#mergedFiles(folder, signal).use(decision, (merged) => work(merged, []))
+            ? this.files(folder, signal).use(decision, (merged) => work(merged, []))
             : work(this.model, decision.removed);
     }
 
@@ -184,11 +184,12 @@ export class Session {
         options: Omit<MethodContext, 'host' | 'blocks' | 'model' | 'models' | 'calibration' | 'merged'>
     ): MethodContext {
         const { host, blocks, model, models, calibration } = this;
-        const merged = this.#mergedFiles(folder, options.signal);
+        const merged = this.files(folder, options.signal);
         return { host, blocks, model, models, calibration, merged, ...options };
     }
 
-    #mergedFiles(folder: string, signal?: AbortSignal): MergedFiles {
+    /** @param folder where the files of models that are made of this one are for the time of their use */
+    files(folder: string, signal?: AbortSignal): MergedFiles {
         return new MergedFiles(this, this.model, path.resolve(folder), signal);
     }
 

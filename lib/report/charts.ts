@@ -89,18 +89,24 @@ function coded(field: string, domain: readonly (number | string)[], range: reado
 }
 
 export interface Point {
-    /** The index of its line in {@link series}. */
+    /** The index of its colour and shape in {@link series}; −1 for the model as it is. */
     series: number;
-    /** The share of the parameters that is removed. */
+    /** The line of a series that it is on: the first, or the dashed one. */
+    dashed: boolean;
     x: number;
     y: number;
     label: string;
 }
 
-/**
- * A line for each series, over the share of the parameters that is removed. The scale is logarithmic where it must be.
- */
-export async function lineChart(points: readonly Point[], { y, label }: { y: string; label: string }): Promise<Html> {
+/** The axis of the share of the parameters that is removed. */
+export const removedAxis = { title: 'parameters removed', format: '.0%', zero: true };
+
+/** Two lines for each series, the second one dashed. The scale of y is logarithmic where it must be. */
+export async function lineChart(
+    points: readonly Point[],
+    { x, y, label }: { x: { title: string; format: string; zero: boolean }; y: string; label: string }
+): Promise<Html> {
+    const domain = [-1, ...series.map((_, i) => i)];
     const values = points.map((point) => point.y);
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const log = high / low > 8;
@@ -114,8 +120,9 @@ export async function lineChart(points: readonly Point[], { y, label }: { y: str
                 x: {
                     field: 'x',
                     type: 'quantitative',
-                    title: 'parameters removed',
-                    axis: { format: '.0%', tickCount: 5 }
+                    title: x.title,
+                    scale: { zero: x.zero },
+                    axis: { format: x.format, tickCount: 5 }
                 },
                 y: {
                     field: 'y',
@@ -131,19 +138,28 @@ export async function lineChart(points: readonly Point[], { y, label }: { y: str
                         ...(log ? { values: ticks(low, high), format: '~g' } : { tickCount: 5 })
                     }
                 },
-                color: coded(
-                    'series',
-                    series.map((_, i) => i),
-                    series.map(({ colour }) => colour)
-                ),
-                shape: coded(
-                    'series',
-                    series.map((_, i) => i),
-                    series.map(({ shape }) => shape)
-                )
+                color: coded('series', domain, ['var(--before)', ...series.map(({ colour }) => colour)]),
+                shape: coded('series', domain, ['circle', ...series.map(({ shape }) => shape)])
             },
             layer: [
-                { mark: { type: 'line', strokeWidth: 2 }, encoding: { shape: null } },
+                {
+                    mark: { type: 'line', strokeWidth: 2 },
+                    encoding: {
+                        shape: null,
+                        strokeDash: {
+                            field: 'dashed',
+                            type: 'nominal',
+                            scale: {
+                                domain: [false, true],
+                                range: [
+                                    [1, 0],
+                                    [5, 3]
+                                ]
+                            },
+                            legend: null
+                        }
+                    }
+                },
                 {
                     mark: { type: 'point', filled: true, size: 64, opacity: 1, ariaRoleDescription: 'value' },
                     encoding: { description: { field: 'label' } }

@@ -1,10 +1,18 @@
 // The report of compare: a page that shows what each method made of a model at each ratio.
 import path from 'node:path';
 import { reportedScore } from '../evaluation/scores.js';
-import { formatDuration, formatFixed, formatNumber, formatScore, formatShare } from '../format.js';
+import {
+    formatBytes,
+    formatDuration,
+    formatFactor,
+    formatFixed,
+    formatNumber,
+    formatScore,
+    formatShare
+} from '../format.js';
 import { formatBlock, SkipSet, type Block } from '../runtime/blocks.js';
 import { version } from '../version.js';
-import { layerMaps, lineChart, scoreChart, series, type Point } from './charts.js';
+import { layerMaps, lineChart, removedAxis, scoreChart, series, type Point } from './charts.js';
 import {
     comparedColumns,
     comparedRows,
@@ -14,10 +22,12 @@ import {
     type ComparedMethod,
     type ComparedModel,
     type ComparedRow,
-    type Comparison
+    type Comparison,
+    type Cost
 } from './comparison.js';
 import { markup, type Html } from './markup.js';
-import { page, type Fact, type Figure, type Table } from './page.js';
+import { verdictsOf } from './comparison-verdict.js';
+import { page, type Fact, type Figure, type LegendItem, type Table } from './page.js';
 
 /** A page that shows how methods of pruning compare, as one HTML file that needs nothing else. */
 export async function comparisonReport(comparison: Comparison): Promise<string> {
@@ -31,6 +41,10 @@ export async function comparisonReport(comparison: Comparison): Promise<string> 
     for (const index of dense.tasks.keys()) {
         figures.push(taskFigure(overview, index));
     }
+    figures.push(tradeFigure(overview, sizeAxis));
+    if (dense.cost.speed !== null) {
+        figures.push(tradeFigure(overview, speedAxis));
+    }
     figures.push(removedFigure(overview));
     return page({
         title: path.basename(comparison.model),
@@ -38,6 +52,7 @@ export async function comparisonReport(comparison: Comparison): Promise<string> 
         facts: factsOf(overview),
         figures: await Promise.all(figures),
         table: wholeTable(comparison),
+        advice: { title: 'Which to take', paragraphs: verdictsOf(comparison) },
         details: [
             ['Model', path.basename(comparison.model)],
             ['Calibration', `${calibration.name}: ${calibration.sequences} × ${calibration.context} tokens`],
@@ -63,7 +78,7 @@ function overviewOf(comparison: Comparison): Overview {
     return {
         comparison,
         rows: comparedRows(comparison)
-            .slice(1)
+            .filter(({ ratio }) => ratio > 0)
             .map((row) => ({ ...row, name: nameOf(row) })),
         methods: [...new Set(pruned.map(({ method }) => method))],
         ratios: [...new Set(pruned.map(({ ratio }) => ratio))].sort((a, b) => a - b)
@@ -73,7 +88,7 @@ function overviewOf(comparison: Comparison): Overview {
 const DENSE = 'the model as it is';
 
 function nameOf(row: ComparedRow): string {
-    return row.method === 'dense' ? DENSE : formatRowName(row);
+    return row.method !== 'dense' ? formatRowName(row) : row.quantized === null ? DENSE : `${DENSE}, ${row.quantized}`;
 }
 
 function formatShares(shares: readonly number[]): string {
@@ -111,10 +126,11 @@ async function perplexityFigure(
     before: number,
     value: (row: ComparedRow) => number
 ): Promise<Figure> {
-    const { rows, methods } = overview;
+    const { rows } = overview;
     const chart = () =>
         lineChart(perplexityPoints(overview, before, value), {
             y: 'perplexity',
+            x: removedAxis,
             label:
                 `Line chart: perplexity on ${what}, ` +
                 'by the share of the parameters that is removed, for each method'
@@ -123,7 +139,7 @@ async function perplexityFigure(
         title: `Perplexity on ${what}`,
         caption: perplexityCaption(overview, before, value),
         charts: rows.length === 0 ? [] : [await chart()],
-        legend: methods.map((name, i) => ({ name, colour: series[i]!.colour, glyph: series[i]!.glyph })),
+        legend: methodLegend(overview),
         table: {
             caption: `Perplexity on ${what}`,
             head: ['Method', 'Ratio', 'Parameters removed', 'Perplexity'],
@@ -140,24 +156,107 @@ async function perplexityFigure(
     };
 }
 
-/** A point for each pruned model, and on each method's line one for the model as it is; none above the ceiling. */
-function perplexityPoints({ rows, methods }: Overview, before: number, value: (row: ComparedRow) => number): Point[] {
-    const points = methods.flatMap((method, i): Point[] => [
-        { series: i, x: 0, y: before, label: `${DENSE}: perplexity ${formatNumber(before)}` },
-        ...rows
-            .filter((row) => row.method === method)
-            .map((row) => {
-                const found = `perplexity ${formatNumber(value(row))}`;
-                const removed = `${formatShare(row.removed)} of the parameters removed`;
-                return {
-                    series: i,
-                    x: row.removed,
-                    y: value(row),
-                    label: `${row.name} at ${formatShare(row.ratio)}: ${found}, ${removed}`
-                };
-            })
-    ]);
-    return points.filter(({ y }) => y <= CEILING * before);
+/** The glyphs and colours of the methods, and what a dashed line is. */
+function methodLegend({ methods, rows }: Overview): LegendItem[] {
+    return [
+        ...methods.map((name, i) => ({ name, colour: series[i]!.colour, glyph: series[i]!.glyph })),
+        ...(rows.some(isRepaired) ? [{ name: 'repaired (dashed)', colour: 'var(--muted)', glyph: '┅' }] : [])
+    ];
+}
+
+function isRepaired({ repair }: ComparedRow): boolean {
+    return repair !== 'none';
+}
+
+/** The lines of each method, without and with repair, each from the model as it is on; nothing above the ceiling. */
+function perplexityPoints(overview: Overview, before: number, value: (row: ComparedRow) => number): Point[] {
+    const start = { x: 0, y: before, label: `${DENSE}: perplexity ${formatNumber(before)}` };
+    return methodPoints(overview, start, (row) => {
+        const found = `perplexity ${formatNumber(value(row))}`;
+        const removed = `${formatShare(row.removed)} of the parameters removed`;
+        return {
+            x: row.removed,
+            y: value(row),
+            label: `${nameOf(row)} at ${formatShare(row.ratio)}: ${found}, ${removed}`
+        };
+    });
+}
+
+type Place = Omit<Point, 'series' | 'dashed'>;
+
+/** @param start where the lines begin, the model as it is */
+function methodPoints({ rows, methods }: Overview, start: Place, place: (row: ComparedRow) => Place): Point[] {
+    const lines = methods.flatMap((method, i) =>
+        [false, true].map((dashed) => {
+            const ofLine = rows.filter((row) => row.method === method && isRepaired(row) === dashed);
+            return ofLine.length === 0
+                ? []
+                : [start, ...ofLine.map(place)].map((one): Point => ({ series: i, dashed, ...one }));
+        })
+    );
+    return lines.flat().filter(({ y }) => y <= CEILING * start.y);
+}
+
+/** What a perplexity is paid with. */
+interface CostAxis {
+    title: string;
+    x: { title: string; format: string; zero: boolean };
+    /** What a model costs, as a number of the axis and in words. */
+    of: (cost: Cost) => { x: number; text: string };
+    caption: string;
+}
+
+const sizeAxis: CostAxis = {
+    title: 'Perplexity by the size of the file',
+    x: { title: 'MiB', format: '~g', zero: false },
+    of: ({ bytes }) => ({ x: bytes / 2 ** 20, text: formatBytes(bytes) }),
+    caption: 'Further left and down is better.'
+};
+const speedAxis: CostAxis = {
+    title: 'Perplexity by the speed of reading a prompt',
+    x: { title: 'times the speed of the model as it is', format: '.2f', zero: false },
+    of: ({ speed }) => ({ x: speed!.prompt, text: `${formatFactor(speed!.prompt)} as fast` }),
+    caption:
+        'In the stock runtime, as a multiple of the model as it is, in turns with it. Further right and down is better.'
+};
+
+/** What the methods give for a cost, beside what quantization gives for it. */
+async function tradeFigure(overview: Overview, { title, x, of, caption }: CostAxis): Promise<Figure> {
+    const { comparison, rows } = overview;
+    const [dense, ...others] = comparedRows(comparison);
+    const quantized = others.filter((row) => row.quantized !== null);
+    const value = (row: ComparedRow) => row.text?.perplexity ?? row.calibration;
+    const place = (row: ComparedRow): Place => {
+        const cost = of(row.cost);
+        const ratio = row.ratio > 0 ? ` at ${formatShare(row.ratio)}` : '';
+        const label = `${nameOf(row)}${ratio}: ${cost.text}, perplexity ${formatNumber(value(row))}`;
+        return { x: cost.x, y: value(row), label };
+    };
+    const start = place(dense!);
+    const points = [
+        ...[dense!, ...quantized].map((row): Point => ({ series: -1, dashed: false, ...place(row) })),
+        ...methodPoints(overview, start, place)
+    ].filter(({ y }) => y <= CEILING * start.y);
+    const chart = () => lineChart(points, { x, y: 'perplexity', label: `Line chart: ${title.toLowerCase()}` });
+    return {
+        title,
+        caption: `On ${comparison.text ?? 'the calibration text'}. ${caption}`,
+        charts: rows.length + quantized.length === 0 ? [] : [await chart()],
+        legend: [
+            { name: quantized.length > 0 ? 'only quantized' : DENSE, colour: 'var(--before)', glyph: '●' },
+            ...methodLegend(overview)
+        ],
+        table: {
+            caption: title,
+            head: ['Model', 'Ratio', title.includes('size') ? 'Size' : 'Speed', 'Perplexity'],
+            rows: [dense!, ...quantized, ...rows].map((row) => [
+                nameOf(row),
+                row.ratio === 0 ? '' : formatShare(row.ratio),
+                of(row.cost).text,
+                formatNumber(value(row))
+            ])
+        }
+    };
 }
 
 function perplexityCaption(overview: Overview, before: number, value: (row: ComparedRow) => number): string {
@@ -260,7 +359,7 @@ interface MethodRun {
 
 function runsOf(pruned: readonly ComparedModel[]): MethodRun[] {
     const runs = new Map<string, MethodRun>();
-    for (const { method, seed, ratio, removed } of pruned) {
+    for (const { method, seed, ratio, removed } of pruned.filter(({ repair }) => repair === 'none')) {
         const name = seed === null ? method : `${method}, seed ${seed}`;
         const run = runs.get(name) ?? { name, removals: [] };
         run.removals.push({ ratio, removed: new SkipSet(removed) });
@@ -334,5 +433,9 @@ function formatValue({ unit, of }: ComparedColumn, row: ComparedRow): string {
             return formatFixed(score.value, 3);
         case 'share':
             return formatScore(score);
+        case 'bytes':
+            return formatBytes(score.value);
+        case 'factor':
+            return formatFactor(score.value);
     }
 }

@@ -1,6 +1,7 @@
 // The table of a comparison, in Markdown and as CSV.
 import { stringify } from 'csv-stringify/sync';
-import { formatFixed, formatPercent, formatScore } from '../format.js';
+import { formatBytes, formatFactor, formatFixed, formatPercent, formatScore } from '../format.js';
+import { verdictsOf } from './comparison-verdict.js';
 import {
     comparedColumns,
     comparedRows,
@@ -10,6 +11,12 @@ import {
     type ComparedRow,
     type Comparison
 } from './comparison.js';
+
+/** The table, and in words what to take. */
+export function comparisonText(comparison: Comparison): string {
+    const verdicts = verdictsOf(comparison);
+    return [comparisonTable(comparison), ...verdicts.map((verdict) => `${verdict}\n`)].join('\n');
+}
 
 /** The table in Markdown, like the paper's tables 1 and 2: the best value of a column at each ratio is bold. */
 export function comparisonTable(comparison: Comparison): string {
@@ -40,6 +47,10 @@ function formatValue({ unit, of }: ComparedColumn, row: ComparedRow): string {
             return formatFixed(score.value, 3);
         case 'share':
             return formatScore(score, 1, '');
+        case 'bytes':
+            return formatBytes(score.value);
+        case 'factor':
+            return formatFactor(score.value);
     }
 }
 
@@ -49,6 +60,8 @@ export function comparisonCsv(comparison: Comparison): string {
     return stringify([
         [
             'method',
+            'repair',
+            'quantized',
             'seeds',
             'ratio',
             'removed',
@@ -56,18 +69,32 @@ export function comparisonCsv(comparison: Comparison): string {
             'text_perplexity',
             'text_kl_divergence',
             'text_same_top',
-            ...names.flatMap((name) => [name, `${name}_stderr`])
+            ...names.flatMap((name) => [name, `${name}_stderr`]),
+            'answers',
+            'answers_stderr',
+            'bytes',
+            'cache_bytes_per_token',
+            'prompt_speed',
+            'writing_speed'
         ],
-        ...comparedRows(comparison).map(({ method, seeds, ratio, removed, calibration, text, tasks }) => [
-            method,
-            seeds,
-            ratio,
-            removed,
-            calibration,
+        ...comparedRows(comparison).map(({ cost, text, answers, ...row }) => [
+            row.method,
+            row.repair,
+            row.quantized,
+            row.seeds,
+            row.ratio,
+            row.removed,
+            row.calibration,
             text?.perplexity,
             text?.divergence,
             text?.sameTop,
-            ...tasks.flatMap(({ value, stderr }) => [value, stderr])
+            ...row.tasks.flatMap(({ value, stderr }) => [value, stderr]),
+            answers?.value,
+            answers?.stderr,
+            cost.bytes,
+            cost.cacheBytes,
+            cost.speed?.prompt,
+            cost.speed?.generation
         ])
     ]);
 }

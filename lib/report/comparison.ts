@@ -2,6 +2,8 @@
 import { z } from 'zod';
 import { reportedScore, type Score } from '../evaluation/scores.js';
 import { methods } from '../methods/index.js';
+import { repairs, type Repair } from '../repair/fit.js';
+import { quantizations, type Quantization } from '../runtime/quantize.js';
 
 /** The methods, and BlockPruner limited to blocks of one kind, as in the paper's ablation (section 5.2). */
 export const comparedMethods = [...methods, 'blockpruner-attn', 'blockpruner-ffn'] as const;
@@ -14,6 +16,17 @@ const measured = z
     .transform((value) => value ?? Infinity);
 const blockSchema = z.object({ kind: z.enum(['attn', 'ffn', 'linear']), layer: z.number().int().nonnegative() });
 const scoreSchema = z.object({ value: z.number(), stderr: z.number().nullable() });
+const costSchema = z.object({
+    /** The size of the file. */
+    bytes: z.number(),
+    /** What a token takes in the cache of keys and values, F16, in bytes. */
+    cacheBytes: z.number(),
+    /**
+     * The speed in the stock runtime, of reading a prompt and of writing, as a multiple of the speed of the model as it
+     * is, which was measured in turns with it; null where that wasn't asked for.
+     */
+    speed: z.object({ prompt: z.number(), generation: z.number() }).nullable()
+});
 const qualitySchema = z.object({
     /** The perplexity on the calibration text. */
     calibration: measured,
@@ -24,7 +37,11 @@ const qualitySchema = z.object({
     text: z.object({ perplexity: measured, divergence: measured, sameTop: z.number() }).nullable(),
     tasks: z.array(
         z.object({ task: z.string(), questions: z.number(), acc: scoreSchema, acc_norm: scoreSchema.nullable() })
-    )
+    ),
+    /** The share of right answers to the questions that are answered in free text; null where they were not put. */
+    answers: scoreSchema.nullable(),
+    /** What the model costs who runs it. */
+    cost: costSchema
 });
 const method = z.enum(comparedMethods);
 /** The seed of `random`; null of all other methods. */
@@ -63,6 +80,8 @@ export const comparisonSchema = z.object({
             )
         })
     ),
+    /** What else could be done: the model as it is in other types, by descending size. */
+    quantized: z.array(qualitySchema.extend({ type: z.enum(quantizations) })),
     /** The pruned models, by ascending ratio. */
     pruned: z.array(
         qualitySchema.extend({
@@ -70,7 +89,9 @@ export const comparisonSchema = z.object({
             seed,
             /** The share of the parameters that was to be removed. */
             ratio: z.number(),
-            /** The share that is gone: that of the fewest blocks that reach the ratio. */
+            /** What was done to make up for what is gone. */
+            repair: z.enum(repairs),
+            /** The share that is gone: that of the fewest blocks that reach the ratio, less what a repair puts in. */
             removedShare: z.number(),
             removed: z.array(blockSchema),
             /** Of LaCo: what the weights of layers became. */
@@ -81,14 +102,18 @@ export const comparisonSchema = z.object({
     seconds: z.number()
 });
 export type Comparison = z.infer<typeof comparisonSchema>;
-/** How good a model is, as it is or without some blocks. */
+/** How good a model is, as it is or without some blocks, and what it costs. */
 export type Quality = z.infer<typeof qualitySchema>;
+export type Cost = Quality['cost'];
 /** What one method made of the model at one ratio. */
 export type ComparedModel = Comparison['pruned'][number];
 
-/** A row of the table: a method at a ratio, or the model as it is. */
+/** A row of the table: a method at a ratio, or the model as it is, in its own types or in others. */
 export interface ComparedRow {
     method: ComparedMethod | 'dense';
+    repair: Repair;
+    /** What the model was quantized to; null: nothing. */
+    quantized: Quantization | null;
     /** The number of seeds that the row is the mean of. */
     seeds: number;
     /** The share of the parameters that was to be removed, 0 … 1. */
@@ -100,19 +125,25 @@ export interface ComparedRow {
     text: Quality['text'];
     /** The {@link reportedScore} of each task; over several seeds, the means of values and of standard errors. */
     tasks: Score[];
+    answers: Score | null;
+    cost: Cost;
 }
 
-/** The rows of the table: first the model as it is, then one for each ratio and method. */
-export function comparedRows({ dense, pruned }: Comparison): ComparedRow[] {
+/** The rows of the table: first the model as it is, in its own types and in others, then one for each method. */
+export function comparedRows({ dense, quantized, pruned }: Comparison): ComparedRow[] {
     const groups = new Map<string, ComparedModel[]>();
     for (const one of pruned) {
-        const key = `${one.ratio}/${one.method}`;
+        const key = `${one.ratio}/${one.method}/${one.repair}`;
         groups.set(key, [...(groups.get(key) ?? []), one]);
     }
+    const whole = { method: 'dense', repair: 'none', seeds: 1, ratio: 0, removed: 0 } as const;
     return [
-        { method: 'dense', seeds: 1, ratio: 0, removed: 0, ...meanQuality([dense], dense) },
+        { ...whole, quantized: null, ...meanQuality([dense], dense) },
+        ...quantized.map(({ type, ...quality }) => ({ ...whole, quantized: type, ...meanQuality([quality], dense) })),
         ...[...groups.values()].map((group) => ({
             method: group[0]!.method,
+            repair: group[0]!.repair,
+            quantized: null,
             seeds: group.length,
             ratio: group[0]!.ratio,
             removed: mean(group, ({ removedShare }) => removedShare),
@@ -122,7 +153,14 @@ export function comparedRows({ dense, pruned }: Comparison): ComparedRow[] {
 }
 
 /** @param dense the model as it is: it tells which texts and tasks there are */
-function meanQuality(models: readonly Quality[], dense: Quality): Pick<ComparedRow, 'calibration' | 'text' | 'tasks'> {
+function meanQuality(
+    models: readonly Quality[],
+    dense: Quality
+): Pick<ComparedRow, 'calibration' | 'text' | 'tasks' | 'answers' | 'cost'> {
+    const meanScore = (of: (one: Quality) => Score): Score => ({
+        value: mean(models, (one) => of(one).value),
+        stderr: of(dense).stderr === null ? null : mean(models, (one) => of(one).stderr!)
+    });
     return {
         calibration: mean(models, ({ calibration }) => calibration),
         text: dense.text && {
@@ -130,10 +168,16 @@ function meanQuality(models: readonly Quality[], dense: Quality): Pick<ComparedR
             divergence: mean(models, ({ text }) => text!.divergence),
             sameTop: mean(models, ({ text }) => text!.sameTop)
         },
-        tasks: dense.tasks.map(({ acc }, i) => ({
-            value: mean(models, ({ tasks }) => reportedScore(tasks[i]!).value),
-            stderr: acc.stderr === null ? null : mean(models, ({ tasks }) => reportedScore(tasks[i]!).stderr!)
-        }))
+        tasks: dense.tasks.map((_, i) => meanScore(({ tasks }) => reportedScore(tasks[i]!))),
+        answers: dense.answers && meanScore(({ answers }) => answers!),
+        cost: {
+            bytes: mean(models, ({ cost }) => cost.bytes),
+            cacheBytes: mean(models, ({ cost }) => cost.cacheBytes),
+            speed: dense.cost.speed && {
+                prompt: mean(models, ({ cost }) => cost.speed!.prompt),
+                generation: mean(models, ({ cost }) => cost.speed!.generation)
+            }
+        }
     };
 }
 
@@ -144,8 +188,9 @@ function mean<T>(all: readonly T[], value: (one: T) => number): number {
 /** A column of the table. */
 export interface ComparedColumn {
     title: string;
-    unit: 'perplexity' | 'nats' | 'share';
-    better: 'lower' | 'higher';
+    unit: 'perplexity' | 'nats' | 'share' | 'bytes' | 'factor';
+    /** null: no row is the best, since all of a ratio are to be alike. */
+    better: 'lower' | 'higher' | null;
     /** The column's value in a row. */
     of: (row: ComparedRow) => Score;
 }
@@ -173,6 +218,19 @@ export function comparedColumns({ text, dense }: Comparison): ComparedColumn[] {
         const average = ({ tasks }: ComparedRow) => exact(mean(tasks, ({ value }) => value));
         columns.push({ title: 'Average', unit: 'share', better: 'higher', of: average });
     }
+    if (dense.answers !== null) {
+        columns.push({ title: 'Answers', unit: 'share', better: 'higher', of: ({ answers }) => answers! });
+    }
+    columns.push(
+        { title: 'Size', unit: 'bytes', better: null, of: ({ cost }) => exact(cost.bytes) },
+        { title: 'KV cache a token', unit: 'bytes', better: null, of: ({ cost }) => exact(cost.cacheBytes) }
+    );
+    if (dense.cost.speed !== null) {
+        columns.push(
+            { title: 'Prompt speed', unit: 'factor', better: null, of: ({ cost }) => exact(cost.speed!.prompt) },
+            { title: 'Writing speed', unit: 'factor', better: null, of: ({ cost }) => exact(cost.speed!.generation) }
+        );
+    }
     return columns;
 }
 
@@ -183,11 +241,16 @@ function exact(value: number): Score {
 
 /** Whether a row is the best of its ratio in a column. A row without rivals is not. */
 export function isBest({ of, better }: ComparedColumn, row: ComparedRow, rows: readonly ComparedRow[]): boolean {
+    if (better === null || row.ratio === 0) {
+        return false;
+    }
     const rivals = rows.filter(({ ratio }) => ratio === row.ratio).map((rival) => of(rival).value);
     return rivals.length > 1 && of(row).value === (better === 'lower' ? Math.min(...rivals) : Math.max(...rivals));
 }
 
-/** The method of a row: `random (mean of 3)`. */
-export function formatRowName({ method, seeds }: ComparedRow): string {
-    return seeds > 1 ? `${method} (mean of ${seeds})` : method;
+/** What a row is about: `dense`, `dense, Q4_K_M`, `balanced`, `balanced + linear`, `random (mean of 3)`. */
+export function formatRowName({ method, repair, quantized, seeds }: ComparedRow): string {
+    const name = quantized === null ? method : `${method}, ${quantized}`;
+    const repaired = repair === 'none' ? name : `${name} + ${repair}`;
+    return seeds > 1 ? `${repaired} (mean of ${seeds})` : repaired;
 }

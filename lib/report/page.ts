@@ -10,6 +10,8 @@ export interface Page {
     lead: string;
     /** The most important figures, shown large. */
     facts: readonly Fact[];
+    /** What follows from the figures, in words: a heading and paragraphs under it. */
+    advice?: { title: string; paragraphs: readonly string[] };
     figures: readonly Figure[];
     /** A table that is shown as it is, not folded away. */
     table?: Table;
@@ -54,7 +56,7 @@ export interface Table {
 
 export type TableCell = string | { text: string; best: boolean };
 
-export function page({ title, lead, facts, figures, table, details }: Page): string {
+export function page({ title, lead, facts, advice, figures, table, details }: Page): string {
     const scriptHash = crypto.createHash('sha256').update(script).digest('base64');
     const policy = [
         "default-src 'none'",
@@ -78,6 +80,7 @@ export function page({ title, lead, facts, figures, table, details }: Page): str
 <main>
 <section aria-label="The most important figures"><dl class="facts">${facts.map(factItem)}</dl></section>
 <div class="figures">
+${advice && adviceSection(advice)}
 ${figures.map(figureSection)}
 ${table && tableSection(table)}
 ${detailSection(details)}
@@ -91,6 +94,11 @@ ${detailSection(details)}
 
 function factItem({ name, value, detail }: Fact): Html {
     return markup`<div><dt>${name}</dt><dd class="value">${value}</dd><dd>${detail}</dd></div>`;
+}
+
+function adviceSection({ title, paragraphs }: NonNullable<Page['advice']>): Html {
+    const text = paragraphs.map((paragraph) => markup`<p>${paragraph}</p>`);
+    return markup`<section class="wide" aria-labelledby="advice"><h2 id="advice">${title}</h2>${text}</section>`;
 }
 
 function figureSection({ title, caption, charts, legend = [], table, wide = false }: Figure, index: number): Html {

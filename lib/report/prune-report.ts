@@ -15,7 +15,7 @@ import { shareOf } from '../runtime/model.js';
 import { formatStep, movesAfter } from '../search/greedy.js';
 import type { Speed } from '../stock/stock.js';
 import { version } from '../version.js';
-import { barChart, layerMaps, lineChart, scoreChart, type Bar } from './charts.js';
+import { barChart, layerMaps, lineChart, removedAxis, scoreChart, type Bar } from './charts.js';
 import { importanceFigure } from './importance-figure.js';
 import { page, type Detail, type Fact, type Figure, type LegendItem } from './page.js';
 import { formatRepair, unrepairedPerplexity, type PruneResult } from './prune-result.js';
@@ -129,12 +129,14 @@ async function perplexityFigure(result: PruneResult): Promise<Figure> {
                     const value = `perplexity ${formatNumber(model.perplexity)}`;
                     return {
                         series: 0,
+                        dashed: false,
                         x: model.share,
                         y: model.perplexity,
                         label: `${name}: ${value}, ${formatShare(model.share)} of the parameters removed`
                     };
                 }),
                 {
+                    x: removedAxis,
                     y: 'perplexity',
                     label:
                         'Line chart: perplexity on the calibration text, ' +

@@ -30,8 +30,10 @@ export interface NativeModel {
     /** [prompts × length], the prompts included; sequence i draws its random numbers from seed + i */
     generate(
         prompts: readonly Int32Array[],
-        options: NativeTask & { length: number; seed: number; threads: number; flashAttention: boolean }
+        options: NativeTask & { length: number; seed: number; topP: number; threads: number; flashAttention: boolean }
     ): Promise<Int32Array>;
+    /** the text of tokens, without that of control tokens */
+    detokenize(tokens: Int32Array): string;
     /** by token: its text as the vocabulary has it; empty where it is no text, as a control token */
     tokenTexts(): string[];
     /** names of tokens: of BOS and EOS, empty where there is none, and of all that `parseControl` finds */
@@ -66,6 +68,8 @@ export interface NativeBlock {
     parallel: boolean;
     /** a repair can fit its output projection */
     refittable: boolean;
+    /** what it writes to the cache of keys and values for a token */
+    cacheBytes: number;
     /** its output is added to the residual stream as it is at the boundary, not scaled or normalized */
     direct: boolean;
     /** indexes of the blocks of which it reads inner values, or the stream before them, beside its own boundary */
@@ -197,6 +201,8 @@ interface Addon {
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
     /** Progress is told in bytes. */
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
+    /** Progress is told in tensors. */
+    quantizeGguf(input: string, output: string, options: NativeTask & { type: string; threads: number }): Promise<void>;
     Cancellation: new () => Cancellation;
     Model: {
         /** `gpus`: names of devices; without any, the CPU computes. */

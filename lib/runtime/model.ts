@@ -264,18 +264,26 @@ export class Model {
 
     /**
      * Text that the model writes: sequences that begin with prompts, [prompts × length], the prompts included. The rest
-     * is drawn from what the model expects, the likeliest tokens that together have a probability of 95 %. A token that
-     * ends a text ends no sequence: another text follows. So many are written at once that their keys, values and
+     * is drawn from what the model expects, the likeliest tokens that together have a probability of `topP`. A token
+     * that ends a text ends no sequence: another text follows. So many are written at once that their keys, values and
      * states take at most 1 GiB. The same seed gives the same text, on the same device.
-     * @param seed a whole number; sequence i depends on seed + i and its prompt, not on the others
+     * @param seed a whole number; sequence i depends on seed + i and its prompt, not on the others. Default: 0
+     * @param topP 0 … 1; with 0, each token is the likeliest one. Default: 0.95
      * @throws ArgumentError for a prompt that is empty, too long, or of tokens that there aren't
      */
     async generate(
         prompts: readonly Int32Array[],
-        { length, seed, onProgress, signal }: RunOptions & { length: number; seed: number }
+        {
+            length,
+            seed = 0,
+            topP = 0.95,
+            onProgress,
+            signal
+        }: RunOptions & { length: number; seed?: number | undefined; topP?: number | undefined }
     ): Promise<Int32Array> {
         checkInteger('length', length, { least: 1 });
         checkInteger('seed', seed, { least: 0 });
+        checkNumber('topP', topP, { least: 0, most: 1 });
         const { vocabulary } = this;
         const wrong = prompts.findIndex(
             (prompt) => prompt.length === 0 || prompt.length > length || prompt.some((t) => t < 0 || t >= vocabulary)
@@ -289,12 +297,18 @@ export class Model {
             this.#native.generate(prompts, {
                 length,
                 seed: seed % 2 ** 32,
+                topP,
                 threads,
                 flashAttention,
                 onProgress,
                 cancel
             })
         );
+    }
+
+    /** The text of tokens, without that of control tokens. */
+    detokenize(tokens: Int32Array): string {
+        return this.#native.detokenize(tokens);
     }
 
     /** By token, its text as the vocabulary has it, such as `Ġthe`; empty for a token that is no text. */
@@ -319,16 +333,20 @@ export class Model {
 
     /** The blocks with all that their graph tells of them; errors as {@link blocks}. */
     async graph(signal?: AbortSignal): Promise<ModelGraph> {
-        const { slidingWindow, recurrent, context } = this.#native.describe();
-        // no longer than the model was trained for: beyond, some models rotate by other factors
-        const { blocks, evaluator } =
-            this.#contexts.sequences ?? (await this.#contextFor(Math.min(512, context), signal));
+        const { slidingWindow, recurrent } = this.#native.describe();
+        const { blocks, evaluator } = await this.#graphContext(signal);
         return {
             blocks: without(blocks, fillerOf(this.gguf)),
             outerSignature: evaluator.graph().outerSignature,
             slidingWindow,
             recurrent
         };
+    }
+
+    /** What a token takes in the cache of keys and values, F16, in bytes; filler's part counts too. */
+    async cacheBytes(signal?: AbortSignal): Promise<number> {
+        const { blocks } = await this.#graphContext(signal);
+        return blocks.reduce((sum, block) => sum + block.cacheBytes, 0);
     }
 
     /**
@@ -504,6 +522,13 @@ export class Model {
     }
 
     /** The context that there is or, for more tokens than it has room for, a new one in its place. */
+    /** A context whose graph shows the blocks. */
+    async #graphContext(signal?: AbortSignal): Promise<Context> {
+        // no longer than the model was trained for: beyond, some models rotate by other factors
+        const { context } = this.#native.describe();
+        return this.#contexts.sequences ?? (await this.#contextFor(Math.min(512, context), signal));
+    }
+
     async #contextFor(
         size: number,
         signal: AbortSignal | undefined,

@@ -49,7 +49,7 @@ async function run(request: StockRequest): Promise<Float32Array | string | Speed
 async function answer(model: LlamaModel, request: StockRequest): Promise<Float32Array | string | Speed> {
     const size = request.task === 'nll' ? request.length : request.task === 'speed' ? 2 * request.tokens : 512;
     const context = await model.createContext({
-        contextSize: size,
+        contextSize: size + 1, // a context that is full is shifted, at its last token already
         batchSize: size, // a sequence is one batch here, as in the search
         threads: request.threads,
         flashAttention: request.flashAttention
@@ -66,7 +66,8 @@ async function answer(model: LlamaModel, request: StockRequest): Promise<Float32
     }
     // All models get the same tokens, since it doesn't matter to the time which tokens they are.
     const prompt = Array.from({ length: request.tokens }, (_, index) => (100 + (index % 1000)) as Token);
-    await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(0, 16));
+    // A prompt of this length comes first, so that nothing is compiled or allocated while the time is taken.
+    await sequence.evaluateWithoutGeneratingNewTokens(prompt);
     await sequence.clearHistory();
     const start = performance.now();
     await sequence.evaluateWithoutGeneratingNewTokens(prompt);

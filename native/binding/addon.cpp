@@ -53,6 +53,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     exports.Set("devices", Napi::Function::New(env, devices));
     exports.Set("readGguf", Napi::Function::New(env, binding::read_gguf));
     exports.Set("writeGguf", Napi::Function::New(env, binding::write_gguf));
+    exports.Set("quantizeGguf", Napi::Function::New(env, binding::quantize_gguf));
     Cancellation::init(env, exports);
     Model::init(env, exports);
     Evaluator::init(env, exports);

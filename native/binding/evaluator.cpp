@@ -183,6 +183,7 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
         object.Set("tensors", tensors);
         object.Set("parallel", block.parallel);
         object.Set("refittable", can_refit(*engine(env), array.Length()));
+        object.Set("cacheBytes", (double) block.cache_bytes);
         object.Set("direct", block.direct);
         object.Set("signature", block.signature);
         object.Set("rope", name_of_rope(block.rope));

@@ -1,6 +1,7 @@
 #include "binding/gguf.h"
 
 #include "binding/async.h"
+#include "gguf/quantize.h"
 #include "gguf/read.h"
 #include "gguf/write.h"
 
@@ -208,5 +209,17 @@ Napi::Value binding::write_gguf(const Napi::CallbackInfo & info) {
     }
     return run_async(
         info.Env(), info[1], [plan](const task_control & control) { ::write_gguf(*plan, control); },
+        [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+}
+
+Napi::Value binding::quantize_gguf(const Napi::CallbackInfo & info) {
+    const std::string input   = info[0].As<Napi::String>();
+    const std::string output  = info[1].As<Napi::String>();
+    const auto        options = info[2].As<Napi::Object>();
+    const std::string type    = options.Get("type").As<Napi::String>();
+    const int         threads = options.Get("threads").As<Napi::Number>();
+    return run_async(
+        info.Env(), options,
+        [=](const task_control & control) { ::quantize_gguf(input, output, type, threads, control); },
         [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
 }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -103,6 +104,7 @@ void Model::init(Napi::Env env, Napi::Object exports) {
                                          StaticMethod<&Model::load>("load"),
                                          InstanceMethod<&Model::tokenize>("tokenize"),
                                          InstanceMethod<&Model::generate>("generate"),
+                                         InstanceMethod<&Model::detokenize>("detokenize"),
                                          InstanceMethod<&Model::token_texts>("tokenTexts"),
                                          InstanceMethod<&Model::special_tokens>("specialTokens"),
                                          InstanceMethod<&Model::describe>("describe"),
@@ -195,6 +197,7 @@ Napi::Value Model::generate(const Napi::CallbackInfo & info) {
     auto         request      = std::make_shared<generate_request>();
     request->length           = number("length");
     request->seed             = number("seed");
+    request->top_p            = options.Get("topP").As<Napi::Number>();
     request->n_threads        = (int) number("threads");
     request->flash_attention  = options.Get("flashAttention").ToBoolean();
     const llama_token n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(m.get()));
@@ -213,6 +216,21 @@ Napi::Value Model::generate(const Napi::CallbackInfo & info) {
         info.Env(), options,
         [m, request, tokens](const task_control & control) { *tokens = ::generate(m, *request, control); },
         [tokens](Napi::Env env) { return typed_array<Napi::Int32Array>(env, *tokens); });
+}
+
+Napi::Value Model::detokenize(const Napi::CallbackInfo & info) {
+    Napi::Env           env    = info.Env();
+    const llama_vocab * vocab  = llama_model_get_vocab(llama(env).get());
+    const auto          tokens = info[0].As<Napi::Int32Array>();
+    const auto          write  = [&](std::string & text) {
+        return llama_detokenize(vocab, tokens.Data(), (int32_t) tokens.ElementLength(), text.data(),
+                                (int32_t) text.size(), false, false);
+    };
+    std::string   text;
+    const int32_t size = write(text); // negative: how much room it needs
+    text.resize(std::abs(size));
+    write(text);
+    return Napi::String::New(env, text);
 }
 
 Napi::Value Model::token_texts(const Napi::CallbackInfo & info) {

@@ -24,6 +24,7 @@ private:
     static Napi::Value load(const Napi::CallbackInfo & info);
 
     Napi::Value tokenize(const Napi::CallbackInfo & info);
+    Napi::Value detokenize(const Napi::CallbackInfo & info);
     Napi::Value generate(const Napi::CallbackInfo & info);
     Napi::Value token_texts(const Napi::CallbackInfo & info);
     Napi::Value special_tokens(const Napi::CallbackInfo & info);

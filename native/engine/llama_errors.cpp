@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <stdexcept>
+#include <utility>
 
 namespace {
 
@@ -13,9 +14,15 @@ constexpr size_t MOST_LOGGED = 4096; // bytes
 thread_local assertion_mode::mode on_failed_assertion = assertion_mode::end_process;
 thread_local std::string          logged_errors;
 
+thread_local const std::function<void(const char *)> * listener = nullptr;
+
 void on_log(ggml_log_level level, const char * text, void *) {
-    if (level == GGML_LOG_LEVEL_ERROR && logged_errors.size() < MOST_LOGGED) {
-        logged_errors += text;
+    if (level == GGML_LOG_LEVEL_ERROR) {
+        if (logged_errors.size() < MOST_LOGGED) {
+            logged_errors += text;
+        }
+    } else if (listener) {
+        (*listener)(text);
     }
 }
 
@@ -40,6 +47,14 @@ std::string take_logged_errors(const std::string & otherwise) {
         text.pop_back();
     }
     return text.empty() ? otherwise : text;
+}
+
+log_listener::log_listener(std::function<void(const char *)> hears) : hears(std::move(hears)) {
+    listener = &this->hears;
+}
+
+log_listener::~log_listener() {
+    listener = nullptr;
 }
 
 assertion_mode::assertion_mode(mode m) : previous(on_failed_assertion) {

@@ -145,6 +145,17 @@ int rope_of(const graph_view & graph, const found_block & found) {
     return rope;
 }
 
+// What the block writes to a cache of keys and values for each token. A state, which doesn't grow, is copied instead.
+size_t cache_bytes_of(const graph_view & graph, const found_block & found) {
+    size_t bytes = 0;
+    for (const ggml_tensor * t : graph.nodes) {
+        if (t->op == GGML_OP_SET_ROWS && found.inner.count(t) && graph.is_cache(memory_of(t))) {
+            bytes += ggml_row_size(t->type, ggml_nelements(t->src[0]) / found.boundary->ne[1]);
+        }
+    }
+    return bytes;
+}
+
 } // namespace
 
 void describe_blocks(const graph_view & graph, std::vector<found_block> & found) {
@@ -158,6 +169,8 @@ void describe_blocks(const graph_view & graph, std::vector<found_block> & found)
     for (auto & f : found) {
         f.block.signature = signature_of(graph, f.inner, { { f.boundary, "stream" } });
         f.block.rope      = rope_of(graph, f);
+
+        f.block.cache_bytes = cache_bytes_of(graph, f);
         std::erase_if(f.block.weights, [&](const std::string & name) { return readers[name] > 1; });
     }
 }

@@ -44,6 +44,9 @@ struct residual_block {
 
     // which values it rotates together, GGML_ROPE_TYPE_*; -1 where it rotates none
     int rope = -1;
+
+    // what it writes to a cache of keys and values for each token
+    size_t cache_bytes = 0;
 };
 
 // One flag for each block, in the order of the residual stream: true where it is left out.

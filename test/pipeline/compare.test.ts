@@ -5,6 +5,7 @@ import {
     compare,
     comparisonCsv,
     comparisonTable,
+    comparisonText,
     loadCalibration,
     Model,
     perplexityOf,
@@ -17,8 +18,9 @@ import {
     type Comparison,
     type Task
 } from '../../lib/index.js';
+import { unrepairedPerplexity } from '../../lib/report/prune-result.js';
 import { expectRefused, onCpu, run, start } from '../cli/run';
-import { temporaryFolder, tiny } from '../models';
+import { quantize, temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
 const text = path.resolve(__dirname, '..', '..', 'LICENSE');
@@ -34,6 +36,8 @@ const task: Task = {
     }))
 };
 const calibration = { file: 'embedded', samples: 2, context: 64 };
+/** Without repairs, other types and answers, which have tests of their own. */
+const plain = { repair: 'none', quantize: [], answers: false } as const;
 const output = path.join(folder, 'first');
 let comparison: Comparison;
 
@@ -46,6 +50,7 @@ beforeAll(async () => {
         tasks: [task],
         text,
         calibration,
+        ...plain,
         device: 'cpu',
         threads: 1
     });
@@ -129,7 +134,7 @@ test('the table has a row for each, with the mean of the random ones, and marks 
     const lines = comparisonTable(comparison).trimEnd().split('\n');
     expect(lines[0]).toBe(
         '| Ratio | Removed | Method | Perplexity, calibration | Perplexity, LICENSE ' +
-            '| KL divergence | Equal top-1 | ends |'
+            '| KL divergence | Equal top-1 | ends | Size | KV cache a token |'
     );
     expect(lines.slice(2).map((line) => line.split(' | ')[2])).toEqual([
         'dense',
@@ -137,7 +142,7 @@ test('the table has a row for each, with the mean of the random ones, and marks 
         ...['blockpruner', 'shortgpt', 'random (mean of 2)']
     ]);
     // of each ratio, the best of each column, and nothing else, is bold
-    const cells = lines.slice(2).map((line) => line.split(' | ').slice(3));
+    const cells = lines.slice(2).map((line) => line.split(' | ').slice(3, -2)); // all of a ratio are to be as large
     const number = (text: string) => Number(/[\d.]+/.exec(text)![0]);
     expect(cells[0]!.filter((text) => text.includes('**'))).toEqual([]);
     for (const ofRatio of [cells.slice(1, 4), cells.slice(4)]) {
@@ -157,6 +162,8 @@ test('the table has a row for each, with the mean of the random ones, and marks 
         .map((line) => line.split(','));
     expect(csv[0]).toEqual([
         'method',
+        'repair',
+        'quantized',
         'seeds',
         'ratio',
         'removed',
@@ -165,19 +172,149 @@ test('the table has a row for each, with the mean of the random ones, and marks 
         'text_kl_divergence',
         'text_same_top',
         'ends',
-        'ends_stderr'
+        'ends_stderr',
+        'answers',
+        'answers_stderr',
+        'bytes',
+        'cache_bytes_per_token',
+        'prompt_speed',
+        'writing_speed'
     ]);
     expect(csv).toHaveLength(8);
-    expect(csv.every((fields) => fields.length === 10)).toBe(true);
+    expect(csv.every((fields) => fields.length === 18)).toBe(true);
     const calibrated = ({ method, ratio }: Pick<ComparedModel, 'method' | 'ratio'>) => {
         const same = comparison.pruned.filter((one) => one.method === method && one.ratio === ratio);
         return same.reduce((sum, one) => sum + one.calibration, 0) / same.length;
     };
     const rows = comparison.pruned.filter(({ seed }) => seed !== 1); // seeds 0 and 1 share a row
-    expect(csv.slice(1).map((fields) => [fields[0], Number(fields[2]), Number(fields[4])])).toEqual([
+    expect(csv.slice(1).map((fields) => [fields[0], Number(fields[4]), Number(fields[6])])).toEqual([
         ['dense', 0, comparison.dense.calibration],
         ...rows.map((one) => [one.method, one.ratio, calibrated(one)])
     ]);
+});
+
+describe('beside what is only pruned', () => {
+    const output = path.join(folder, 'beside');
+    const options = {
+        output,
+        ratios: [0.2],
+        methods: ['sleb', 'laco'],
+        calibration: { samples: 2, context: 64 },
+        repairTokens: 4096,
+        quantize: ['Q4_0', 'Q8_0'],
+        device: 'cpu',
+        threads: 1
+    } as const;
+    const seen: string[] = [];
+    let compared: Comparison;
+
+    beforeAll(async () => {
+        compared = await compare(tiny, { ...options, onProgress: (what) => seen.push(what) });
+    });
+
+    test('there is what prune makes of it, repaired', async () => {
+        const pruned = await prune(tiny, {
+            output: path.join(folder, 'repaired.gguf'),
+            method: 'sleb',
+            ratio: 0.2,
+            calibration: options.calibration,
+            repairTokens: options.repairTokens,
+            verify: false,
+            device: 'cpu',
+            threads: 1
+        });
+        expect(pruned.repair.kind).toBe('linear');
+        const [plainly, repaired] = compared.pruned.filter(({ method }) => method === 'sleb');
+        expect([plainly!.repair, repaired!.repair]).toEqual(['none', 'linear']);
+        expect(plainly!.removed).toEqual(pruned.removed);
+        expect(plainly!.calibration).toBeCloseTo(unrepairedPerplexity(pruned), 3);
+        expect(repaired!.calibration).toBeCloseTo(pruned.perplexity.pruned, 3);
+        const { parameters } = pruned;
+        // layers that need a filler have a few parameters that aren't the model's
+        expect(Math.abs(repaired!.removedShare - (1 - parameters.pruned / parameters.dense))).toBeLessThan(1e-3);
+        expect(repaired!.removedShare).toBeLessThan(plainly!.removedShare);
+        expect(Math.abs(repaired!.cost.bytes / pruned.bytes.pruned - 1)).toBeLessThan(1e-3);
+        // layers that were merged can't be repaired
+        expect(compared.pruned.filter(({ method }) => method === 'laco').map(({ repair }) => repair)).toEqual(['none']);
+        expect(seen).toContainEqual(expect.stringMatching(/^laco at 0\.2: no repair: .*layers were merged/));
+    });
+
+    test('there is the model as it is in other types', async () => {
+        expect(compared.quantized.map(({ type }) => type)).toEqual(['Q8_0', 'Q4_0']); // large to small
+        const file = await quantize(tiny, path.join(folder, 'q4.gguf'), 'Q4_0');
+        const model = await Model.load(file, { device: 'cpu', threads: 1 });
+        const written = await Model.load(tiny, { device: 'cpu', threads: 1 });
+        const sequences = await loadCalibration(written, options.calibration); // the text of the dense model
+        const [, found] = compared.quantized;
+        expect(found!.calibration).toBeCloseTo(await perplexityOf(model, sequences), 6);
+        expect(found!.cost.bytes).toBe(fs.statSync(file).size);
+        model.dispose();
+        written.dispose();
+    });
+
+    test('there is what each costs', () => {
+        const { dense, quantized, pruned } = compared;
+        const cacheOf = (attention: number) => attention * 2 * 4 * 32 * 2; // K and V of 4 heads of 32 values, in F16
+        expect(dense.cost).toEqual({
+            bytes: fs.statSync(tiny).size,
+            cacheBytes: cacheOf(12),
+            speed: null
+        });
+        expect(quantized.map(({ cost }) => cost.cacheBytes)).toEqual([cacheOf(12), cacheOf(12)]);
+        const gone = pruned[0]!.removed.filter(({ kind }) => kind === 'attn').length;
+        expect(gone).toBeGreaterThan(0);
+        expect(pruned[0]!.cost.cacheBytes).toBe(cacheOf(12 - gone));
+    });
+
+    test('the text says which to take', () => {
+        const text = comparisonText(compared);
+        expect(text.startsWith(comparisonTable(compared))).toBe(true);
+        expect(fs.readFileSync(path.join(output, 'table.md'), 'utf8')).toBe(text);
+        expect(text).toContain('| dense, Q4_0 |');
+        expect(text).toContain('| sleb + linear |');
+        expect(text).toMatch(
+            /\n\nAt 20 %, sleb \+ linear \([\d.]+ MiB, perplexity [\d.]+\) is the best of what is pruned\. /
+        );
+
+        // the one that is no larger decides, by its perplexity
+        const repaired = compared.pruned.find(({ repair }) => repair === 'linear')!;
+        const withRival = (calibration: number, bytes: number): string =>
+            comparisonText({
+                ...compared,
+                quantized: [{ ...compared.quantized[1]!, calibration, cost: { ...repaired.cost, bytes } }]
+            });
+        const { calibration, cost } = repaired;
+        expect(withRival(calibration - 1, cost.bytes)).toMatch(/If it is bytes that must go, take dense, Q4_0 \(/);
+        expect(withRival(calibration + 1, cost.bytes)).toContain('Take it where bytes must go: dense, Q4_0');
+        expect(withRival(calibration - 1, cost.bytes + 1)).toContain('None of the quantized models is as small.');
+    });
+
+    test('what is there is not made again', async () => {
+        seen.length = 0;
+        const same = await compare(tiny, { ...options, resume: true, onProgress: (what) => seen.push(what) });
+        expect({ ...same, seconds: 0 }).toEqual({ ...compared, seconds: 0 });
+        expect(seen.filter((what) => !what.startsWith('laco'))).toEqual(['the model as it is']);
+    });
+
+    test('auto takes the first of the usual types that is small enough', async () => {
+        const auto = { ...options, methods: [], quantize: 'auto', answers: false } as const;
+        const { quantized } = await compare(tiny, { ...auto, output: path.join(folder, 'auto'), ratios: [0.1, 0.4] });
+        const share = quantized.map(({ type, cost }) => [type, cost.bytes / fs.statSync(tiny).size] as const);
+        expect(share.map(([type]) => type)).toEqual(['Q6_K', 'Q4_K_M']);
+        expect(share[0]![1]).toBeLessThan(0.9);
+        expect(share[1]![1]).toBeLessThan(0.6);
+    });
+
+    test('speeds are told as multiples of that of the model as it is', async () => {
+        const timed = { ...options, methods: [], quantize: ['Q4_0'], answers: false, speed: true } as const;
+        const output = path.join(folder, 'timed');
+        const { dense, quantized } = await compare(tiny, { ...timed, output });
+        expect(dense.cost.speed).toEqual({ prompt: 1, generation: 1 });
+        const { prompt, generation } = quantized[0]!.cost.speed!;
+        expect(Math.min(prompt, generation)).toBeGreaterThan(0);
+        const table = fs.readFileSync(path.join(output, 'table.md'), 'utf8');
+        expect(table).toContain(`| ${prompt.toFixed(2)} × | ${generation.toFixed(2)} × |`);
+    });
 });
 
 test('goes on with the results of a folder', async () => {
@@ -188,6 +325,7 @@ test('goes on with the results of a folder', async () => {
         tasks: [task],
         text,
         calibration,
+        ...plain,
         device: 'cpu' as const,
         threads: 1
     };
@@ -278,7 +416,7 @@ test('goes on with the results of a folder', async () => {
 
 test('a higher ratio goes on with the search of a lower one', async () => {
     const output = path.join(folder, 'higher');
-    const options = { output, methods: ['sleb'] as const, calibration, device: 'cpu' as const, threads: 1 };
+    const options = { output, methods: ['sleb'] as const, calibration, ...plain, device: 'cpu' as const, threads: 1 };
     const {
         searches: [low]
     } = await compare(tiny, { ...options, ratios: [0.05] });
@@ -316,6 +454,7 @@ test("a method that can't is passed over", async () => {
         ratios: [0.7, 0.75],
         methods: ['laco', 'blockpruner-attn', 'shortgpt'],
         calibration: { file: 'embedded', samples: 1, context: 32 },
+        ...plain,
         device: 'cpu',
         threads: 1,
         onProgress: (what) => seen.push(what)
@@ -376,6 +515,8 @@ test.each<[string, Partial<Parameters<typeof compare>[1]>, string]>([
     ['limit', { limit: 0 }, 'limit must be a whole number of at least 1, not 0'],
     ['seeds', { seeds: 0.5 }, 'seeds must be a whole number of at least 1'],
     ['textSamples', { textSamples: 0 }, 'textSamples must be a whole number'],
+    ['quantize', { quantize: ['Q9' as never] }, 'quantize must be one of Q8_0, Q6_K'],
+    ['repairTokens', { repairTokens: 0 }, 'repairTokens must be a whole number of at least 1'],
     ['keepBytes', { keepBytes: -1 }, 'keepBytes must be a number of at least 0']
 ])('%s out of its range', async (_, wrong, says) => {
     await expect(
@@ -393,6 +534,11 @@ test('the command writes table, CSV, JSON and report into a new folder', async (
         '0.05',
         '--methods',
         'shortgpt,block-influence',
+        '--repair',
+        'none',
+        '--quantize',
+        'none',
+        '--no-answers',
         '--calibration',
         'embedded',
         '--samples',

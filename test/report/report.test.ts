@@ -40,7 +40,9 @@ const quality = (calibration: number): Quality => ({
     tasks: [
         { task: 'piqa', questions: 50, acc: score(1 / calibration), acc_norm: score(0.9 / calibration) },
         { task: hostile, questions: 50, acc: score(1 / calibration), acc_norm: null }
-    ]
+    ],
+    answers: score(0.5 / calibration),
+    cost: { bytes: 2 ** 30 / calibration, cacheBytes: 3072, speed: { prompt: calibration / 2, generation: 1.5 } }
 });
 /** Made up; one method can't remove the higher ratio. */
 const comparison: Comparison = {
@@ -51,6 +53,7 @@ const comparison: Comparison = {
     searchedWith: {},
     evaluatedWith: {},
     dense: quality(2),
+    quantized: [{ type: 'Q5_K_M', ...quality(3) }],
     searches: [],
     seconds: 5,
     pruned: [0.1, 0.2]
@@ -60,6 +63,7 @@ const comparison: Comparison = {
                     method,
                     seed,
                     ratio,
+                    repair: 'none' as const,
                     removedShare: ratio + 0.01 * i,
                     removed: (
                         [
@@ -74,6 +78,8 @@ const comparison: Comparison = {
         )
         .filter(({ method, ratio }) => method !== 'sleb' || ratio < 0.2)
 };
+/** The first method also repairs what it leaves at 10 %. */
+comparison.pruned.splice(1, 0, { ...comparison.pruned[0]!, ...quality(3), repair: 'linear', removedShare: 0.09 });
 
 let result: PruneResult;
 beforeAll(async () => {
@@ -400,9 +406,9 @@ const chrome = process.env.CHROME_PATH;
 
         test('a comparison shows each method at each ratio', () =>
             withPage(comparisonFile, async (page) => {
-                const rows = 2 * methods.length - 1; // the mean of random's orders, and one that can't
-                // at each method's start the model as it is; what is above 100 times its perplexity is in the caption
-                const drawn = methods.length + 7 + 3;
+                const rows = 2 * methods.length; // the mean of random's orders, one that can't, one that is repaired
+                // at each line's start the model as it is; what is above 100 times its perplexity is in the caption
+                const drawn = methods.length + 1 + 8 + 3;
                 expect(await labels(page, 'Perplexity on the calibration text')).toHaveLength(drawn);
                 expect(await labels(page, `Perplexity on ${hostile}`)).toHaveLength(drawn);
                 const captions = await page.$$eval('figcaption', (all) => all.map(({ textContent }) => textContent));
@@ -424,22 +430,34 @@ const chrome = process.env.CHROME_PATH;
                         )
                     };
                 });
-                expect([new Set(lines).size, lines.length, new Set(legend).size]).toEqual(
-                    Array(3).fill(methods.length)
-                );
+                expect([new Set(lines).size, lines.length, new Set(legend).size]).toEqual([
+                    methods.length,
+                    methods.length + 1, // the repaired line has its method's colour
+                    methods.length + 1
+                ]);
+                const sizes = await labels(page, 'Perplexity by the size of the file');
+                expect(sizes).toHaveLength(2 + drawn);
+                expect(sizes).toContain('the model as it is, Q5_K_M: 341.3 MiB, perplexity 6.00');
+                expect(sizes).toContain(`${methods[0]} + linear at 10 %: 341.3 MiB, perplexity 6.00`);
+                expect(await labels(page, 'Perplexity by the speed of reading a prompt')).toHaveLength(2 + drawn);
                 expect(await labels(page, 'Which blocks each method removed')).toHaveLength(
                     (methods.length + 1) * comparison.blocks.length
                 );
                 const table = await cellsOf(page, 'All figures');
                 expect(table.map(([method, ratio]) => [method, ratio])).toEqual([
                     ['the model as it is', ''],
+                    ['the model as it is, Q5_K_M', ''],
                     ...[0.1, 0.2].flatMap((ratio) =>
                         methods
                             .filter((method) => method !== 'sleb' || ratio < 0.2)
-                            .map((method) => [method === 'random' ? 'random (mean of 2)' : method, `${100 * ratio} %`])
+                            .flatMap((method, i) => [
+                                method === 'random' ? 'random (mean of 2)' : method,
+                                ...(i === 0 && ratio === 0.1 ? [`${method} + linear`] : [])
+                            ])
+                            .map((name) => [name, `${100 * ratio} %`])
                     )
                 ]);
-                expect(table[1]!.slice(3, 5)).toEqual(['6.00', '12.00']);
+                expect(table[2]!.slice(3, 5)).toEqual(['6.00', '12.00']);
             }));
 
         test.each([

@@ -1,0 +1,64 @@
+#include "gguf/quantize.h"
+
+#include "engine/llama_errors.h"
+#include "llama.h"
+
+#include <cstdio>
+#include <map>
+#include <stdexcept>
+
+namespace {
+
+// Those that need no importance matrix.
+const std::map<std::string, llama_ftype> types = {
+    { "F32",    LLAMA_FTYPE_ALL_F32        },
+    { "F16",    LLAMA_FTYPE_MOSTLY_F16     },
+    { "BF16",   LLAMA_FTYPE_MOSTLY_BF16    },
+    { "Q8_0",   LLAMA_FTYPE_MOSTLY_Q8_0    },
+    { "Q6_K",   LLAMA_FTYPE_MOSTLY_Q6_K    },
+    { "Q5_1",   LLAMA_FTYPE_MOSTLY_Q5_1    },
+    { "Q5_K_M", LLAMA_FTYPE_MOSTLY_Q5_K_M  },
+    { "Q5_0",   LLAMA_FTYPE_MOSTLY_Q5_0    },
+    { "Q5_K_S", LLAMA_FTYPE_MOSTLY_Q5_K_S  },
+    { "Q4_1",   LLAMA_FTYPE_MOSTLY_Q4_1    },
+    { "Q4_K_M", LLAMA_FTYPE_MOSTLY_Q4_K_M  },
+    { "Q4_K_S", LLAMA_FTYPE_MOSTLY_Q4_K_S  },
+    { "IQ4_NL", LLAMA_FTYPE_MOSTLY_IQ4_NL  },
+    { "Q4_0",   LLAMA_FTYPE_MOSTLY_Q4_0    },
+    { "IQ4_XS", LLAMA_FTYPE_MOSTLY_IQ4_XS  },
+    { "Q3_K_L", LLAMA_FTYPE_MOSTLY_Q3_K_L  },
+    { "Q3_K_M", LLAMA_FTYPE_MOSTLY_Q3_K_M  },
+    { "Q3_K_S", LLAMA_FTYPE_MOSTLY_Q3_K_S  },
+    { "Q2_K",   LLAMA_FTYPE_MOSTLY_Q2_K    },
+};
+
+} // namespace
+
+void quantize_gguf(const std::string &  input,
+                   const std::string &  output,
+                   const std::string &  type,
+                   int                  n_threads,
+                   const task_control & control) {
+    const auto found = types.find(type);
+    if (found == types.end()) {
+        throw std::runtime_error("there is no type '" + type + "' to quantize to");
+    }
+    llama_model_quantize_params params = llama_model_quantize_default_params();
+    params.ftype                       = found->second;
+    params.nthread                     = n_threads;
+    params.allow_requantize            = true;
+
+    // The quantizer takes no callback. It logs each tensor on this thread, and passes on what is thrown there.
+    const log_listener listener([&](const char * text) {
+        control.check();
+        int tensor, total;
+        if (sscanf(text, "[%d/%d]", &tensor, &total) == 2) {
+            control.progress(tensor, total);
+        }
+    });
+    const bool failed = llama_model_quantize(input.c_str(), output.c_str(), &params) != 0;
+    control.check();
+    if (failed) {
+        throw std::runtime_error(take_logged_errors("llama.cpp could not quantize it"));
+    }
+}
