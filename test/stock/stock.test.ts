@@ -17,7 +17,7 @@ test.each([
         const here = await model.evaluate({ tokens, length });
         const there = await stockNll(file, { tokens, length }, options);
         expect(there).toHaveLength(here.length);
-        there.forEach((value, i) => expect(Math.abs(value / here[i]! - 1)).toBeLessThan(1e-3));
+        there.forEach((value, i) => expect(Math.abs(value / here[i]! - 1)).toBeLessThan(1e-5));
     }
     model.dispose();
 });
