@@ -1,6 +1,6 @@
 // What a method of pruning is: it is given a model and a goal, and yields a decision. Each method has a file of its own
 // here.
-import type { Block, BlockSelection, Move, Removal } from '../runtime/blocks.js';
+import { gapsOf, type Block, type BlockSelection, type Move, type Removal } from '../runtime/blocks.js';
 import { shareOf, type BlockInfo, type Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 import type { SearchMode, Step } from '../search/greedy.js';
@@ -10,7 +10,7 @@ import type { JournalInputs } from '../search/journal.js';
 export interface Goal {
     /** So many blocks. */
     remove?: number | undefined;
-    /** The fewest blocks that have this share of all parameters, 0 … 1. */
+    /** The fewest blocks that have this share of all parameters, 0 … 1, less what a repair will put in. */
     ratio?: number | undefined;
     /** As much as leaves the perplexity at most this share above the dense model's. */
     maxIncrease?: number | undefined;
@@ -88,6 +88,8 @@ export interface MethodContext extends MethodOptions {
     models: readonly Model[];
     blocks: readonly BlockInfo[];
     merged: MergedModels;
+    /** How many parameters a repair will put into each gap that the removed blocks leave. Default: 0. */
+    gapParameters?: number | undefined;
     /**
      * `per`: instead of the method's own. `swaps`: how often each removal is looked at again at the end of the search;
      * default: 0.
@@ -144,7 +146,14 @@ export function isNested({ stepwise, per = 'removal' }: PruningMethod): boolean 
     return stepwise && per === 'removal'; // otherwise the last removals depend on how much is to go
 }
 
-/** The share of the model's parameters that some of its blocks have, 0 … 1. */
-export function removedShare({ blocks, model }: MethodContext, removed: readonly Block[]): number {
-    return shareOf(blocks, removed, model.parameters);
+/**
+ * The share of the model's parameters that is gone without some of its blocks, 0 … 1, less what a repair will put into
+ * the gaps: below 0 where that is more.
+ */
+export function removedShare(
+    { blocks, model, gapParameters = 0 }: Pick<MethodContext, 'blocks' | 'model' | 'gapParameters'>,
+    removed: readonly Block[]
+): number {
+    const added = gapParameters === 0 ? 0 : gapParameters * gapsOf(blocks, removed).length;
+    return shareOf(blocks, removed, model.parameters) - added / model.parameters;
 }

@@ -112,8 +112,9 @@ function replacements(
 }
 
 /**
- * What a move is worth by what it is counted in. What goes beyond the share of parameters that is to go is worth
- * nothing, so that the last removals meet it closely.
+ * What a move is worth by what it is counted in: of parameters, those of the linear blocks that a repair will put in or
+ * spare are taken into account. What goes beyond the share of parameters that is to go is worth nothing, so that the
+ * last removals meet it closely.
  */
 function worthOf(context: MethodContext, { ratio = 1 }: Goal, per: Worth = 'removal'): SearchOptions['worth'] {
     if (per === 'removal') {
@@ -121,9 +122,14 @@ function worthOf(context: MethodContext, { ratio = 1 }: Goal, per: Worth = 'remo
     }
     const blocks = new Map(context.blocks.map((block) => [formatBlock(block), block]));
     return (move, removed) => {
-        const all = sum(move.map((block) => blocks.get(formatBlock(block))![per]));
-        const wanted = (ratio - removedShare(context, removed)) / removedShare(context, move);
-        return Math.max(all * Math.min(wanted, 1), 1e-9); // a block may have no weights
+        const before = removedShare(context, removed);
+        const gained = removedShare(context, [...removed, ...move]) - before;
+        const all =
+            per === 'parameters'
+                ? gained * context.model.parameters
+                : sum(move.map((block) => blocks.get(formatBlock(block))![per]));
+        const wanted = gained > 0 ? Math.min((ratio - before) / gained, 1) : 1;
+        return Math.max(all * wanted, 1e-9); // a block may have no weights, or fewer than what takes its place
     };
 }
 

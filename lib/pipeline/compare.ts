@@ -6,17 +6,24 @@ import { BlockprunerError, messageOf, MethodError, option } from '../errors.js';
 import { meanNll } from '../evaluation/perplexity.js';
 import { checkTaskOptions } from '../evaluation/scores.js';
 import { methodOf } from '../methods/index.js';
-import { isNested, type Decision, type Goal, type MethodContext, type PruningMethod } from '../methods/method.js';
+import {
+    isNested,
+    removedShare,
+    type Decision,
+    type Goal,
+    type MethodContext,
+    type PruningMethod
+} from '../methods/method.js';
 import { checkWritable, isPartial, writeText } from '../output.js';
 import { comparisonReport } from '../report/comparison-report.js';
 import { comparisonCsv, comparisonText } from '../report/comparison-table.js';
 import { comparedMethods, comparisonSchema, type ComparedMethod, type Comparison } from '../report/comparison.js';
 import type { Repair } from '../repair/fit.js';
-import { bare, formatMerges, type BlockSelection } from '../runtime/blocks.js';
+import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/blocks.js';
 import { quantizations, type Quantization } from '../runtime/quantize.js';
 import { differences } from '../search/journal.js';
 import { prepareMeasurements, type MeasurementOptions, type Measurements } from './measurements.js';
-import { checkRepairOptions, repair, usualRepair, type RepairOptions } from './repair.js';
+import { checkRepairOptions, gapParameters, repair, usualRepair, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -216,39 +223,33 @@ async function addQuantized(run: Run, type: Quantization, room: number): Promise
     await save();
 }
 
-/** Adds what is missing of a method: its results at each ratio. */
+/** Adds what is missing of a method: at each ratio what it leaves, as it is and repaired. */
 async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
     const { session, comparison, ratios, options } = run;
     const { compared, method, seed, name } = contestant;
     const onProgress = options.onProgress ?? (() => {});
-    const steps = isNested(method) ? await findSteps(run, contestant) : [];
-    const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
     const usual = options.repair ?? usualRepair(session.host);
-    const kinds: readonly Repair[] = usual === 'none' ? ['none'] : ['none', usual];
-    const missing = (ratio: number) => {
-        const known = comparison.pruned.filter(
-            (one) => one.method === compared && one.seed === seed && one.ratio === ratio
+    const kinds: readonly Repair[] = usual === 'none' || !method.stepwise ? ['none'] : ['none', usual];
+    const isThere = (ratio: number, kind: Repair) =>
+        comparison.pruned.some(
+            (one) => one.method === compared && one.seed === seed && one.ratio === ratio && one.repair === kind
         );
-        return kinds.filter((kind) => known.every(({ repair }) => repair !== kind));
-    };
-    for (const ratio of ratios.filter((one) => missing(one).length > 0)) {
-        if (isNested(method)) {
-            const last = steps.findIndex((_, i) => session.share(removedAfter(i + 1)) >= ratio);
-            if (last < 0) {
-                onProgress(`${name} can't remove ${ratio}`);
-                continue;
-            }
-            onProgress(`${name} at ${ratio}: perplexity and tasks`);
-            const decision = { removed: removedAfter(last + 1), steps: [] };
-            await addResults(run, contestant, ratio, missing(ratio), decision, steps[last]!.perplexity);
+    const missing = ratios.flatMap((ratio) => kinds.map((kind) => ({ ratio, kind })));
+    const steps = isNested(method) ? await findSteps(run, contestant) : undefined;
+    for (const { ratio, kind } of missing.filter((one) => !isThere(one.ratio, one.kind))) {
+        const context = contextOf(run, contestant, kind);
+        const found = steps && firstAt(ratio, steps, context);
+        if (steps && !found) {
+            onProgress(`${name} can't remove ${ratio}`);
             continue;
         }
-        onProgress(`${name} at ${ratio}`);
+        onProgress(`${name} at ${ratio}${kind === 'none' ? (steps ? ': perplexity and tasks' : '') : ': repair'}`);
         try {
-            const decision = await method.decide(contextOf(run, contestant), { ratio });
-            await addResults(run, contestant, ratio, missing(ratio), decision, decision.steps.at(-1)?.perplexity);
+            const decision = found ? { removed: found.removed, steps: [] } : await method.decide(context, { ratio });
+            const perplexity = found?.perplexity ?? decision.steps.at(-1)?.perplexity;
+            await addResult(run, contestant, { ratio, kind, decision, perplexity });
         } catch (error) {
-            // Such a method needs room and memory for another model, which may not be there; other methods don't.
+            // LaCo needs room and memory for another model, which may not be there; other methods don't.
             if (!(error instanceof BlockprunerError)) {
                 throw error;
             }
@@ -257,52 +258,52 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
     }
 }
 
+/** What is gone, and the perplexity, where removals first reach a ratio; undefined if they don't. */
+function firstAt(
+    ratio: number,
+    steps: readonly ComparedStep[],
+    context: MethodContext
+): { removed: Block[]; perplexity: number } | undefined {
+    const removedAfter = (count: number) => steps.slice(0, count).flatMap(({ removed }) => removed);
+    const last = steps.findIndex((_, i) => removedShare(context, removedAfter(i + 1)) >= ratio);
+    return last < 0 ? undefined : { removed: removedAfter(last + 1), perplexity: steps[last]!.perplexity };
+}
+
 /**
- * Adds what a decision leaves, as it is and repaired.
- * @param kinds the repairs that are missing
- * @param calibrated the perplexity on the calibration text without a repair, if it is known
+ * Adds what a decision leaves, with one kind of repair.
+ * @param decided `perplexity`: that on the calibration text before the repair, if it is known
  */
-async function addResults(
+async function addResult(
     { session, comparison, options, measure, save }: Run,
     { compared, seed, name }: Contestant,
-    ratio: number,
-    kinds: readonly Repair[],
-    decided: Decision,
-    calibrated?: number
+    decided: { ratio: number; kind: Repair; decision: Decision; perplexity: number | undefined }
 ): Promise<void> {
     const { output, signal, onProgress } = options;
-    for (const kind of kinds) {
-        let decision = decided;
-        let perplexity = calibrated;
-        if (kind !== 'none') {
-            onProgress?.(`${name} at ${ratio}: repair`);
-            const repaired = await repair(session, decided, output, {
-                ...options,
-                repair: options.repair,
-                onProgress: undefined
-            });
-            if (repaired.repair.kind === 'none') {
-                onProgress?.(`${name} at ${ratio}: no repair: ${repaired.repair.reason}`);
-                continue;
-            }
-            decision = repaired.decision;
-            perplexity = Math.exp(meanNll(decision.nll!, session.calibration.length));
+    const { ratio, kind } = decided;
+    let { decision, perplexity } = decided;
+    if (kind !== 'none') {
+        const repaired = await repair(session, decision, output, { ...options, onProgress: undefined });
+        if (repaired.repair.kind === 'none') {
+            onProgress?.(`${name} at ${ratio}: no repair: ${repaired.repair.reason}`);
+            return;
         }
-        const { removed, merges, linear = [] } = decision;
-        const quality = await session.files(output, signal).use(decision, (pruned) => measure(pruned, perplexity));
-        const added = linear.reduce((sum, { weights }) => sum + weights.length, 0) / session.parameters;
-        comparison.pruned.push({
-            method: compared,
-            seed,
-            ratio,
-            repair: kind,
-            removedShare: session.share(removed) - added,
-            removed,
-            ...(merges && { merged: formatMerges(merges) }),
-            ...quality
-        });
-        await save();
+        decision = repaired.decision;
+        perplexity = Math.exp(meanNll(decision.nll!, session.calibration.length));
     }
+    const { removed, merges, linear = [] } = decision;
+    const quality = await session.files(output, signal).use(decision, (pruned) => measure(pruned, perplexity));
+    const added = linear.reduce((sum, { weights }) => sum + weights.length, 0) / session.parameters;
+    comparison.pruned.push({
+        method: compared,
+        seed,
+        ratio,
+        repair: kind,
+        removedShare: session.share(removed) - added,
+        removed,
+        ...(merges && { merged: formatMerges(merges) }),
+        ...quality
+    });
+    await save();
 }
 
 type ComparedStep = Comparison['searches'][number]['steps'][number];
@@ -320,12 +321,13 @@ async function findSteps(run: Run, contestant: Contestant): Promise<ComparedStep
     }
     const isOurs = (one: { method: ComparedMethod; seed: number | null }) =>
         one.method === compared && one.seed === seed;
+    const context = contextOf(run, contestant, options.repair ?? usualRepair(session.host));
     const known = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
-    if (known) {
+    if (known && firstAt(highest, known.steps, context)) {
         return known.steps;
     }
     options.onProgress?.(`${name}: what goes`);
-    const steps = await search(run, contestant, { ratio: highest });
+    const steps = await search(run, contestant, context, { ratio: highest });
     const others = comparison.searches.filter((one) => !isOurs(one));
     comparison.searches = [...others, { method: compared, seed, ratio: highest, steps }];
     await save();
@@ -336,12 +338,12 @@ async function findSteps(run: Run, contestant: Contestant): Promise<ComparedStep
  * Searches for a goal. Where nothing more can go before it is reached, what was removed until then may serve lower
  * ratios.
  */
-async function search(run: Run, contestant: Contestant, goal: Goal): Promise<ComparedStep[]> {
+async function search(run: Run, contestant: Contestant, context: MethodContext, goal: Goal): Promise<ComparedStep[]> {
     const steps: ComparedStep[] = [];
     const onStep: MethodContext['onStep'] = ({ removed, perplexity, evaluations, seconds }) =>
         steps.push({ removed: [...removed], perplexity, evaluations, seconds });
     try {
-        await contestant.method.decide({ ...contextOf(run, contestant), onStep }, goal);
+        await contestant.method.decide({ ...context, onStep }, goal);
     } catch (error) {
         if (!(error instanceof MethodError)) {
             throw error;
@@ -351,12 +353,18 @@ async function search(run: Run, contestant: Contestant, goal: Goal): Promise<Com
     return steps;
 }
 
-function contextOf({ session, comparison, options }: Run, { selection, seed, name }: Contestant): MethodContext {
+/** What a method works with, where what it leaves is to be repaired so. */
+function contextOf(
+    { session, comparison, options }: Run,
+    { method, selection, seed, name }: Contestant,
+    kind: Repair
+): MethodContext {
     const { output, search: mode, confidence, keepBytes, signal } = options;
     const file = path.join(output, `${name}.journal`);
     return session.methodContext(output, {
         selection,
         seed: seed ?? undefined,
+        gapParameters: method.stepwise ? gapParameters(session, { repair: kind }) : 0,
         search: { mode, confidence, keepBytes },
         journal: { file, inputs: () => Promise.resolve({ ...comparison.searchedWith, method: name }), resume: true },
         signal

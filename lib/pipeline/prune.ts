@@ -11,6 +11,7 @@ import {
     type Goal,
     type MethodContext,
     type PruningMethod,
+    removedShare,
     worths,
     type SearchStart,
     type Worth
@@ -22,7 +23,7 @@ import { paperName, type BlockSelection } from '../runtime/blocks.js';
 import { movesAfter, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
-import { checkRepairOptions, repair, type RepairOptions } from './repair.js';
+import { checkRepairOptions, gapParameters, repair, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -38,7 +39,7 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
     blocks?: BlockSelection | undefined;
     /** Remove so many blocks. Exactly one of `remove`, `ratio` and `maxIncrease` says when to stop. */
     remove?: number | undefined;
-    /** Remove the fewest blocks that have this share of all parameters, 0 … 1. */
+    /** Remove the fewest blocks that have this share of all parameters, 0 … 1, less what a repair puts in. */
     ratio?: number | undefined;
     /** Remove as many blocks as leave the perplexity at most this share above the dense model's: 0.1 is 10 %. */
     maxIncrease?: number | undefined;
@@ -108,7 +109,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
         const denseScores = await scoreTasks(session.model, options.tasks ?? [], scoring);
         const decision = await method.decide(context, goal);
-        checkReached(session, goal, decision);
+        checkReached(context, goal, decision);
         repaired = await repair(session, decision, path.dirname(output), options);
         measured = await measure(session, repaired.decision, { ...options, folder: path.dirname(output), denseScores });
     } finally {
@@ -236,6 +237,7 @@ function methodContext(session: Session, method: PruningMethod, options: PruneOp
         selection: blocks,
         seed: methodSeed,
         signal,
+        gapParameters: method.stepwise ? gapParameters(session, options) : 0,
         search: { mode: search, confidence, keepBytes, per, swaps },
         journal: {
             file: journalOf(output),
@@ -259,7 +261,7 @@ function methodContext(session: Session, method: PruningMethod, options: PruneOp
 }
 
 /** @throws BlockprunerError if less goes than was asked for */
-function checkReached(session: Session, { remove, ratio, maxIncrease }: Goal, { removed }: Decision): void {
+function checkReached(context: MethodContext, { remove, ratio, maxIncrease }: Goal, { removed }: Decision): void {
     if (maxIncrease !== undefined && removed.length === 0) {
         const message = `no block can go: each raises the perplexity by more than ${formatPercent(maxIncrease)}`;
         throw new BlockprunerError('ARGUMENT', message);
@@ -271,7 +273,7 @@ function checkReached(session: Session, { remove, ratio, maxIncrease }: Goal, { 
                 `after ${removed.length}, all that can go is more than ${remove - removed.length} at once`
         );
     }
-    const share = session.share(removed);
+    const share = removedShare(context, removed);
     if (ratio !== undefined && share < ratio) {
         throw new BlockprunerError(
             'ARGUMENT',

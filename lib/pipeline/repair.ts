@@ -40,6 +40,11 @@ export function usualRepair(host: Host): Exclude<Repair, 'none'> {
     return host.linear ? 'linear' : 'all';
 }
 
+/** How many parameters a repair puts into each gap. */
+export function gapParameters({ host, model }: Session, { repair = usualRepair(host) }: RepairOptions): number {
+    return repair !== 'none' && host.linear ? model.embedding ** 2 : 0;
+}
+
 /** A decision after its repair, and what the repair did. */
 export interface Repaired {
     decision: Decision;

@@ -1,5 +1,5 @@
 import { BlockprunerError } from '../errors.js';
-import { SkipSet, type Block, type Removal } from '../runtime/blocks.js';
+import { gapsOf, type Block, type Removal } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
 import type { Model, RunOptions } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
@@ -17,13 +17,6 @@ import type { Sequences } from '../runtime/sequences.js';
 export type Repair = 'none' | 'linear' | 'adjacent' | 'all';
 
 export const repairs: readonly Repair[] = ['none', 'linear', 'adjacent', 'all'];
-
-/** Neighbouring blocks that are gone. */
-interface Gap {
-    removed: Block[];
-    /** The block behind them that stays; undefined: they were the last. */
-    before: Block | undefined;
-}
 
 /**
  * Fits a repair to the gaps that removed blocks leave, by ridge regression in closed form, so that the residual stream
@@ -65,27 +58,6 @@ export async function fitRepair(
         linear: found.linear.map((weights, i) => ({ before: gaps[i]!.before, weights, type })),
         changes: new Map(found.refits.map(({ tensor, change }) => [tensor, change]))
     };
-}
-
-/** The gaps that removed blocks leave, in the order of the residual stream. */
-function gapsOf(blocks: readonly Block[], removed: readonly Block[]): Gap[] {
-    const gone = new SkipSet(removed);
-    const gaps: Gap[] = [];
-    let open: Gap | undefined;
-    for (const block of blocks) {
-        if (!gone.has(block)) {
-            if (open) {
-                open.before = block;
-            }
-            open = undefined;
-        } else if (open) {
-            open.removed.push(block);
-        } else {
-            open = { removed: [block], before: undefined };
-            gaps.push(open);
-        }
-    }
-    return gaps;
 }
 
 /** The tensor type of linear blocks by default: F32 in a model of that type, Q8_0 in a quantized one, else F16. */

@@ -77,6 +77,34 @@ export function without<T extends Block>(blocks: readonly T[], gone: Iterable<Bl
     return blocks.filter((block) => !set.has(block));
 }
 
+/** Neighbouring blocks that are gone. */
+export interface Gap {
+    removed: Block[];
+    /** The block behind them that stays; undefined: they were the last. */
+    before: Block | undefined;
+}
+
+/** The gaps that removed blocks leave, in the order of the residual stream. */
+export function gapsOf(blocks: readonly Block[], removed: readonly Block[]): Gap[] {
+    const gone = new SkipSet(removed);
+    const gaps: Gap[] = [];
+    let open: Gap | undefined;
+    for (const block of blocks) {
+        if (!gone.has(block)) {
+            if (open) {
+                open.before = block;
+            }
+            open = undefined;
+        } else if (open) {
+            open.removed.push(block);
+        } else {
+            open = { removed: [block], before: undefined };
+            gaps.push(open);
+        }
+    }
+    return gaps;
+}
+
 /** Consecutive blocks of a layer. */
 export function layersOf(blocks: readonly Block[]): Block[][] {
     const layers: Block[][] = [];

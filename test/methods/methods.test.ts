@@ -146,48 +146,60 @@ test('sleb removes the layer without which the perplexity is lowest', async () =
     check.dispose();
 });
 
-test('balanced offers blocks and layers, and removes what costs least for its parameters', async () => {
+test('balanced offers blocks and layers', async () => {
     const moves = (await movesOf('balanced', { model, host, blocks, calibration }))([]);
     const singles = blocks.map((block) => formatMove([block]));
     expect(moves.map(formatMove).sort()).toEqual([...singles, ...reference.layers.map((_, i) => layerName(i))].sort());
-
-    const small = { file: 'embedded', samples: 1, context: 32 };
-    const check = await Model.load(tiny, { device: 'cpu', threads: 1 });
-    const [text, sized] = [await loadCalibration(check, small), await check.blocks()];
-    const parameters = new Map(sized.map((block) => [formatBlock(block), block.parameters]));
-    const options = {
-        repair: 'none',
-        device: 'cpu',
-        threads: 1,
-        calibration: small,
-        force: true,
-        search: 'exact'
-    } as const;
-    const output = path.join(folder, 'balanced.gguf');
-    const ratio = 0.11; // of 7.6 million: more than an FFN block, less than two
-    const found = await prune(tiny, { ...options, output, method: 'balanced', ratio });
-    const gone: Block[] = [];
-    for (const { removed } of found.steps) {
-        const before = Math.log(await perplexityOf(check, text, { skip: gone }));
-        const left =
-            ratio * check.parameters - gone.reduce((sum, block) => sum + parameters.get(formatBlock(block))!, 0);
-        const rates = new Map<string, number>();
-        for (const move of (await movesOf('balanced', { model, host, blocks, calibration }))(gone)) {
-            const size = move.reduce((sum, block) => sum + parameters.get(formatBlock(block))!, 0);
-            const rise = Math.log(await perplexityOf(check, text, { skip: [...gone, ...move] })) - before;
-            rates.set(formatMove(move), rise / Math.min(size, left));
-        }
-        expect(rates.get(formatMove(removed))).toBeCloseTo(Math.min(...rates.values()), 12);
-        gone.push(...removed);
-    }
-    check.dispose();
-
-    const swapped = await prune(tiny, { ...options, output, method: 'balanced', ratio, swaps: 1 });
-    expect(swapped.perplexity.pruned).toBeLessThanOrEqual(found.perplexity.pruned);
-    expect(swapped.parameters.dense - swapped.parameters.pruned).toBeGreaterThanOrEqual(
-        ratio * swapped.parameters.dense
-    );
 });
+
+test.each([
+    ['none', 0],
+    ['linear', 256 ** 2]
+] as const)(
+    'balanced removes what costs least for its parameters, with the repair %s',
+    async (repair, gapParameters) => {
+        const small = { file: 'embedded', samples: 1, context: 32 };
+        const check = await Model.load(tiny, { device: 'cpu', threads: 1 });
+        const [text, sized] = [await loadCalibration(check, small), await check.blocks()];
+        const netOf = (gone: readonly Block[]) => {
+            const names = gone.map(formatBlock);
+            const isGone = sized.map((block) => names.includes(formatBlock(block)));
+            const gaps = isGone.filter((is, i) => is && !isGone[i - 1]).length;
+            return sized.reduce((sum, { parameters }, i) => sum + (isGone[i] ? parameters : 0), -gaps * gapParameters);
+        };
+        const options = {
+            repair,
+            repairTokens: 2048,
+            device: 'cpu',
+            threads: 1,
+            calibration: small,
+            force: true,
+            search: 'exact'
+        } as const;
+        const output = path.join(folder, 'balanced.gguf');
+        const ratio = 0.11; // of 7.6 million: more than an FFN block, less than two
+        const found = await prune(tiny, { ...options, output, method: 'balanced', ratio });
+        const gone: Block[] = [];
+        for (const { removed } of found.steps) {
+            const before = Math.log(await perplexityOf(check, text, { skip: gone }));
+            const left = ratio * check.parameters - netOf(gone);
+            const rates = new Map<string, number>();
+            for (const move of (await movesOf('balanced', { model, host, blocks, calibration }))(gone)) {
+                const size = netOf([...gone, ...move]) - netOf(gone);
+                const rise = Math.log(await perplexityOf(check, text, { skip: [...gone, ...move] })) - before;
+                rates.set(formatMove(move), rise / Math.min(size, left));
+            }
+            expect(rates.get(formatMove(removed))).toBeCloseTo(Math.min(...rates.values()), 12);
+            gone.push(...removed);
+        }
+        expect(netOf(gone)).toBeGreaterThanOrEqual(ratio * check.parameters);
+        check.dispose();
+
+        const swapped = await prune(tiny, { ...options, output, method: 'balanced', ratio, swaps: 1 });
+        expect(swapped.steps.at(-1)!.perplexity).toBeLessThanOrEqual(found.steps.at(-1)!.perplexity);
+        expect(netOf(swapped.removed)).toBeGreaterThanOrEqual(ratio * swapped.parameters.dense);
+    }
+);
 
 test('how candidates are compared can be said of methods that compare them', async () => {
     const options = { output: path.join(folder, 'no.gguf'), ratio: 0.1, device: 'cpu', threads: 1 } as const;

@@ -95,6 +95,21 @@ describe('of a model that deci hosts', () => {
         expect(pruned.repair).toMatchObject({ kind: 'linear', unrepaired: pruned.steps.at(-1)!.perplexity });
         expect(pruned.perplexity.pruned).toBeLessThan(pruned.steps.at(-1)!.perplexity);
     });
+
+    test('after a search that counted what would be put in: the file has the ratio less', async () => {
+        const found = { ...options, ratio: 0.2, method: 'sleb', verify: false } as const;
+        const repaired = await prune(tiny, { ...found, output: file('ratio.gguf') });
+        const plain = await prune(tiny, { ...found, output: file('plain-ratio.gguf'), repair: 'none' });
+        expect(repaired.repair.kind).toBe('linear');
+        expect(repaired.removed.slice(0, plain.removed.length)).toEqual(plain.removed);
+        for (const { parameters } of [repaired, plain]) {
+            // a layer without FFN has a filler
+            expect(1 - parameters.pruned / parameters.dense).toBeGreaterThan(0.2 - 0.001);
+        }
+        const layer = 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512 + 2 * 256;
+        const before = (repaired.parameters.pruned + layer) / repaired.parameters.dense;
+        expect(1 - before).toBeLessThan(0.2); // with a layer more, it is not enough
+    });
 });
 
 describe.each(['adjacent', 'all'] as const)('of output projections, %s', (repair) => {
