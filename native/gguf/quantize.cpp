@@ -11,25 +11,16 @@ namespace {
 
 // Those that need no importance matrix.
 const std::map<std::string, llama_ftype> types = {
-    { "F32",    LLAMA_FTYPE_ALL_F32        },
-    { "F16",    LLAMA_FTYPE_MOSTLY_F16     },
-    { "BF16",   LLAMA_FTYPE_MOSTLY_BF16    },
-    { "Q8_0",   LLAMA_FTYPE_MOSTLY_Q8_0    },
-    { "Q6_K",   LLAMA_FTYPE_MOSTLY_Q6_K    },
-    { "Q5_1",   LLAMA_FTYPE_MOSTLY_Q5_1    },
-    { "Q5_K_M", LLAMA_FTYPE_MOSTLY_Q5_K_M  },
-    { "Q5_0",   LLAMA_FTYPE_MOSTLY_Q5_0    },
-    { "Q5_K_S", LLAMA_FTYPE_MOSTLY_Q5_K_S  },
-    { "Q4_1",   LLAMA_FTYPE_MOSTLY_Q4_1    },
-    { "Q4_K_M", LLAMA_FTYPE_MOSTLY_Q4_K_M  },
-    { "Q4_K_S", LLAMA_FTYPE_MOSTLY_Q4_K_S  },
-    { "IQ4_NL", LLAMA_FTYPE_MOSTLY_IQ4_NL  },
-    { "Q4_0",   LLAMA_FTYPE_MOSTLY_Q4_0    },
-    { "IQ4_XS", LLAMA_FTYPE_MOSTLY_IQ4_XS  },
-    { "Q3_K_L", LLAMA_FTYPE_MOSTLY_Q3_K_L  },
-    { "Q3_K_M", LLAMA_FTYPE_MOSTLY_Q3_K_M  },
-    { "Q3_K_S", LLAMA_FTYPE_MOSTLY_Q3_K_S  },
-    { "Q2_K",   LLAMA_FTYPE_MOSTLY_Q2_K    },
+    { "F32", LLAMA_FTYPE_ALL_F32 },          { "F16", LLAMA_FTYPE_MOSTLY_F16 },
+    { "BF16", LLAMA_FTYPE_MOSTLY_BF16 },     { "Q8_0", LLAMA_FTYPE_MOSTLY_Q8_0 },
+    { "Q6_K", LLAMA_FTYPE_MOSTLY_Q6_K },     { "Q5_1", LLAMA_FTYPE_MOSTLY_Q5_1 },
+    { "Q5_K_M", LLAMA_FTYPE_MOSTLY_Q5_K_M }, { "Q5_0", LLAMA_FTYPE_MOSTLY_Q5_0 },
+    { "Q5_K_S", LLAMA_FTYPE_MOSTLY_Q5_K_S }, { "Q4_1", LLAMA_FTYPE_MOSTLY_Q4_1 },
+    { "Q4_K_M", LLAMA_FTYPE_MOSTLY_Q4_K_M }, { "Q4_K_S", LLAMA_FTYPE_MOSTLY_Q4_K_S },
+    { "IQ4_NL", LLAMA_FTYPE_MOSTLY_IQ4_NL }, { "Q4_0", LLAMA_FTYPE_MOSTLY_Q4_0 },
+    { "IQ4_XS", LLAMA_FTYPE_MOSTLY_IQ4_XS }, { "Q3_K_L", LLAMA_FTYPE_MOSTLY_Q3_K_L },
+    { "Q3_K_M", LLAMA_FTYPE_MOSTLY_Q3_K_M }, { "Q3_K_S", LLAMA_FTYPE_MOSTLY_Q3_K_S },
+    { "Q2_K", LLAMA_FTYPE_MOSTLY_Q2_K },
 };
 
 } // namespace
@@ -56,7 +47,7 @@ void quantize_gguf(const std::string &  input,
             control.progress(tensor, total);
         }
     });
-    const bool failed = llama_model_quantize(input.c_str(), output.c_str(), &params) != 0;
+    const bool         failed = llama_model_quantize(input.c_str(), output.c_str(), &params) != 0;
     control.check();
     if (failed) {
         throw std::runtime_error(take_logged_errors("llama.cpp could not quantize it"));
