@@ -41,10 +41,7 @@ export async function comparisonReport(comparison: Comparison): Promise<string> 
     for (const index of dense.tasks.keys()) {
         figures.push(taskFigure(overview, index));
     }
-    figures.push(tradeFigure(overview, sizeAxis));
-    if (dense.cost.speed !== null) {
-        figures.push(tradeFigure(overview, speedAxis));
-    }
+    figures.push(...tradeFigures(overview));
     figures.push(removedFigure(overview));
     return page({
         title: path.basename(comparison.model),
@@ -219,6 +216,17 @@ const speedAxis: CostAxis = {
     caption:
         'In the stock runtime, as a multiple of the model as it is, in turns with it. Further right and down is better.'
 };
+
+/** What the perplexity is paid with: the size of the file, and the speed, where it was measured. */
+function tradeFigures(overview: Overview): Promise<Figure>[] {
+    const axes = overview.comparison.dense.cost.speed === null ? [sizeAxis] : [sizeAxis, speedAxis];
+    return axes.map((axis) => tradeFigure(overview, axis));
+}
+
+/** The figures of a comparison that set pruning beside quantization, to be shown without the rest of the report. */
+export function tradePicture(comparison: Comparison): Promise<Figure[]> {
+    return Promise.all(tradeFigures(overviewOf(comparison)));
+}
 
 /** What the methods give for a cost, beside what quantization gives for it. */
 async function tradeFigure(overview: Overview, { title, x, of, caption }: CostAxis): Promise<Figure> {

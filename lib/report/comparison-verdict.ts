@@ -47,13 +47,15 @@ function ofBytes(best: ComparedRow, rival: ComparedRow | undefined): string {
 
 function ofSpeed(best: ComparedRow, rival: ComparedRow | undefined): string {
     const speeds = ({ cost }: ComparedRow) =>
-        `reads a prompt ${formatFactor(cost.speed!.prompt)} and writes ${formatFactor(cost.speed!.generation)}`;
+        `${formatFactor(cost.speed!.prompt)} as fast and writes ${formatFactor(cost.speed!.generation)} as fast`;
     const faster = (of: 'prompt' | 'generation') =>
         !rival || best.cost.speed![of] > rival.cost.speed![of] ? formatRowName(best) : formatRowName(rival);
-    const compared = rival ? `, ${formatRowName(rival)} ${speeds(rival)}` : '';
+    if (!rival) {
+        return `It reads a prompt ${speeds(best)} as the model as it is.`;
+    }
     return (
-        `It ${speeds(best)} as fast as the model as it is${compared}: ` +
-        `for long prompts, ${faster('prompt')} is the faster one; for long answers, ${faster('generation')}.`
+        `It reads a prompt ${speeds(best)} as the model as it is; ${formatRowName(rival)} reads it ${speeds(rival)}. ` +
+        `So ${faster('prompt')} is faster at long prompts, and ${faster('generation')} at long answers.`
     );
 }
 
