@@ -229,6 +229,7 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
     const { compared, method, seed, name } = contestant;
     const onProgress = options.onProgress ?? (() => {});
     const usual = options.repair ?? usualRepair(session.host);
+    // merged layers can't be repaired
     const kinds: readonly Repair[] = usual === 'none' || !method.stepwise ? ['none'] : ['none', usual];
     const isThere = (ratio: number, kind: Repair) =>
         comparison.pruned.some(
@@ -247,10 +248,16 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
         try {
             const decision = found ? { removed: found.removed, steps: [] } : await method.decide(context, { ratio });
             const perplexity = found?.perplexity ?? decision.steps.at(-1)?.perplexity;
+            if (removedShare(context, decision.removed) < ratio) {
+                onProgress(`${name} can't remove ${ratio}`);
+                continue;
+            }
             await addResult(run, contestant, { ratio, kind, decision, perplexity });
         } catch (error) {
-            // LaCo needs room and memory for another model, which may not be there; other methods don't.
-            if (!(error instanceof BlockprunerError)) {
+            // LaCo needs room for its candidates, which may not be there; others need no more than what is measured.
+            const isPassedOver =
+                error instanceof MethodError || (error instanceof BlockprunerError && !method.stepwise);
+            if (!isPassedOver) {
                 throw error;
             }
             onProgress(error.message);
