@@ -15,7 +15,7 @@ export function verdictsOf(comparison: Comparison): string[] {
             `At ${formatShare(ratio)}, ${describe(best)} is the best of what is pruned.`,
             ...(quantized.length > 0 ? [ofBytes(best, rival)] : []),
             ...(best.cost.speed ? [ofSpeed(best, rival)] : []),
-            ofCache(best, dense)
+            ...(dense.cost.cacheBytes > 0 ? [ofCache(best, dense)] : [])
         ].join(' ');
     });
 }

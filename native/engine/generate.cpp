@@ -3,6 +3,7 @@
 #include "engine/llama_errors.h"
 #include "engine/threads.h"
 #include "engine/token_batch.h"
+#include "ggml-backend.h"
 #include "llama-cpp.h"
 #include "llama-model.h"
 #include "llama.h"
@@ -20,6 +21,11 @@ constexpr size_t MOST_CACHE_BYTES = (size_t) 1 << 30;
 constexpr size_t MOST_AT_ONCE = 64;
 
 size_t at_once(const llama_model & model, const generate_request & request) {
+    const bool has_state = llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model);
+    if (has_state && ggml_backend_dev_type(model.dev_layer(0)) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+        // ggml's products for AMX read beyond quantized matrices when a recurrent layer computes several sequences
+        return 1;
+    }
     const auto & hparams     = model.hparams;
     size_t       of_sequence = 1;
     for (uint32_t layer = 0; layer < hparams.n_layer(); layer++) {

@@ -2,7 +2,7 @@
 import path from 'node:path';
 import { loadCalibration, Model, perplexityOf, prune } from '../../lib/index.js';
 import { writtenByItself } from '../../lib/calibration/self.js';
-import { fixture, temporaryFolder, tiny } from '../models';
+import { fixture, quantize, temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
 const [samples, context] = [12, 64];
@@ -100,6 +100,16 @@ test.each(['mamba-dense', 'gemma3-dense', 'jamba-dense'])('is written by %s too'
     const alone = await other.generate([prompts[0]!], { length: 16, seed: 1 });
     expect(alone).toEqual(tokens.slice(0, 16));
     expect([...tokens.slice(0, 2), tokens[16]]).toEqual([5, 6, 7]);
+    other.dispose();
+});
+
+test('is written by a quantized model with a state too', async () => {
+    const source = fixture('mamba-dense', path.join(folder, 'state.gguf'));
+    const file = await quantize(source, path.join(folder, 'state-q8.gguf'), 'Q8_0');
+    const other = await Model.load(file, { device: 'cpu', threads: 1 });
+    const prompts = Array.from({ length: 3 }, (_, i) => Int32Array.of(5 + i, 9, 7));
+    const tokens = await other.generate(prompts, { length: 12, seed: 1 });
+    expect(tokens.slice(0, 12)).toEqual(await other.generate(prompts.slice(0, 1), { length: 12, seed: 1 }));
     other.dispose();
 });
 
