@@ -137,8 +137,8 @@ export const repairOptions = {
     },
     'repair-type': {
         choices: repairTypes,
-        describe: 'Tensor type of what the repair adds',
-        defaultDescription: 'q8_0 in a quantized model'
+        describe: 'Tensor type of what the repair puts in or fits anew',
+        defaultDescription: 'q8_0 for linear blocks in a quantized model; projections keep theirs'
     }
 } as const;
 

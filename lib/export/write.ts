@@ -98,7 +98,13 @@ export async function writeDraft(
  * @throws BlockprunerError if it can't be written so
  */
 export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): Omit<GgufPlan, 'output'> {
-    const { removed, merges = new Map<never, never>(), linear = [], changes = new Map<never, never>() } = removal;
+    const {
+        removed,
+        merges = new Map<never, never>(),
+        linear = [],
+        changes = new Map<never, never>(),
+        changedType
+    } = removal;
     if (linear.length > 0 && !host.linear) {
         throw new BlockprunerError('UNSUPPORTED', `linear blocks can't be written as ${host.name}, only as deci`);
     }
@@ -124,7 +130,11 @@ export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): 
     };
     const changed = (from: GgufSource): GgufSource => {
         const change: Float32Array | undefined = changes.get(from.name);
-        return change ? { ...from, sum: from.sum ?? [{ file: from.file, name: from.name, weight: 1 }], change } : from;
+        if (!change) {
+            return from;
+        }
+        const sum = from.sum ?? [{ file: from.file, name: from.name, weight: 1 }];
+        return { ...from, sum, change, ...(changedType !== undefined && { sumType: changedType }) };
     };
     return {
         ...plan,
@@ -137,14 +147,17 @@ export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): 
 }
 
 /**
- * How many bytes a planned file has, at most: the tensors', 4 for each new value, and a header no larger than the
- * source's.
+ * How many bytes a planned file has, at most: the tensors', 4 for each value that is new or changes its type, and a
+ * header no larger than the source's.
  */
 function neededBytes(gguf: Gguf, plan: Omit<GgufPlan, 'output'>): number {
     const sum = (values: number[]) => values.reduce((total, value) => total + value, 0);
     const sizes = new Map(gguf.tensors.map(({ name, bytes }) => [name, bytes]));
+    const values = new Map(gguf.tensors.map((tensor) => [tensor.name, parametersOf(tensor)]));
     const tensors = plan.tensors.map((tensor) =>
-        'from' in tensor ? sum(tensor.from.map(({ name }) => sizes.get(name)!)) : 4 * parametersOf(tensor)
+        'from' in tensor
+            ? sum(tensor.from.map(({ name, sumType }) => (sumType ? 4 * values.get(name)! : sizes.get(name)!)))
+            : 4 * parametersOf(tensor)
     );
     const header = gguf.bytes - sum([...sizes.values()]);
     return sum(tensors) + header + 2 ** 20; // the last is for the keys that are added

@@ -10,7 +10,7 @@ import { bare } from '../runtime/blocks.js';
 import { countSequences } from '../runtime/sequences.js';
 import type { PhaseProgress, Session } from './session.js';
 
-/** The tensor types that linear blocks can be written in. */
+/** The tensor types that a repair can be written in. */
 export const repairTypes = ['f32', 'f16', 'bf16', 'q8_0', 'q5_1', 'q5_0', 'q4_1', 'q4_0'] as const;
 
 export interface RepairOptions {
@@ -24,7 +24,10 @@ export interface RepairOptions {
      * Default: 64 for each value of the residual stream, at most 65,536, or as many as there are.
      */
     repairTokens?: number | undefined;
-    /** The tensor type of the linear blocks. Default: `f32` in an F32 model, `q8_0` in a quantized one, else `f16`. */
+    /**
+     * The tensor type of what is put in and of what is fitted anew. Default: of linear blocks `f32` in an F32 model,
+     * `q8_0` in a quantized one, else `f16`; of output projections, their own.
+     */
     repairType?: (typeof repairTypes)[number] | undefined;
 }
 
@@ -92,7 +95,7 @@ export async function repair(
     }
 
     const nllBefore = decision.nll ?? (await model.evaluate(calibration, { skip: decision.removed, signal }));
-    const fitted: Decision = { ...decision, ...fit };
+    const fitted: Decision = { ...decision, ...fit, changedType: options.repairType };
     const nll = await session.useDecided(fitted, folder, (model) => model.evaluate(calibration, { signal }), signal);
     const [unrepaired, repaired] = [nllBefore, nll].map((values) => Math.exp(meanNll(values, calibration.length))) as [
         number,

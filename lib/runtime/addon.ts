@@ -147,13 +147,14 @@ export type GgufValue =
     | { key: string; type: 'string[]'; value: string[] };
 
 /**
- * A tensor of a source file. `sum`: in its type, the sum of these tensors' values times their weights instead of its
- * own. `change`: what is added to that sum, row after row.
+ * A tensor of a source file. `sum`: the sum of these tensors' values times their weights instead of its own, in the type
+ * `sumType`, or the tensor's own. `change`: what is added to that sum, row after row.
  */
 export interface GgufSource {
     file: number;
     name: string;
     sum?: { file: number; name: string; weight: number }[];
+    sumType?: string;
     change?: Float32Array;
 }
 

@@ -181,6 +181,8 @@ export interface Removal {
     linear?: readonly LinearBlock[] | undefined;
     /** By how much tensors of blocks that stay change: by name, F32, row after row. Default: none. */
     changes?: ReadonlyMap<string, Float32Array> | undefined;
+    /** The tensor type that these are written in. Default: their own. */
+    changedType?: string | undefined;
 }
 
 /** Says what layers become: `blk.5 = -2 blk.5 + 1 blk.6 + 1 blk.7 + 1 blk.8`. */

@@ -111,6 +111,9 @@ summand read_summand(const Napi::Value & value) {
 row_source read_row_source(const Napi::Value & value) {
     const auto object = value.As<Napi::Object>();
     row_source source = { .tensor = read_reference(object), .sum = {}, .change = {} };
+    if (object.Get("sumType").IsString()) {
+        source.sum_type = tensor_type_of(read_string(object.Get("sumType")));
+    }
     if (object.Get("sum").IsArray()) {
         source.sum = read_each(object.Get("sum"), read_summand);
     }

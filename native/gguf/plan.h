@@ -26,12 +26,13 @@ struct summand {
     float            weight = 1;
 };
 
-// What a tensor's rows come from: a tensor's values; or, in its type and shape, a sum of tensors times their weights, and a
-// change.
+// What a tensor's rows come from: a tensor's values; or, in its shape, a sum of tensors times their weights, and a change.
 struct row_source {
     tensor_reference     tensor;
     std::vector<summand> sum;    // empty: the tensor's own values
     std::vector<float>   change; // is added to the sum, row after row; empty: nothing
+
+    ggml_type sum_type = GGML_TYPE_COUNT; // what the sum is converted to; GGML_TYPE_COUNT: the tensor's own type
 };
 
 // A tensor to write: a copy, of several tensors with their rows one after the other, or values that are given here, of

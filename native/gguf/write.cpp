@@ -65,12 +65,7 @@ private:
     }
 
     ggml_tensor * describe_given(const planned_tensor & t) {
-        const std::string type = ggml_type_name(t.type);
-        if (t.shape.at(0) % ggml_blck_size(t.type) != 0) {
-            throw std::runtime_error("tensor " + t.name + " can't be " + type + ": its rows of " +
-                                     std::to_string(t.shape[0]) + " values are no multiple of " +
-                                     std::to_string(ggml_blck_size(t.type)));
-        }
+        check_rows(t.name, t.type, t.shape.at(0));
         ggml_tensor * d = ggml_new_tensor(ctx.get(), t.type, (int) t.shape.size(), t.shape.data());
         if (t.data.empty()) {
             return d;
@@ -80,7 +75,7 @@ private:
                                      " values, and its shape " + std::to_string(ggml_nelements(d)));
         }
         if (!can_convert_to(t.type)) {
-            throw std::runtime_error("tensor " + t.name + " can't be " + type +
+            throw std::runtime_error("tensor " + t.name + " can't be " + ggml_type_name(t.type) +
                                      ": values can't be converted to that type by themselves");
         }
         if (!all_finite(t.data.data(), t.data.size())) {
@@ -99,7 +94,10 @@ private:
             shape               ne     = shape_of(source, id);
             check_sum(part, ne, files);
             check_change(part, ne);
-            if (!part.sum.empty() && ggml_quantize_requires_imatrix(type)) {
+            if (!part.sum.empty() && part.sum_type != GGML_TYPE_COUNT) {
+                type = part.sum_type;
+                check_rows(part.tensor.name, type, ne[0]);
+            } else if (!part.sum.empty() && ggml_quantize_requires_imatrix(type)) {
                 type = GGML_TYPE_F16; // a sum can't be quantized to it
             }
             if (d) {
@@ -113,6 +111,14 @@ private:
             d = ggml_new_tensor(ctx.get(), type, GGML_MAX_DIMS, ne.data());
         }
         return d;
+    }
+
+    static void check_rows(const std::string & name, ggml_type type, int64_t length) {
+        if (length % ggml_blck_size(type) != 0) {
+            throw std::runtime_error("tensor " + name + " can't be " + ggml_type_name(type) + ": its rows of " +
+                                     std::to_string(length) + " values are no multiple of " +
+                                     std::to_string(ggml_blck_size(type)));
+        }
     }
 
     static void check_change(const row_source & part, const shape & ne) {

@@ -10,6 +10,7 @@ import {
     parseBlocks,
     perplexityOf,
     prune,
+    readGguf,
     type PruneResult
 } from '../../lib/index.js';
 import { readBytes, textsOf } from '../gguf_bytes';
@@ -88,6 +89,22 @@ describe('of a model that deci hosts', () => {
         expect(wider.repair).toMatchObject({ kind: 'linear', linear: Array(4).fill({ type: 'f16' }) });
         expect(wider.bytes.pruned - result.bytes.pruned).toBeGreaterThan(4 * 256 * 256 * 0.9);
         expect(wider.perplexity.pruned / result.perplexity.pruned).toBeCloseTo(1, 2);
+    });
+
+    test('what is fitted anew gets that type too, and nothing else does', async () => {
+        const output = file('wide.gguf');
+        const { repair } = await apply(tiny, { ...options, order, output, repair: 'adjacent', repairType: 'f16' });
+        const types = new Map((await readGguf(output)).tensors.map(({ name, type }) => [name, type]));
+        // a linear block is written as an output projection
+        const isProjection = (name: string) => /attn_output|ffn_down/.test(name);
+        const wide = [...types].filter(([name, type]) => type === 'f16' && isProjection(name));
+        const fillers = [...types].filter(([name, type]) => type === 'f16' && !isProjection(name));
+        expect(repair).toMatchObject({ kind: 'adjacent', linear: Array(4).fill({ type: 'f16' }) });
+        const { refitted } = repair as { refitted: string[] };
+        expect(refitted).toHaveLength(3);
+        const fillerProjections = fillers.filter(([name]) => name.endsWith('ffn_up.weight')).length;
+        expect(wide).toHaveLength(refitted.length + 4 + fillerProjections);
+        expect(fillers.every(([name]) => /ffn_(gate|up)|attn_(q|k|v)/.test(name))).toBe(true);
     });
 
     test('after a search', async () => {
