@@ -205,7 +205,7 @@ interface CostAxis {
 
 const sizeAxis: CostAxis = {
     title: 'Perplexity by the size of the file',
-    x: { title: 'MiB', format: '~g', zero: false },
+    x: { title: 'MiB', format: ',.4~r', zero: false },
     of: ({ bytes }) => ({ x: bytes / 2 ** 20, text: formatBytes(bytes) }),
     caption: 'Further left and down is better.'
 };

@@ -147,8 +147,8 @@ export type GgufValue =
     | { key: string; type: 'string[]'; value: string[] };
 
 /**
- * A tensor of a source file. `sum`: the sum of these tensors' values times their weights instead of its own, in the type
- * `sumType`, or the tensor's own. `change`: what is added to that sum, row after row.
+ * A tensor of a source file. `sum`: the sum of these tensors' values times their weights instead of its own, in the
+ * type `sumType`, or the tensor's own. `change`: what is added to that sum, row after row.
  */
 export interface GgufSource {
     file: number;
