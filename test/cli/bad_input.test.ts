@@ -303,7 +303,7 @@ describe('options:', () => {
     test.each<[string, string[], string]>([
         ['no command', [], 'prune, apply, perplexity, eval, compare or inspect'],
         ['an unknown command', ['nonsense'], 'nonsense'],
-        ['eval without a task', ['eval', tiny], 'Missing required argument: task'],
+        ['eval without a task', ['eval', tiny], 'nothing to score: give --task BENCHMARK=FILE or --answers'],
         ['eval of an unknown task', ['eval', tiny, '--task', `boolq=${license}`], "there is no task 'boolq'"],
         ['eval of a task without a file', ['eval', tiny, '--task', 'piqa'], "--task 'piqa': write BENCHMARK=FILE"],
         [

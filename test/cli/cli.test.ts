@@ -390,7 +390,8 @@ test('eval scores tasks, as a table and as JSON', async () => {
         tasks: [
             { task: 'piqa', questions: 2, acc: score, acc_norm: score },
             { task: 'winogrande', questions: 1, acc: { ...score, stderr: null }, acc_norm: null }
-        ]
+        ],
+        answers: null
     });
     const { code, stdout } = await run(...args);
     expect([code, stdout.trimEnd().split('\n')]).toEqual([

@@ -202,6 +202,7 @@ describe('beside what is only pruned', () => {
         calibration: { samples: 2, context: 64 },
         repairTokens: 4096,
         quantize: ['Q4_0', 'Q8_0'],
+        answers: false,
         device: 'cpu',
         threads: 1
     } as const;
@@ -302,7 +303,7 @@ describe('beside what is only pruned', () => {
     });
 
     test('auto takes the first of the usual types that is small enough', async () => {
-        const auto = { ...options, methods: [], quantize: 'auto', answers: false } as const;
+        const auto = { ...options, methods: [], quantize: 'auto' } as const;
         const { quantized } = await compare(tiny, { ...auto, output: path.join(folder, 'auto'), ratios: [0.1, 0.4] });
         const share = quantized.map(({ type, cost }) => [type, cost.bytes / fs.statSync(tiny).size] as const);
         expect(share.map(([type]) => type)).toEqual(['Q6_K', 'Q4_K_M']);
@@ -311,7 +312,7 @@ describe('beside what is only pruned', () => {
     });
 
     test('speeds are told as multiples of that of the model as it is', async () => {
-        const timed = { ...options, methods: [], quantize: ['Q4_0'], answers: false, speed: true } as const;
+        const timed = { ...options, methods: [], quantize: ['Q4_0'], speed: true } as const;
         const output = path.join(folder, 'timed');
         const { dense, quantized } = await compare(tiny, { ...timed, output });
         expect(dense.cost.speed).toEqual({ prompt: 1, generation: 1 });
