@@ -28,27 +28,36 @@ export class MergedFiles {
     /** Runs some work on the model of such a file. */
     async use<T>(removal: Removal, work: (merged: Model) => Promise<T>): Promise<T> {
         const addon = await loadAddon();
-        const write = (output: string) =>
-            runNative(this.signal, (cancel) =>
-                addon.writeGguf({ output, ...planFile(this.dense, removal) }, { cancel })
-            );
-        return this.#useFile(write, work);
+        return this.#inFile(async (output) => {
+            const plan = { output, ...planFile(this.dense, removal) };
+            await runNative(this.signal, (cancel) => addon.writeGguf(plan, { cancel }));
+            return this.#load(output, work);
+        });
     }
 
-    /** Runs some work on the dense model in another type. */
-    async useQuantized<T>(type: Quantization, work: (quantized: Model) => Promise<T>): Promise<T> {
+    /** Runs some work on the dense model in another type; undefined where that file has more bytes than it may have. */
+    async useQuantized<T>(
+        type: Quantization,
+        mostBytes: number,
+        work: (quantized: Model) => Promise<T>
+    ): Promise<T | undefined> {
         const { threads } = this.loaded;
-        const write = (output: string) => quantizeGguf(this.dense.gguf, output, { type, threads, signal: this.signal });
-        return this.#useFile(write, work);
+        return this.#inFile(async (output) => {
+            const { bytes } = await quantizeGguf(this.dense.gguf, output, { type, threads, signal: this.signal });
+            return bytes <= mostBytes ? this.#load(output, work) : undefined;
+        });
     }
 
-    async #useFile<T>(write: (file: string) => Promise<unknown>, work: (model: Model) => Promise<T>): Promise<T> {
-        const file = partialIn(this.folder, '.gguf');
+    async #load<T>(file: string, work: (model: Model) => Promise<T>): Promise<T> {
         const { device, gpuLayers, threads } = this.loaded;
+        const model = await Model.load(file, { device, gpuLayers, threads, signal: this.signal });
+        return work(model).finally(() => model.dispose());
+    }
+
+    async #inFile<T>(work: (file: string) => Promise<T>): Promise<T> {
+        const file = partialIn(this.folder, '.gguf');
         try {
-            await write(file);
-            const model = await Model.load(file, { device, gpuLayers, threads, signal: this.signal });
-            return await work(model).finally(() => model.dispose());
+            return await work(file);
         } finally {
             await fs.rm(file, { force: true });
         }

@@ -207,11 +207,9 @@ async function addQuantized(run: Run, type: Quantization, room: number): Promise
     }
     const onProgress = options.onProgress ?? (() => {});
     try {
-        await session.files(options.output, options.signal).useQuantized(type, async (quantized) => {
-            if (quantized.gguf.bytes <= room) {
-                onProgress(`the model as it is, in ${type}`);
-                comparison.quantized.push({ type, ...(await measure(quantized)) });
-            }
+        await session.files(options.output, options.signal).useQuantized(type, room, async (quantized) => {
+            onProgress(`the model as it is, in ${type}`);
+            comparison.quantized.push({ type, ...(await measure(quantized)) });
         });
     } catch (error) {
         if (!(error instanceof BlockprunerError)) {
@@ -248,11 +246,12 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
         try {
             const decision = found ? { removed: found.removed, steps: [] } : await method.decide(context, { ratio });
             const perplexity = found?.perplexity ?? decision.steps.at(-1)?.perplexity;
-            if (removedShare(context, decision.removed) < ratio) {
+            const share = removedShare(context, decision.removed);
+            if (share < ratio) {
                 onProgress(`${name} can't remove ${ratio}`);
                 continue;
             }
-            await addResult(run, contestant, { ratio, kind, decision, perplexity });
+            await addResult(run, contestant, { ratio, kind, share, decision, perplexity });
         } catch (error) {
             // LaCo needs room for its candidates, which may not be there; others need no more than what is measured.
             const isPassedOver =
@@ -278,15 +277,16 @@ function firstAt(
 
 /**
  * Adds what a decision leaves, with one kind of repair.
- * @param decided `perplexity`: that on the calibration text before the repair, if it is known
+ * @param decided `share`: what is gone of the parameters, less what the repair puts in; `perplexity`: that on the
+ *     calibration text before the repair, if it is known
  */
 async function addResult(
     { session, comparison, options, measure, save }: Run,
     { compared, seed, name }: Contestant,
-    decided: { ratio: number; kind: Repair; decision: Decision; perplexity: number | undefined }
+    decided: { ratio: number; kind: Repair; share: number; decision: Decision; perplexity: number | undefined }
 ): Promise<void> {
     const { output, signal, onProgress } = options;
-    const { ratio, kind } = decided;
+    const { ratio, kind, share } = decided;
     let { decision, perplexity } = decided;
     if (kind !== 'none') {
         const repaired = await repair(session, decision, output, { ...options, onProgress: undefined });
@@ -297,15 +297,14 @@ async function addResult(
         decision = repaired.decision;
         perplexity = Math.exp(meanNll(decision.nll!, session.calibration.length));
     }
-    const { removed, merges, linear = [] } = decision;
+    const { removed, merges } = decision;
     const quality = await session.files(output, signal).use(decision, (pruned) => measure(pruned, perplexity));
-    const added = linear.reduce((sum, { weights }) => sum + weights.length, 0) / session.parameters;
     comparison.pruned.push({
         method: compared,
         seed,
         ratio,
         repair: kind,
-        removedShare: session.share(removed) - added,
+        removedShare: share,
         removed,
         ...(merges && { merged: formatMerges(merges) }),
         ...quality
@@ -363,7 +362,7 @@ async function search(run: Run, contestant: Contestant, context: MethodContext, 
 /** What a method works with, where what it leaves is to be repaired so. */
 function contextOf(
     { session, comparison, options }: Run,
-    { method, selection, seed, name }: Contestant,
+    { selection, seed, name }: Contestant,
     kind: Repair
 ): MethodContext {
     const { output, search: mode, confidence, keepBytes, signal } = options;
@@ -371,7 +370,7 @@ function contextOf(
     return session.methodContext(output, {
         selection,
         seed: seed ?? undefined,
-        gapParameters: method.stepwise ? gapParameters(session, { repair: kind }) : 0,
+        gapParameters: gapParameters(session, { repair: kind }),
         search: { mode, confidence, keepBytes },
         journal: { file, inputs: () => Promise.resolve({ ...comparison.searchedWith, method: name }), resume: true },
         signal

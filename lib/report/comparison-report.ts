@@ -16,6 +16,7 @@ import { layerMaps, lineChart, removedAxis, scoreChart, series, type Point } fro
 import {
     comparedColumns,
     comparedRows,
+    decidingPerplexity,
     formatRowName,
     isBest,
     type ComparedColumn,
@@ -197,6 +198,8 @@ function methodPoints({ rows, methods }: Overview, start: Place, place: (row: Co
 /** What a perplexity is paid with. */
 interface CostAxis {
     title: string;
+    /** What the column of the cost is called. */
+    column: string;
     x: { title: string; format: string; zero: boolean };
     /** What a model costs, as a number of the axis and in words. */
     of: (cost: Cost) => { x: number; text: string };
@@ -205,12 +208,14 @@ interface CostAxis {
 
 const sizeAxis: CostAxis = {
     title: 'Perplexity by the size of the file',
+    column: 'Size',
     x: { title: 'MiB', format: ',.4~r', zero: false },
     of: ({ bytes }) => ({ x: bytes / 2 ** 20, text: formatBytes(bytes) }),
     caption: 'Further left and down is better.'
 };
 const speedAxis: CostAxis = {
     title: 'Perplexity by the speed of reading a prompt',
+    column: 'Speed',
     x: { title: 'times the speed of the model as it is', format: '.2f', zero: false },
     of: ({ speed }) => ({ x: speed!.prompt, text: `${formatFactor(speed!.prompt)} as fast` }),
     caption:
@@ -229,16 +234,15 @@ export function tradePicture(comparison: Comparison): Promise<Figure[]> {
 }
 
 /** What the methods give for a cost, beside what quantization gives for it. */
-async function tradeFigure(overview: Overview, { title, x, of, caption }: CostAxis): Promise<Figure> {
+async function tradeFigure(overview: Overview, { title, column, x, of, caption }: CostAxis): Promise<Figure> {
     const { comparison, rows } = overview;
     const [dense, ...others] = comparedRows(comparison);
     const quantized = others.filter((row) => row.quantized !== null);
-    const value = (row: ComparedRow) => row.text?.perplexity ?? row.calibration;
     const place = (row: ComparedRow): Place => {
         const cost = of(row.cost);
         const ratio = row.ratio > 0 ? ` at ${formatShare(row.ratio)}` : '';
-        const label = `${nameOf(row)}${ratio}: ${cost.text}, perplexity ${formatNumber(value(row))}`;
-        return { x: cost.x, y: value(row), label };
+        const label = `${nameOf(row)}${ratio}: ${cost.text}, perplexity ${formatNumber(decidingPerplexity(row))}`;
+        return { x: cost.x, y: decidingPerplexity(row), label };
     };
     const start = place(dense!);
     const points = [
@@ -256,12 +260,12 @@ async function tradeFigure(overview: Overview, { title, x, of, caption }: CostAx
         ],
         table: {
             caption: title,
-            head: ['Model', 'Ratio', title.includes('size') ? 'Size' : 'Speed', 'Perplexity'],
+            head: ['Model', 'Ratio', column, 'Perplexity'],
             rows: [dense!, ...quantized, ...rows].map((row) => [
                 nameOf(row),
                 row.ratio === 0 ? '' : formatShare(row.ratio),
                 of(row.cost).text,
-                formatNumber(value(row))
+                formatNumber(decidingPerplexity(row))
             ])
         }
     };

@@ -1,6 +1,6 @@
 // What a comparison says in plain words: which model to take for what.
 import { formatBytes, formatFactor, formatNumber, formatShare } from '../format.js';
-import { comparedRows, formatRowName, type ComparedRow, type Comparison } from './comparison.js';
+import { comparedRows, decidingPerplexity, formatRowName, type ComparedRow, type Comparison } from './comparison.js';
 
 /** For each ratio, a paragraph that sets the best pruned model beside the best one that is only quantized. */
 export function verdictsOf(comparison: Comparison): string[] {
@@ -20,27 +20,23 @@ export function verdictsOf(comparison: Comparison): string[] {
     });
 }
 
-/** The perplexity that decides: on the text that no search has seen, if there is one. */
-function perplexityOf({ text, calibration }: ComparedRow): number {
-    return text?.perplexity ?? calibration;
-}
-
 function bestOf(rows: readonly ComparedRow[]): ComparedRow | undefined {
     return rows.reduce<ComparedRow | undefined>(
-        (best, row) => (best && perplexityOf(best) <= perplexityOf(row) ? best : row),
+        (best, row) => (best && decidingPerplexity(best) <= decidingPerplexity(row) ? best : row),
         undefined
     );
 }
 
 function describe(row: ComparedRow): string {
-    return `${formatRowName(row)} (${formatBytes(row.cost.bytes)}, perplexity ${formatNumber(perplexityOf(row))})`;
+    const perplexity = formatNumber(decidingPerplexity(row));
+    return `${formatRowName(row)} (${formatBytes(row.cost.bytes)}, perplexity ${perplexity})`;
 }
 
 function ofBytes(best: ComparedRow, rival: ComparedRow | undefined): string {
     if (!rival) {
         return 'None of the quantized models is as small.';
     }
-    return perplexityOf(rival) <= perplexityOf(best)
+    return decidingPerplexity(rival) <= decidingPerplexity(best)
         ? `If it is bytes that must go, take ${describe(rival)} instead: it is no larger and better.`
         : `Take it where bytes must go: ${describe(rival)}, the best quantized one that is no larger, is worse.`;
 }
@@ -48,11 +44,11 @@ function ofBytes(best: ComparedRow, rival: ComparedRow | undefined): string {
 function ofSpeed(best: ComparedRow, rival: ComparedRow | undefined): string {
     const speeds = ({ cost }: ComparedRow) =>
         `${formatFactor(cost.speed!.prompt)} as fast and writes ${formatFactor(cost.speed!.generation)} as fast`;
-    const faster = (of: 'prompt' | 'generation') =>
-        !rival || best.cost.speed![of] > rival.cost.speed![of] ? formatRowName(best) : formatRowName(rival);
     if (!rival) {
         return `It reads a prompt ${speeds(best)} as the model as it is.`;
     }
+    const faster = (of: 'prompt' | 'generation') =>
+        formatRowName(best.cost.speed![of] > rival.cost.speed![of] ? best : rival);
     return (
         `It reads a prompt ${speeds(best)} as the model as it is; ${formatRowName(rival)} reads it ${speeds(rival)}. ` +
         `So ${faster('prompt')} is faster at long prompts, and ${faster('generation')} at long answers.`

@@ -234,6 +234,11 @@ export function comparedColumns({ text, dense }: Comparison): ComparedColumn[] {
     return columns;
 }
 
+/** The perplexity that models are compared by: on the text that no search has seen, if there is one. */
+export function decidingPerplexity({ text, calibration }: ComparedRow): number {
+    return text?.perplexity ?? calibration;
+}
+
 /** A value without an error. */
 function exact(value: number): Score {
     return { value, stderr: null };
