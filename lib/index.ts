@@ -45,7 +45,8 @@ export {
     type LinearBlock,
     type Merges,
     type Move,
-    type Removal
+    type Removal,
+    type TensorChange
 } from './runtime/blocks.js';
 export { embeddedText, loadCalibration, type Calibration, type CalibrationOptions } from './calibration/calibration.js';
 export { type DownloadOptions } from './calibration/download.js';

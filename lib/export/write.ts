@@ -3,7 +3,15 @@ import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 import { checkOutput, giveName, partialIn } from '../output.js';
 import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../runtime/addon.js';
-import { formatBlock, formatLinear, formatMerges, without, type Block, type Removal } from '../runtime/blocks.js';
+import {
+    formatBlock,
+    formatLinear,
+    formatMerges,
+    without,
+    type Block,
+    type Removal,
+    type TensorChange
+} from '../runtime/blocks.js';
 import { hashGguf, parametersOf, type Gguf } from '../runtime/gguf.js';
 import { version } from '../version.js';
 import { architectureOf, splitKeys, splitName, type Host } from './host.js';
@@ -129,12 +137,12 @@ export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): 
         return { ...from, sum };
     };
     const changed = (from: GgufSource): GgufSource => {
-        const change: Float32Array | undefined = changes.get(from.name);
+        const change: TensorChange | undefined = changes.get(from.name);
         if (!change) {
             return from;
         }
         const sum = from.sum ?? [{ file: from.file, name: from.name, weight: 1 }];
-        return { ...from, sum, change, ...(changedType !== undefined && { sumType: changedType }) };
+        return { ...from, sum, ...change, ...(changedType !== undefined && { sumType: changedType }) };
     };
     return {
         ...plan,

@@ -56,7 +56,7 @@ export async function fitRepair(
     }
     return {
         linear: found.linear.map((weights, i) => ({ before: gaps[i]!.before, weights, type })),
-        changes: new Map(found.refits.map(({ tensor, change }) => [tensor, change]))
+        changes: new Map(found.refits.map(({ tensor, change, importance }) => [tensor, { change, importance }]))
     };
 }
 

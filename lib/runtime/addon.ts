@@ -119,7 +119,10 @@ export interface NativeEvaluator {
             linearRidge?: number | undefined;
             refitRidge?: number | undefined;
         }
-    ): Promise<{ linear: Float32Array[]; refits: { tensor: string; change: Float32Array }[] }>;
+    ): Promise<{
+        linear: Float32Array[];
+        refits: { tensor: string; change: Float32Array; importance: Float32Array }[];
+    }>;
     dispose(): void;
 }
 
@@ -148,7 +151,8 @@ export type GgufValue =
 
 /**
  * A tensor of a source file. `sum`: the sum of these tensors' values times their weights instead of its own, in the
- * type `sumType`, or the tensor's own. `change`: what is added to that sum, row after row.
+ * type `sumType`, or the tensor's own. `change`: what is added to that sum, row after row. `importance`: of each value
+ * of a row, how much it matters where the sum is quantized; above 0.
  */
 export interface GgufSource {
     file: number;
@@ -156,6 +160,7 @@ export interface GgufSource {
     sum?: { file: number; name: string; weight: number }[];
     sumType?: string;
     change?: Float32Array;
+    importance?: Float32Array;
 }
 
 /**

@@ -172,6 +172,14 @@ export interface LinearBlock {
     type: string;
 }
 
+/** What is added to a tensor. */
+export interface TensorChange {
+    /** F32, row after row. */
+    change: Float32Array;
+    /** Of each value of a row, how much it matters where the tensor is quantized; above 0. Default: all matter alike. */
+    importance?: Float32Array;
+}
+
 /** What makes a pruned model of a dense one. */
 export interface Removal {
     removed: readonly Block[];
@@ -179,8 +187,8 @@ export interface Removal {
     merges?: Merges | undefined;
     /** The linear blocks that are put into the stream; before the same block, in their order. Default: none. */
     linear?: readonly LinearBlock[] | undefined;
-    /** By how much tensors of blocks that stay change: by name, F32, row after row. Default: none. */
-    changes?: ReadonlyMap<string, Float32Array> | undefined;
+    /** How tensors of blocks that stay change, by name. Default: none. */
+    changes?: ReadonlyMap<string, TensorChange> | undefined;
     /** The tensor type that these are written in. Default: their own. */
     changedType?: string | undefined;
 }

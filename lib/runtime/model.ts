@@ -94,8 +94,11 @@ export interface RepairFit {
 export interface FittedRepair {
     /** W of each gap, [n_embd × n_embd], row after row. */
     linear: Float32Array[];
-    /** By how much output projections change, [n_embd × n_inner], row after row. */
-    refits: { tensor: string; change: Float32Array }[];
+    /**
+     * By how much output projections change, [n_embd × n_inner], row after row, and how much each value of a row
+     * matters: the weighted mean square of what it multiplies, but for a factor.
+     */
+    refits: { tensor: string; change: Float32Array; importance: Float32Array }[];
 }
 
 /** What blocks do to the residual stream: means over all tokens. */

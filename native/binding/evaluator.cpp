@@ -293,10 +293,11 @@ Napi::Value Evaluator::fit_repair(const Napi::CallbackInfo & info) {
                 weights = {}; // so that there are no two copies of all
             }
             auto refits = Napi::Array::New(env);
-            for (auto & [block, change] : found->refits) {
+            for (auto & [block, change, importance] : found->refits) {
                 auto refit = Napi::Object::New(env);
                 refit.Set("tensor", on->blocks()[block].output);
                 refit.Set("change", typed_array<Napi::Float32Array>(env, change));
+                refit.Set("importance", typed_array<Napi::Float32Array>(env, importance));
                 refits.Set(refits.Length(), refit);
                 change = {};
             }

@@ -108,19 +108,27 @@ summand read_summand(const Napi::Value & value) {
     return { .tensor = read_reference(object), .weight = object.Get("weight").ToNumber().FloatValue() };
 }
 
+// The values of a Float32Array; none where there is no such array.
+std::vector<float> read_floats(const Napi::Value & value) {
+    if (!value.IsTypedArray()) {
+        return {};
+    }
+    const auto values = value.As<Napi::Float32Array>();
+    return { values.Data(), values.Data() + values.ElementLength() };
+}
+
 row_source read_row_source(const Napi::Value & value) {
     const auto object = value.As<Napi::Object>();
-    row_source source = { .tensor = read_reference(object), .sum = {}, .change = {} };
+    row_source source;
+    source.tensor     = read_reference(object);
     if (object.Get("sumType").IsString()) {
         source.sum_type = tensor_type_of(read_string(object.Get("sumType")));
     }
     if (object.Get("sum").IsArray()) {
         source.sum = read_each(object.Get("sum"), read_summand);
     }
-    if (object.Get("change").IsTypedArray()) {
-        const auto change = object.Get("change").As<Napi::Float32Array>();
-        source.change.assign(change.Data(), change.Data() + change.ElementLength());
-    }
+    source.change     = read_floats(object.Get("change"));
+    source.importance = read_floats(object.Get("importance"));
     return source;
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 namespace {
@@ -67,6 +68,10 @@ ggml_tensor * product(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
     return result;
 }
 
+double mean_of(const std::vector<float> & values) {
+    return std::accumulate(values.begin(), values.end(), 0.0) / (double) values.size();
+}
+
 ggml_tensor * new_input(ggml_context * ctx, int64_t n_values, int64_t n_tokens) {
     ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_values, n_tokens);
     ggml_set_input(t);
@@ -104,14 +109,19 @@ void least_squares::add(const float * h, const float * e, int64_t n) {
     sums.run();
 }
 
-double least_squares::mean_of_diagonal() const {
-    double sum = 0;
+std::vector<float> least_squares::diagonal() const {
+    std::vector<float> values(n_in);
     for (int64_t i = 0; i < n_in; i++) {
-        float value;
-        ggml_backend_tensor_get(gram, &value, i * (gram->nb[0] + gram->nb[1]), sizeof(value));
-        sum += value;
+        ggml_backend_tensor_get(gram, &values[i], i * (gram->nb[0] + gram->nb[1]), sizeof(float));
     }
-    return sum / (double) n_in;
+    return values;
+}
+
+std::vector<float> least_squares::importance() const {
+    std::vector<float> values = diagonal();
+    const auto         least  = (float) std::max(1e-6 * mean_of(values), 1e-30);
+    std::transform(values.begin(), values.end(), values.begin(), [=](float value) { return std::max(value, least); });
+    return values;
 }
 
 // Conjugate gradients (Hestenes and Stiefel 1952) for (G/m + λ)·X = C/m. Each column is solved by itself, and all of
@@ -121,7 +131,7 @@ void least_squares::solve(double ridge, const task_control & control) {
 }
 
 void least_squares::solve(const std::vector<float> & ridges, const task_control & control) {
-    const double mean = mean_of_diagonal();
+    const double mean = mean_of(diagonal());
     if (!std::isfinite(mean)) {
         throw std::runtime_error("the residual stream has values that are not finite: nothing can be fitted to it");
     }

@@ -30,6 +30,9 @@ public:
     // W: [n_out × n_in], row after row.
     std::vector<float> solution() const;
 
+    // The diagonal of Σ_t h_t·h_tᵀ: how much each value of a row of W matters. None is 0.
+    std::vector<float> importance() const;
+
     // W·h of n tokens: [n × n_out].
     std::vector<float> apply(const float * h, int64_t n) const;
 
@@ -44,5 +47,5 @@ private:
     ggml_tensor *           moments; // Σ h·eᵀ: [n_in, n_out]
     ggml_tensor *           weights; // W: [n_in, n_out]
 
-    double mean_of_diagonal() const;
+    std::vector<float> diagonal() const;
 };

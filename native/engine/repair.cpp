@@ -386,7 +386,8 @@ private:
         }
         pruned.values = std::move(refitted);
         pruned.set_boundary(block + 1);
-        result.refits.push_back({ .block = block, .change = norm.unscaled(fit->solution()) });
+        result.refits.push_back(
+            { .block = block, .change = norm.unscaled(fit->solution()), .importance = fit->importance() });
         counted()();
     }
 

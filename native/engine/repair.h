@@ -31,7 +31,8 @@ struct repair_result {
 
     struct refit {
         size_t             block;
-        std::vector<float> change; // of its output projection: [n_embd × n_inner], row after row
+        std::vector<float> change;     // of its output projection: [n_embd × n_inner], row after row
+        std::vector<float> importance; // how much each value of a row matters: [n_inner]
     };
     std::vector<refit> refits;
 };

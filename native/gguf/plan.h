@@ -32,6 +32,9 @@ struct row_source {
     std::vector<summand> sum;    // empty: the tensor's own values
     std::vector<float>   change; // is added to the sum, row after row; empty: nothing
 
+    // Of each value of a row, how much it matters where the sum is quantized; empty: all matter alike.
+    std::vector<float> importance;
+
     ggml_type sum_type = GGML_TYPE_COUNT; // what the sum is converted to; GGML_TYPE_COUNT: the tensor's own type
 };
 

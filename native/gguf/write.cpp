@@ -94,11 +94,12 @@ private:
             shape               ne     = shape_of(source, id);
             check_sum(part, ne, files);
             check_change(part, ne);
+            check_importance(part, ne);
             if (!part.sum.empty() && part.sum_type != GGML_TYPE_COUNT) {
                 type = part.sum_type;
                 check_rows(part.tensor.name, type, ne[0]);
-            } else if (!part.sum.empty() && ggml_quantize_requires_imatrix(type)) {
-                type = GGML_TYPE_F16; // a sum can't be quantized to it
+            } else if (!part.sum.empty() && part.importance.empty() && ggml_quantize_requires_imatrix(type)) {
+                type = GGML_TYPE_F16; // the sum can't be quantized to it
             }
             if (d) {
                 if (type != d->type || ne[0] != d->ne[0] || ne[2] != 1 || d->ne[2] != 1) {
@@ -125,6 +126,15 @@ private:
         const auto n_values = (size_t) (ne[0] * ne[1] * ne[2] * ne[3]);
         if (!part.change.empty() && (part.sum.empty() || part.change.size() != n_values)) {
             throw std::runtime_error("the change of tensor " + part.tensor.name + " has another size than the tensor");
+        }
+    }
+
+    static void check_importance(const row_source & part, const shape & ne) {
+        const bool is_usable = std::all_of(part.importance.begin(), part.importance.end(),
+                                           [](float value) { return std::isfinite(value) && value > 0; });
+        if (!part.importance.empty() && ((int64_t) part.importance.size() != ne[0] || !is_usable)) {
+            throw std::runtime_error("the importance of tensor " + part.tensor.name +
+                                     "'s values is not a positive number for each value of a row");
         }
     }
 
@@ -290,7 +300,8 @@ private:
             const float * change = part.change.data() + offset / row * length;
             std::transform(values.begin(), values.end(), change, values.begin(), std::plus<>());
         }
-        ggml_quantize_chunk(described->type, values.data(), to, 0, (int64_t) (n / row), length, nullptr);
+        const float * importance = part.importance.empty() ? nullptr : part.importance.data();
+        ggml_quantize_chunk(described->type, values.data(), to, 0, (int64_t) (n / row), length, importance);
     }
 };
 

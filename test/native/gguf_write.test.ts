@@ -2,6 +2,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { readGguf } from '../../lib/index.js';
+import type { GgufSource } from '../../lib/runtime/addon.js';
+import { readBytes } from '../gguf_bytes';
 import { fileTypes, quantize, randomNumbers, temporaryFolder, tiny, writeGguf } from '../models';
 
 const folder = temporaryFolder();
@@ -63,4 +65,38 @@ test('values that a type can’t have are refused', async () => {
         await expect(writeOne(type, [256, 2], values(1))).rejects.toThrow(`tensor given can't be ${type}`);
     }
     await expect(writeOne('f32', [256, 3], values(1))).rejects.toThrow('has 512 values, and its shape 768');
+});
+
+test('a sum is quantized by the importance of its values', async () => {
+    const [rows, length] = [64, 256];
+    const random = randomNumbers(5);
+    const data = Float32Array.from({ length: rows * length }, () => random());
+    const importance = Float32Array.from({ length }, (_, i) => (i % 8 === 0 ? 100 : 1));
+    const source = file('values.gguf');
+    await writeGguf({
+        output: source,
+        sources: [tiny],
+        tensors: [{ name: 'x', type: 'f32', shape: [length, rows], data }]
+    });
+    const write = (output: string, from: string, row: Partial<GgufSource>) =>
+        writeGguf({
+            output,
+            sources: [from],
+            tensors: [{ name: 'x', from: [{ file: 0, name: 'x', sum: [{ file: 0, name: 'x', weight: 1 }], ...row }] }]
+        });
+    /** The mean square of what quantization changes, each value counted by its importance. */
+    const error = async (row: Partial<GgufSource>) => {
+        await write(file('quantized.gguf'), source, { sumType: 'q4_0', ...row });
+        await write(file('again.gguf'), file('quantized.gguf'), { sumType: 'f32' });
+        const bytes = Uint8Array.from(readBytes(file('again.gguf')).data).buffer;
+        const found = new Float32Array(bytes, 0, data.length);
+        return found.reduce((sum, value, i) => sum + importance[i % length]! * (value - data[i]!) ** 2, 0);
+    };
+    const [alike, weighted] = [await error({}), await error({ importance })];
+    expect(alike).toBeGreaterThan(0);
+    expect(weighted).toBeLessThan(0.8 * alike);
+
+    for (const wrong of [new Float32Array(8).fill(1), new Float32Array(length), new Float32Array(length).fill(NaN)]) {
+        await expect(error({ importance: wrong })).rejects.toThrow("the importance of tensor x's values is not");
+    }
 });
