@@ -107,19 +107,25 @@ export const searchOptions = {
         type: 'number',
         describe: 'MiB on each device for what evaluations start from',
         defaultDescription: '2048'
+    },
+    'repair-search': {
+        type: 'boolean',
+        default: false,
+        describe: "Compare candidates with the repair's linear blocks in their gaps, fitted to the model as it is"
     }
 } as const;
 
 interface SearchArguments {
     search: 'race' | 'exact';
     confidence: number;
+    repairSearch: boolean;
     memory?: number | undefined;
 }
 
 /** @throws ArgumentError unless `memory` is a whole number of MiB: the library takes bytes */
-export function searchOf({ search, confidence, memory }: SearchArguments) {
+export function searchOf({ search, confidence, memory, repairSearch }: SearchArguments) {
     checkInteger('memory', memory, { least: 0 });
-    return { search, confidence, keepBytes: memory === undefined ? undefined : memory * 2 ** 20 };
+    return { search, confidence, keepBytes: memory === undefined ? undefined : memory * 2 ** 20, repairSearch };
 }
 
 export const repairOptions = {

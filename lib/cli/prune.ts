@@ -149,10 +149,10 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     }
 }
 
-function startLine({ dense, candidates, kept, resumed }: SearchStart): string {
+function startLine({ dense, candidates, kept, linear, resumed }: SearchStart): string {
     const boundaries = `up to ${kept.boundaries} boundaries a sequence (${formatMebibytes(kept.bytes)} now)`;
     return (
-        `dense perplexity ${formatFixed(dense, 4)}, ${candidates} candidates; ` +
+        `dense perplexity ${formatFixed(dense, 4)}, ${candidates} candidates${linear ? ' with linear blocks' : ''}; ` +
         `the residual stream is kept at ${boundaries}${resumed > 0 ? `; ${resumed} evaluations resumed` : ''}`
     );
 }

@@ -22,9 +22,11 @@ export interface Decision extends Removal {
     removed: Block[];
     /** The removals one after the other; none where all went at once. */
     steps: Step[];
+    /** Whether linear blocks stood in the gaps while candidates were compared; see {@link LinearGaps}. */
+    linearGaps?: boolean | undefined;
     /** Perplexity of the dense model on the calibration text, where the method measured it. */
     dense?: number | undefined;
-    /** NLL of each predicted token without what goes, [sequences × (length − 1)], where the method measured it. */
+    /** NLL of each predicted token of this decision's model, [sequences × (length − 1)], where it was measured. */
     nll?: Float32Array | undefined;
 }
 
@@ -73,6 +75,8 @@ export interface SearchStart {
      * At how many boundaries of a sequence there is room to keep the residual stream, and how many bytes are kept now.
      */
     kept: { boundaries: number; bytes: number };
+    /** Whether linear blocks stand in the gaps of candidates. */
+    linear: boolean;
     /** How many evaluations a resumed journal had. */
     resumed: number;
 }
@@ -82,14 +86,30 @@ export const worths = ['removal', 'parameters', 'bytes'] as const;
 
 export type Worth = (typeof worths)[number];
 
+/** The linear blocks that a repair will put into gaps, as far as a search counts on them. */
+export interface LinearGaps {
+    /** How many parameters each has. */
+    parameters: number;
+    /**
+     * The sequences that they are fitted to while candidates are compared, each in the model without it and with what
+     * then stands in its gaps. Default: gaps are empty until the repair.
+     */
+    text?: Sequences | undefined;
+}
+
+/** What linear blocks are fitted to while a method compares candidates; undefined: gaps are empty then. */
+export function gapText({ per }: Pick<PruningMethod, 'per'>, linear: LinearGaps | undefined): Sequences | undefined {
+    return per === undefined ? undefined : linear?.text; // a method that ranks once compares no models
+}
+
 /** All that a method works with. */
 export interface MethodContext extends MethodOptions {
     /** Copies of the model, one on each device; `model` is the first. */
     models: readonly Model[];
     blocks: readonly BlockInfo[];
     merged: MergedModels;
-    /** How many parameters a repair will put into each gap that the removed blocks leave. Default: 0. */
-    gapParameters?: number | undefined;
+    /** The linear blocks that a repair will put into the gaps that the removed blocks leave. Default: none. */
+    linear?: LinearGaps | undefined;
     /**
      * `per`: instead of the method's own. `swaps`: how often each removal is looked at again at the end of the search;
      * default: 0.
@@ -106,6 +126,8 @@ export interface MethodContext extends MethodOptions {
      * asked for only when a search begins, since they take a hash of the whole model.
      */
     journal: { file: string; inputs: () => Promise<JournalInputs>; resume: boolean };
+    /** Is told how much of the dense model's stream was computed for {@link LinearGaps.text}. */
+    onFit?: ((done: number, total: number) => void) | undefined;
     onStart?: ((start: SearchStart) => void) | undefined;
     /** Is told each removal, its number from 1, and the perplexity of the dense model. */
     onStep?: ((step: Step, number: number, dense: number) => void) | undefined;
@@ -151,9 +173,9 @@ export function isNested({ stepwise, per = 'removal' }: PruningMethod): boolean 
  * the gaps: below 0 where that is more.
  */
 export function removedShare(
-    { blocks, model, gapParameters = 0 }: Pick<MethodContext, 'blocks' | 'model' | 'gapParameters'>,
+    { blocks, model, linear }: Pick<MethodContext, 'blocks' | 'model' | 'linear'>,
     removed: readonly Block[]
 ): number {
-    const added = gapParameters === 0 ? 0 : gapParameters * gapsOf(blocks, removed).length;
+    const added = linear ? linear.parameters * gapsOf(blocks, removed).length : 0;
     return shareOf(blocks, removed, model.parameters) - added / model.parameters;
 }

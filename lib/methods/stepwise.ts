@@ -7,6 +7,7 @@ import { movesAfter, searchOrder, type SearchOptions } from '../search/greedy.js
 import { Journal } from '../search/journal.js';
 import { PrefixEvaluator } from '../search/prefix.js';
 import {
+    gapText,
     removedShare,
     type Candidates,
     type Decision,
@@ -46,7 +47,13 @@ async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal
     const { keepBytes, per = method.per, swaps = 0 } = context.search;
     const candidates = await method.candidates(context);
     const total = onProgress ? expectedSteps(method, context, goal) * (1 + swaps) : 0;
-    const evaluator = await PrefixEvaluator.create(models, calibration, { keepBytes, signal });
+    const linear = gapText(method, context.linear);
+    const evaluator = await PrefixEvaluator.create(models, calibration, {
+        keepBytes,
+        linear,
+        signal,
+        onProgress: context.onFit
+    });
     try {
         return await search(evaluator, candidates, per, total, context, goal);
     } finally {
@@ -81,6 +88,7 @@ async function search(
             context.onStart?.({
                 dense,
                 candidates: candidates([]).length,
+                linear: evaluator.linear,
                 resumed: journal.found,
                 kept: {
                     boundaries: Math.min(evaluator.room, blocks.length - 1),
@@ -92,7 +100,8 @@ async function search(
         onEvaluation: (step, decided, of) => onProgress?.(step - 1 + decided / of, total),
         onStep: (step, number) => context.onStep?.(step, number, dense)
     }).finally(() => journal.close());
-    return { removed: movesAfter(steps).flat(), steps, dense, nll: concatenate(nll) };
+    const removed = movesAfter(steps).flat();
+    return { removed, steps, dense, ...(evaluator.linear ? { linearGaps: true } : { nll: concatenate(nll) }) };
 }
 
 /** What may go in the place of a move, so that no less goes than is wanted. */

@@ -4,7 +4,7 @@ import { checkOutput } from '../output.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
-import { checkRepairOptions, repair, type RepairOptions } from './repair.js';
+import { checkRepairOptions, planRepair, repair, type RepairOptions } from './repair.js';
 import { checkSessionOptions, findModel, Session, type SessionOptions } from './session.js';
 
 export interface ApplyOptions extends DeliverOptions, SessionOptions, RepairOptions {
@@ -29,7 +29,8 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
     let repaired, measured;
     try {
         checkOrder(session, order);
-        repaired = await repair(session, { removed: bare(order), steps: [] }, folder, options);
+        const plan = await planRepair(session, options);
+        repaired = await repair(session, { removed: bare(order), steps: [] }, plan, folder, options);
         measured = await measure(session, repaired.decision, { ...options, folder });
     } finally {
         session.dispose();

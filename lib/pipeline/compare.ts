@@ -7,6 +7,7 @@ import { meanNll } from '../evaluation/perplexity.js';
 import { checkTaskOptions } from '../evaluation/scores.js';
 import { methodOf } from '../methods/index.js';
 import {
+    gapText,
     isNested,
     removedShare,
     type Decision,
@@ -23,7 +24,7 @@ import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/
 import { quantizations, type Quantization } from '../runtime/quantize.js';
 import { differences } from '../search/journal.js';
 import { prepareMeasurements, type MeasurementOptions, type Measurements } from './measurements.js';
-import { checkRepairOptions, gapParameters, repair, usualRepair, type RepairOptions } from './repair.js';
+import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions, type RepairPlan } from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -106,7 +107,8 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
             await writeFolder(output, comparison);
         };
         await save();
-        const run = { session, options, ratios, comparison, save, measure: measurements.measure };
+        const plan = await planRepair(session, { ...options, onProgress: undefined });
+        const run = { session, options, ratios, comparison, save, measure: measurements.measure, plan };
         await compareQuantized(run, quantize);
         for (const contestant of contestants) {
             await compareMethod(run, contestant);
@@ -175,7 +177,10 @@ interface Run {
     /** Writes what was found so far. */
     save: () => Promise<void>;
     measure: Measurements['measure'];
+    plan: RepairPlan;
 }
+
+const noRepair: RepairPlan = { kind: 'none', reason: 'it was turned off' };
 
 /** Of these, `auto` chooses. */
 const usualQuantizations: readonly Quantization[] = ['Q8_0', 'Q6_K', 'Q5_K_M', 'Q4_K_M', 'Q3_K_M', 'Q2_K'];
@@ -223,20 +228,20 @@ async function addQuantized(run: Run, type: Quantization, room: number): Promise
 
 /** Adds what is missing of a method: at each ratio what it leaves, as it is and repaired. */
 async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
-    const { session, comparison, ratios, options } = run;
+    const { comparison, ratios, options } = run;
     const { compared, method, seed, name } = contestant;
     const onProgress = options.onProgress ?? (() => {});
-    const usual = options.repair ?? usualRepair(session.host);
     // merged layers can't be repaired
-    const kinds: readonly Repair[] = usual === 'none' || !method.stepwise ? ['none'] : ['none', usual];
+    const plans = run.plan.kind === 'none' || !method.stepwise ? [noRepair] : [noRepair, run.plan];
     const isThere = (ratio: number, kind: Repair) =>
         comparison.pruned.some(
             (one) => one.method === compared && one.seed === seed && one.ratio === ratio && one.repair === kind
         );
-    const missing = ratios.flatMap((ratio) => kinds.map((kind) => ({ ratio, kind })));
-    const steps = isNested(method) ? await findSteps(run, contestant) : undefined;
-    for (const { ratio, kind } of missing.filter((one) => !isThere(one.ratio, one.kind))) {
-        const context = contextOf(run, contestant, kind);
+    const missing = ratios.flatMap((ratio) => plans.map((plan) => ({ ratio, plan })));
+    for (const { ratio, plan } of missing.filter((one) => !isThere(one.ratio, one.plan.kind))) {
+        const { kind } = plan;
+        const context = contextOf(run, contestant, plan);
+        const steps = isNested(method) ? await findSteps(run, contestant, plan) : undefined;
         const found = steps && firstAt(ratio, steps, context);
         if (steps && !found) {
             onProgress(`${name} can't remove ${ratio}`);
@@ -251,7 +256,7 @@ async function compareMethod(run: Run, contestant: Contestant): Promise<void> {
                 onProgress(`${name} can't remove ${ratio}`);
                 continue;
             }
-            await addResult(run, contestant, { ratio, kind, share, decision, perplexity });
+            await addResult(run, contestant, { ratio, plan, share, decision, perplexity });
         } catch (error) {
             // LaCo needs room for its candidates, which may not be there; others need no more than what is measured.
             const isPassedOver =
@@ -283,13 +288,13 @@ function firstAt(
 async function addResult(
     { session, comparison, options, measure, save }: Run,
     { compared, seed, name }: Contestant,
-    decided: { ratio: number; kind: Repair; share: number; decision: Decision; perplexity: number | undefined }
+    decided: { ratio: number; plan: RepairPlan; share: number; decision: Decision; perplexity: number | undefined }
 ): Promise<void> {
     const { output, signal, onProgress } = options;
-    const { ratio, kind, share } = decided;
+    const { ratio, plan, share } = decided;
     let { decision, perplexity } = decided;
-    if (kind !== 'none') {
-        const repaired = await repair(session, decision, output, { ...options, onProgress: undefined });
+    if (plan.kind !== 'none') {
+        const repaired = await repair(session, decision, plan, output, { ...options, onProgress: undefined });
         if (repaired.repair.kind === 'none') {
             onProgress?.(`${name} at ${ratio}: no repair: ${repaired.repair.reason}`);
             return;
@@ -303,7 +308,7 @@ async function addResult(
         method: compared,
         seed,
         ratio,
-        repair: kind,
+        repair: plan.kind,
         removedShare: share,
         removed,
         ...(merges && { merged: formatMerges(merges) }),
@@ -316,26 +321,28 @@ type ComparedStep = Comparison['searches'][number]['steps'][number];
 
 /**
  * The removals of a stepwise method up to the highest ratio that it may reach: those that are known, or else found now.
+ * A method that measures candidates finds others with a repair's linear blocks in their gaps.
  */
-async function findSteps(run: Run, contestant: Contestant): Promise<ComparedStep[]> {
+async function findSteps(run: Run, contestant: Contestant, plan: RepairPlan): Promise<ComparedStep[]> {
     const { session, comparison, options, ratios, save } = run;
-    const { compared, selection, seed, name } = contestant;
+    const { compared, method, selection, seed, name } = contestant;
+    const context = contextOf(run, contestant, plan);
+    const repair = gapText(method, context.linear) ? plan.kind : 'none';
     const selected = session.blocks.filter(({ kind }) => selection === 'all' || kind === selection);
     const highest = Math.max(0, ...ratios.filter((ratio) => ratio < session.share(selected)));
     if (highest === 0) {
         return [];
     }
-    const isOurs = (one: { method: ComparedMethod; seed: number | null }) =>
-        one.method === compared && one.seed === seed;
-    const context = contextOf(run, contestant, options.repair ?? usualRepair(session.host));
+    const isOurs = (one: Comparison['searches'][number]) =>
+        one.method === compared && one.seed === seed && one.repair === repair;
     const known = comparison.searches.find((one) => isOurs(one) && one.ratio >= highest);
     if (known && firstAt(highest, known.steps, context)) {
         return known.steps;
     }
-    options.onProgress?.(`${name}: what goes`);
+    options.onProgress?.(`${name}: what goes${repair === 'none' ? '' : ', with linear blocks in its gaps'}`);
     const steps = await search(run, contestant, context, { ratio: highest });
     const others = comparison.searches.filter((one) => !isOurs(one));
-    comparison.searches = [...others, { method: compared, seed, ratio: highest, steps }];
+    comparison.searches = [...others, { method: compared, seed, repair, ratio: highest, steps }];
     await save();
     return steps;
 }
@@ -362,17 +369,19 @@ async function search(run: Run, contestant: Contestant, context: MethodContext, 
 /** What a method works with, where what it leaves is to be repaired so. */
 function contextOf(
     { session, comparison, options }: Run,
-    { selection, seed, name }: Contestant,
-    kind: Repair
+    { method, selection, seed, name }: Contestant,
+    plan: RepairPlan
 ): MethodContext {
     const { output, search: mode, confidence, keepBytes, signal } = options;
-    const file = path.join(output, `${name}.journal`);
+    const { linear } = plan.kind === 'none' ? {} : plan;
+    const inputs = { ...comparison.searchedWith, ...repairInputs(method, linear), method: name };
+    const file = path.join(output, `${name}${'repair' in inputs ? '-repaired' : ''}.journal`);
     return session.methodContext(output, {
         selection,
         seed: seed ?? undefined,
-        gapParameters: gapParameters(session, { repair: kind }),
+        linear,
         search: { mode, confidence, keepBytes },
-        journal: { file, inputs: () => Promise.resolve({ ...comparison.searchedWith, method: name }), resume: true },
+        journal: { file, inputs: () => Promise.resolve(inputs), resume: true },
         signal
     });
 }

@@ -143,6 +143,7 @@ export async function deliver(
         removed: decision.removed,
         repair,
         steps: decision.steps,
+        linearGaps: decision.linearGaps ?? false,
         ...(decision.merges && { merged: formatMerges(decision.merges) }),
         calibration: calibrationInfo,
         perplexity: measured.perplexity,

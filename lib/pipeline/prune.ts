@@ -23,7 +23,7 @@ import { paperName, type BlockSelection } from '../runtime/blocks.js';
 import { movesAfter, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
-import { checkRepairOptions, gapParameters, repair, type RepairOptions } from './repair.js';
+import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions, type RepairPlan } from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -103,14 +103,15 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     const session = await Session.open(source, options);
     let repaired, measured;
     try {
-        const context = methodContext(session, method, options);
+        const plan = await planRepair(session, { ...options, merges: !method.stepwise });
+        const context = methodContext(session, method, plan, options);
         method.check(context, goal);
         // These scores come first, so that a task that can't be scored is found before the long work.
         const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
         const denseScores = await scoreTasks(session.model, options.tasks ?? [], scoring);
         const decision = await method.decide(context, goal);
         checkReached(context, goal, decision);
-        repaired = await repair(session, decision, path.dirname(output), options);
+        repaired = await repair(session, decision, plan, path.dirname(output), options);
         measured = await measure(session, repaired.decision, { ...options, folder: path.dirname(output), denseScores });
     } finally {
         session.dispose();
@@ -225,7 +226,13 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
     }
 }
 
-function methodContext(session: Session, method: PruningMethod, options: PruneOptions): MethodContext {
+function methodContext(
+    session: Session,
+    method: PruningMethod,
+    plan: RepairPlan,
+    options: PruneOptions
+): MethodContext {
+    const { linear } = plan.kind === 'none' ? {} : plan;
     const { output, blocks = 'all', search, confidence, keepBytes, per, swaps } = options;
     const { methodSeed, orderFile, resume, signal } = options;
     const steps: Step[] = [];
@@ -237,7 +244,7 @@ function methodContext(session: Session, method: PruningMethod, options: PruneOp
         selection: blocks,
         seed: methodSeed,
         signal,
-        gapParameters: method.stepwise ? gapParameters(session, options) : 0,
+        linear,
         search: { mode: search, confidence, keepBytes, per, swaps },
         journal: {
             file: journalOf(output),
@@ -245,6 +252,7 @@ function methodContext(session: Session, method: PruningMethod, options: PruneOp
             inputs: async () => ({
                 ...(await session.searchInputs(search, confidence, signal)),
                 blocks,
+                ...repairInputs(method, linear),
                 method: method.name === 'random' ? `random ${methodSeed ?? 0}` : method.name
             })
         },
@@ -256,6 +264,7 @@ function methodContext(session: Session, method: PruningMethod, options: PruneOp
             }
             options.onStep?.(step, number, dense);
         },
+        onFit: (done, total) => options.onProgress?.('calibrate', done, total),
         onProgress: (done, total) => options.onProgress?.('search', done, total)
     });
 }

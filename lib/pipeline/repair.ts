@@ -1,14 +1,16 @@
+import { describeSequences } from '../calibration/calibration.js';
 import { checkInteger, checkOneOf } from '../check.js';
 import { BlockprunerError } from '../errors.js';
 import { meanNll } from '../evaluation/perplexity.js';
 import type { Host } from '../export/host.js';
-import type { Decision } from '../methods/method.js';
-import { fitText } from '../repair/fit-text.js';
+import { gapText, type Decision, type LinearGaps, type PruningMethod } from '../methods/method.js';
+import { fitText, searchText } from '../repair/fit-text.js';
 import { fitRepair, repairs, usualType, type Repair } from '../repair/fit.js';
 import type { RepairResult } from '../report/prune-result.js';
 import { bare } from '../runtime/blocks.js';
-import { countSequences } from '../runtime/sequences.js';
-import type { PhaseProgress, Session } from './session.js';
+import { countSequences, type Sequences } from '../runtime/sequences.js';
+import type { JournalInputs } from '../search/journal.js';
+import type { PhaseProgress, SearchChoice, Session } from './session.js';
 
 /** The tensor types that a repair can be written in. */
 export const repairTypes = ['f32', 'f16', 'bf16', 'q8_0', 'q5_1', 'q5_0', 'q4_1', 'q4_0'] as const;
@@ -43,9 +45,82 @@ export function usualRepair(host: Host): Exclude<Repair, 'none'> {
     return host.linear ? 'linear' : 'all';
 }
 
-/** How many parameters a repair puts into each gap. */
-export function gapParameters({ host, model }: Session, { repair = usualRepair(host) }: RepairOptions): number {
-    return repair !== 'none' && host.linear ? model.embedding ** 2 : 0;
+/**
+ * How much of the error before a gap its linear block is to take back is tried out: half of it is best for SmolLM2, and
+ * nothing for a small model, which all of it would make worse than without linear blocks.
+ */
+const CORRECTIONS = [0.5, 0];
+
+/** What is known of a repair before it is decided what goes. */
+export type RepairPlan =
+    | { kind: 'none'; reason: string }
+    | {
+          kind: Exclude<Repair, 'none'>;
+          /** What it is fitted to. */
+          text: Sequences;
+          /** The linear blocks that it puts into gaps, if it does. */
+          linear?: LinearGaps | undefined;
+      };
+
+/**
+ * Chooses the repair, and reads the text for it, or has the model write it.
+ * @param merges whether layers will be merged
+ * @throws BlockprunerError if a repair that was asked for is not possible
+ */
+export async function planRepair(
+    { model, calibration, host }: Session,
+    options: RepairOptions &
+        Pick<SearchChoice, 'repairSearch'> & {
+            merges?: boolean;
+            signal?: AbortSignal | undefined;
+            onProgress?: PhaseProgress | undefined;
+        }
+): Promise<RepairPlan> {
+    const { repairTokens, repairSearch = false, merges = false, signal, onProgress } = options;
+    if (options.repair === 'none') {
+        return { kind: 'none', reason: 'it was turned off' };
+    }
+    const kind = options.repair ?? usualRepair(host);
+    try {
+        if (merges) {
+            throw impossible('layers are merged, and a repair is fitted to the blocks as they are');
+        }
+        if (kind === 'linear' && !host.linear) {
+            throw impossible(`the model is written as ${host.name}, which has no linear blocks`);
+        }
+        const text = await fitText(model, calibration, repairTokens, {
+            signal,
+            onProgress: (done, total) => onProgress?.('calibrate', done, total)
+        });
+        const linear = host.linear && {
+            parameters: model.embedding ** 2,
+            text: repairSearch ? searchText(model, text) : undefined
+        };
+        return { kind, text, ...(linear && { linear }) };
+    } catch (error) {
+        return none(error, options);
+    }
+}
+
+/** What the evaluations of a method's search depend on, if a repair's linear blocks are in its candidates' gaps. */
+export function repairInputs(method: PruningMethod, linear: LinearGaps | undefined): JournalInputs {
+    const text = gapText(method, linear);
+    return text ? { repair: `linear blocks fitted to ${describeSequences(text)}` } : {};
+}
+
+/**
+ * What stands for a repair that isn't possible, where none was asked for.
+ * @throws what made it impossible, where it was asked for
+ */
+function none(error: unknown, { repair }: RepairOptions): { kind: 'none'; reason: string } {
+    if (repair !== undefined || !(error instanceof BlockprunerError)) {
+        throw error;
+    }
+    return { kind: 'none', reason: error.message };
+}
+
+function impossible(why: string): BlockprunerError {
+    return new BlockprunerError('UNSUPPORTED', `no repair is possible: ${why}`);
 }
 
 /** A decision after its repair, and what the repair did. */
@@ -55,83 +130,75 @@ export interface Repaired {
 }
 
 /**
- * Repairs what a decision leaves of a model: fits the repair to text that the search has not seen, and accepts it only
- * if the perplexity on the calibration text falls, measured on the very file that would be written.
+ * Repairs what a decision leaves of a model: fits the repair to text that the search was not measured on, and accepts
+ * it only if the perplexity on the calibration text falls, measured on the very file that would be written.
  * @param folder where that file is for the time of its use
  * @throws BlockprunerError if a repair that was asked for is not possible
  */
 export async function repair(
     session: Session,
     decision: Decision,
+    plan: RepairPlan,
     folder: string,
     options: RepairOptions & { signal?: AbortSignal | undefined; onProgress?: PhaseProgress | undefined }
 ): Promise<Repaired> {
     const started = performance.now();
-    const { repairTokens, signal, onProgress } = options;
-    if (options.repair === 'none') {
-        return { decision, repair: { kind: 'none', reason: 'it was turned off' } };
+    const { repairType, signal, onProgress } = options;
+    if (plan.kind === 'none') {
+        return { decision, repair: plan };
     }
-    const { model, blocks, calibration, gguf, host } = session;
-    const kind = options.repair ?? usualRepair(host);
-    let text, fit;
+    const { model, blocks, calibration, gguf } = session;
+    const { kind, text, linear } = plan;
+    const { removed } = decision;
+    const perplexityOf = (nll: Float32Array) => Math.exp(meanNll(nll, calibration.length));
+    const corrections = kind === 'linear' ? CORRECTIONS : [undefined];
+    const fits: { fitted: Decision; correction: number | undefined }[] = [];
     try {
-        checkRepairable(session, decision, kind);
-        text = await fitText(model, calibration, repairTokens, {
-            signal,
-            onProgress: (done, total) => onProgress?.('calibrate', done, total)
-        });
-        onProgress?.('repair', 0, 1);
-        const type = options.repairType ?? usualType(gguf, model.embedding);
-        const wanted = { repair: kind, linear: host.linear, type };
-        fit = await fitRepair(model, blocks, decision.removed, text, wanted, {
-            signal,
-            onProgress: (done, total) => onProgress?.('repair', done, total)
-        });
-    } catch (error) {
-        if (options.repair !== undefined || !(error instanceof BlockprunerError)) {
-            throw error;
+        if (removed.length === 0) {
+            throw impossible('nothing was removed');
         }
-        return { decision, repair: { kind: 'none', reason: error.message } };
+        onProgress?.('repair', 0, 1);
+        const type = repairType ?? usualType(gguf, model.embedding);
+        for (const [i, correction] of corrections.entries()) {
+            const wanted = { repair: kind, linear: linear !== undefined, correction, type };
+            const fit = await fitRepair(model, blocks, removed, text, wanted, {
+                signal,
+                onProgress: (done, total) => onProgress?.('repair', i * total + done, corrections.length * total)
+            });
+            fits.push({ fitted: { ...decision, ...fit, changedType: repairType }, correction });
+        }
+    } catch (error) {
+        return { decision, repair: none(error, options) };
     }
 
-    const nllBefore = decision.nll ?? (await model.evaluate(calibration, { skip: decision.removed, signal }));
-    const fitted: Decision = { ...decision, ...fit, changedType: options.repairType };
-    const nll = await session.useDecided(fitted, folder, (model) => model.evaluate(calibration, { signal }), signal);
-    const [unrepaired, repaired] = [nllBefore, nll].map((values) => Math.exp(meanNll(values, calibration.length))) as [
-        number,
-        number
-    ];
-    if (!(repaired < unrepaired)) {
-        const reason = `it would change the perplexity on the calibration text from ${unrepaired} to ${repaired}`;
+    let best: { fitted: Decision; correction: number | undefined; nll: Float32Array } | undefined;
+    for (const { fitted, correction } of fits) {
+        const nll = await session.useDecided(fitted, folder, (one) => one.evaluate(calibration, { signal }), signal);
+        if (!best || perplexityOf(nll) < perplexityOf(best.nll)) {
+            best = { fitted, correction, nll };
+        }
+    }
+    const nllBefore = decision.nll ?? (await model.evaluate(calibration, { skip: removed, signal }));
+    const unrepaired = perplexityOf(nllBefore);
+    const { fitted, nll, correction } = best!;
+    const perplexity = perplexityOf(nll);
+    if (!(perplexity < unrepaired)) {
+        const reason = `it would change the perplexity on the calibration text from ${unrepaired} to ${perplexity}`;
         return { decision: { ...decision, nll: nllBefore }, repair: { kind: 'none', reason } };
     }
     return {
         decision: { ...fitted, nll },
         repair: {
             kind,
-            linear: (fit.linear ?? []).map(({ before, type }) => ({
+            linear: (fitted.linear ?? []).map(({ before, type }) => ({
                 before: before ? bare([before])[0]! : null,
                 type
             })),
-            refitted: [...(fit.changes ?? new Map<string, never>()).keys()],
+            ...(correction !== undefined && { correction }),
+            refitted: [...(fitted.changes ?? new Map<string, never>()).keys()],
             tokens: countSequences(text) * text.length,
             unrepaired,
             seconds: (performance.now() - started) / 1000
         }
     };
-}
-
-/** @throws BlockprunerError if there is nothing to repair, or a repair can't be written */
-function checkRepairable({ host }: Session, { merges, removed }: Decision, repair: Repair): void {
-    const obstacle =
-        repair === 'linear' && !host.linear
-            ? `the model is written as ${host.name}, which has no linear blocks`
-            : merges
-              ? 'layers were merged, and a repair is fitted to the blocks as they are'
-              : removed.length === 0
-                ? 'nothing was removed'
-                : undefined;
-    if (obstacle !== undefined) {
-        throw new BlockprunerError('UNSUPPORTED', `no repair is possible: ${obstacle}`);
-    }
 }

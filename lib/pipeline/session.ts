@@ -80,6 +80,11 @@ export interface SearchChoice {
     confidence?: number | undefined;
     /** Memory on each device for the residual stream that candidates start from, in bytes. Default: 2 GiB. */
     keepBytes?: number | undefined;
+    /**
+     * Whether the linear blocks of a repair are in the model already while candidates are compared. They are fitted to
+     * the dense model then, and once more by the repair. Default: false.
+     */
+    repairSearch?: boolean | undefined;
 }
 
 /** @throws ArgumentError if a choice is none that there is */

@@ -9,6 +9,12 @@ const USUAL_TOKENS_A_VALUE = 64;
 /** With few more tokens than values of the residual stream, a fit would follow the tokens that it has too closely. */
 const LEAST_TOKENS_A_VALUE = 8;
 
+/**
+ * A search keeps the dense model's stream of what it fits linear blocks to, at all boundaries, in so many bytes, or
+ * those of the fewest tokens that can be fitted to.
+ */
+const SEARCH_BYTES = 2 ** 30;
+
 /** By default, no more are fitted to: the streams of that many take 2 GiB in a model with 4096 values. */
 const MOST_USUAL_TOKENS = 65_536;
 
@@ -51,6 +57,14 @@ export async function fitText(
         );
     }
     return { tokens: Int32Array.from(chosen.flatMap((part) => [...part])), length };
+}
+
+/** Those of a repair's sequences that a search fits linear blocks to: as many as its memory has room for. */
+export function searchText(model: Model, text: Sequences): Sequences {
+    const ofToken = 2 * model.embedding * (2 * model.layers + 1);
+    const tokens = Math.max(SEARCH_BYTES / ofToken, LEAST_TOKENS_A_VALUE * model.embedding);
+    const count = Math.min(Math.ceil(tokens / text.length), countSequences(text));
+    return { tokens: spread(text, count), length: text.length };
 }
 
 /** How many of each source are taken, as evenly as they have so many. */

@@ -1,7 +1,7 @@
 import { BlockprunerError } from '../errors.js';
 import { gapsOf, type Block, type Removal } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
-import type { Model, RunOptions } from '../runtime/model.js';
+import type { Model, RepairFit, RunOptions } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 
 /**
@@ -28,6 +28,7 @@ export const repairs: readonly Repair[] = ['none', 'linear', 'adjacent', 'all'];
  * the device, for a matrix of n_in columns and n_out rows, 4·n_in² + 32·n_in·n_out bytes.
  * @param blocks all blocks of the model, in the order of the residual stream
  * @param linear whether linear blocks can be put in
+ * @param correction of linear blocks, see {@link RepairFit}
  * @param type the tensor type that linear blocks are to be written in
  * @throws BlockprunerError if nothing of the model can be fitted so
  */
@@ -36,11 +37,16 @@ export async function fitRepair(
     blocks: readonly Block[],
     removed: readonly Block[],
     sequences: Sequences,
-    { repair, linear, type }: { repair: Exclude<Repair, 'none'>; linear: boolean; type: string },
+    {
+        repair,
+        linear,
+        correction,
+        type
+    }: { repair: Exclude<Repair, 'none'>; linear: boolean; correction?: RepairFit['correction']; type: string },
     options?: RunOptions
 ): Promise<Pick<Removal, 'linear' | 'changes'>> {
     const gaps = gapsOf(blocks, removed);
-    const fit = { linear, refit: repair === 'linear' ? 'none' : repair } as const;
+    const fit = { linear, correction, refit: repair === 'linear' ? 'none' : repair } as const;
     const found = await model.fitRepair(
         sequences,
         gaps.map((gap) => gap.removed),

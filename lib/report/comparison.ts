@@ -62,13 +62,15 @@ export const comparisonSchema = z.object({
     evaluatedWith: z.record(z.string(), z.string()),
     dense: qualitySchema,
     /**
-     * Each method's order of removal, up to the highest ratio that it was asked for or can reach. LaCo has no order and
-     * is not here.
+     * Each method's order of removal, up to the highest ratio that it was asked for or can reach; another one where a
+     * repair's linear blocks were in the gaps. LaCo has no order and is not here.
      */
     searches: z.array(
         z.object({
             method,
             seed,
+            /** What fills the gaps while candidates are compared. */
+            repair: z.enum(repairs),
             ratio: z.number(),
             steps: z.array(
                 z.object({

@@ -108,9 +108,9 @@ function detailsOf(result: PruneResult): Detail[] {
 }
 
 async function perplexityFigure(result: PruneResult): Promise<Figure> {
-    const { removed, perplexity, repair } = result;
-    const unrepaired = { dense: perplexity.dense, pruned: unrepairedPerplexity(result) };
+    const { removed, perplexity, repair, linearGaps } = result;
     const models = modelsOf(result);
+    const searched = { dense: perplexity.dense, pruned: models.at(-1)!.perplexity };
     const gone = formatShare(models.at(-1)!.share);
     const repaired = `${formatNumber(perplexity.pruned)} (${formatPairChange(perplexity)})`;
     const gained = repair.kind === 'none' ? '' : `, and the repair brought it to ${repaired}`;
@@ -118,8 +118,9 @@ async function perplexityFigure(result: PruneResult): Promise<Figure> {
         title: 'Perplexity against parameters removed',
         caption:
             `On the calibration text, the perplexity went from ${formatNumber(perplexity.dense)} to ` +
-            `${formatNumber(unrepaired.pruned)} (${formatPairChange(unrepaired)}) while ${removed.length} blocks ` +
+            `${formatNumber(searched.pruned)} (${formatPairChange(searched)}) while ${removed.length} blocks ` +
             `with ${gone} of the parameters were removed` +
+            (linearGaps ? ', with a linear block in each gap, fitted to the model as it is' : '') +
             gained +
             '. Lower is better.',
         charts: [

@@ -16,6 +16,8 @@ export type RepairResult =
           kind: Exclude<Repair, 'none'>;
           /** The linear blocks, by the block right before which each stands; null: at the residual stream's end. */
           linear: { before: Block | null; type: string }[];
+          /** Which share of the error that is in the stream before a gap they take back. */
+          correction?: number;
           /** The tensors that were fitted anew, as the model has them. */
           refitted: string[];
           /** How many tokens it was fitted to. */
@@ -46,6 +48,8 @@ export interface PruneResult {
     repair: RepairResult;
     /** The removals one by one; empty where all blocks went at once. */
     steps: Step[];
+    /** Whether their perplexities are with a linear block in each gap, fitted to the model as it is. */
+    linearGaps: boolean;
     /** The calibration text's name, and the number and length (in tokens) of the sequences that were used of it. */
     calibration: { name: string; sequences: number; context: number };
     /** Perplexities on the calibration text, which no repair was fitted to. */

@@ -117,6 +117,7 @@ export interface NativeEvaluator {
             linear: boolean;
             refit: 'none' | 'adjacent' | 'all';
             linearRidge?: number | undefined;
+            correction?: number | undefined;
             refitRidge?: number | undefined;
         }
     ): Promise<{
@@ -129,6 +130,8 @@ export interface NativeEvaluator {
 export interface NativeKeptStreams {
     readonly room: number;
     readonly work: { blocks: number; keptBytes: number };
+    /** From then on, linear blocks that are fitted to these sequences stand in the gaps of skip sets. */
+    putInLinear(tokens: Int32Array, length: number, task: NativeTask): Promise<void>;
     evaluate(skip: number[], sequences: Uint32Array, mayWin: boolean, task: NativeTask): Promise<Float32Array>;
     remove(removed: number[]): void;
     dispose(): void;

@@ -176,7 +176,7 @@ export interface LinearBlock {
 export interface TensorChange {
     /** F32, row after row. */
     change: Float32Array;
-    /** Of each value of a row, how much it matters where the tensor is quantized; above 0. Default: all matter alike. */
+    /** How much each value of a row matters where the tensor is quantized, above 0. Default: all matter alike. */
     importance?: Float32Array;
 }
 

@@ -6,6 +6,15 @@ import { countSequences, type Sequences } from './sequences.js';
 export interface KeepOptions {
     /** Memory for the residual stream, in bytes. 0 computes every evaluation from the tokens on. Default: 2 GiB. */
     keepBytes?: number | undefined;
+    /**
+     * In each gap that an evaluation leaves stands a linear block, as a repair would put it in: x + W·x/rms(x), which
+     * is fitted to what the gap's blocks do in the dense model, on the tokens of these sequences. The model's blocks
+     * must follow one another. Takes 2 bytes more for each of these tokens, each value of the stream and each boundary,
+     * and 4 · n_embd² bytes for each candidate. Default: gaps stay empty.
+     */
+    linear?: Sequences | undefined;
+    /** Is told how much of the dense model's stream was computed for that. */
+    onProgress?: ((done: number, total: number) => void) | undefined;
     /** Stops every evaluation once it is aborted. */
     signal?: AbortSignal | undefined;
 }
@@ -14,7 +23,7 @@ export interface KeepOptions {
  * Evaluates the candidates of a search without computing anything twice: a candidate shares everything before its block
  * with the current model, whose residual stream is kept, where the model is computed, at the boundaries of its blocks.
  * A candidate starts from its own boundary or, where memory doesn't allow all of them, from the last one before. The
- * values are those of {@link Model.evaluate}. Comes from {@link Model.keepStreams}.
+ * values are those of {@link Model.evaluate}, but for linear blocks. Comes from {@link Model.keepStreams}.
  */
 export class KeptStreams {
     readonly #native: NativeKeptStreams;

@@ -87,6 +87,11 @@ export interface RepairFit {
     refit: 'none' | 'adjacent' | 'all';
     /** λ of linear blocks, in shares of the mean square of what goes in. Default: 0.03. */
     linearRidge?: number | undefined;
+    /**
+     * Which share of the error that removals before a gap left in the stream its linear block is to take back, beside
+     * doing what the gap's blocks did, 0 … 1. Default: 0.5.
+     */
+    correction?: number | undefined;
     /** λ of output projections. Default: 0.3. */
     refitRidge?: number | undefined;
 }
@@ -370,7 +375,7 @@ export class Model {
      * @throws as {@link evaluate}
      */
     async keepStreams(calibration: Sequences, options: KeepOptions = {}): Promise<KeptStreams> {
-        const { keepBytes = DEFAULT_KEEP_BYTES, signal } = options;
+        const { keepBytes = DEFAULT_KEEP_BYTES, linear, signal, onProgress } = options;
         checkSequences(calibration);
         checkNumber('keepBytes', keepBytes, { least: 0 });
         const { KeptStreams: NativeStreams } = await loadAddon();
@@ -380,6 +385,16 @@ export class Model {
         );
         const streams = new KeptStreams(native, calibration, (blocks) => this.#indexesOf(context, blocks), signal);
         this.#streams.add(streams);
+        if (linear) {
+            try {
+                await runNative(signal, (cancel) =>
+                    native.putInLinear(linear.tokens, linear.length, { cancel, ...(onProgress && { onProgress }) })
+                );
+            } catch (error) {
+                streams.dispose();
+                throw error;
+            }
+        }
         return streams;
     }
 

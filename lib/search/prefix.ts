@@ -14,14 +14,17 @@ export type PrefixOptions = KeepOptions;
 export class PrefixEvaluator implements CandidateEvaluator {
     readonly sequences: number;
     readonly devices: number;
+    /** Whether linear blocks stand in the gaps that evaluations leave. */
+    readonly linear: boolean;
     /** At how many boundaries of each sequence there is room to keep the residual stream. */
     readonly room: number;
 
     /** Each with the last evaluation that was asked of it: a device does one at a time. */
     readonly #queues: { streams: KeptStreams; last: Promise<unknown> }[];
 
-    private constructor(streams: readonly KeptStreams[], sequences: number) {
+    private constructor(streams: readonly KeptStreams[], sequences: number, linear: boolean) {
         this.sequences = sequences;
+        this.linear = linear;
         this.devices = streams.length;
         this.room = Math.min(...streams.map(({ room }) => room));
         this.#queues = streams.map((one) => ({ streams: one, last: Promise.resolve() }));
@@ -45,7 +48,7 @@ export class PrefixEvaluator implements CandidateEvaluator {
             streams.forEach((one) => one.dispose());
             throw error;
         }
-        return new PrefixEvaluator(streams, sequences);
+        return new PrefixEvaluator(streams, sequences, options.linear !== undefined);
     }
 
     /** Of each device: the blocks computed so far, over all sequences, and the bytes that are kept now. */

@@ -281,6 +281,7 @@ Napi::Value Evaluator::fit_repair(const Napi::CallbackInfo & info) {
                              refit == "adjacent" ? repair_request::refit_kind::adjacent :
                                                    repair_request::refit_kind::none;
     request.linear_ridge   = number_of(options, "linearRidge", request.linear_ridge);
+    request.correction     = number_of(options, "correction", request.correction);
     request.refit_ridge    = number_of(options, "refitRidge", request.refit_ridge);
     auto found             = std::make_shared<repair_result>();
     return run_on(

@@ -120,7 +120,7 @@ std::vector<float> read_floats(const Napi::Value & value) {
 row_source read_row_source(const Napi::Value & value) {
     const auto object = value.As<Napi::Object>();
     row_source source;
-    source.tensor     = read_reference(object);
+    source.tensor = read_reference(object);
     if (object.Get("sumType").IsString()) {
         source.sum_type = tensor_type_of(read_string(object.Get("sumType")));
     }

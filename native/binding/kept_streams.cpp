@@ -10,6 +10,7 @@ void KeptStreams::init(Napi::Env env, Napi::Object exports) {
                                            {
                                                InstanceAccessor<&KeptStreams::room>("room"),
                                                InstanceAccessor<&KeptStreams::work>("work"),
+                                               InstanceMethod<&KeptStreams::put_in_linear>("putInLinear"),
                                                InstanceMethod<&KeptStreams::evaluate>("evaluate"),
                                                InstanceMethod<&KeptStreams::remove>("remove"),
                                                InstanceMethod<&KeptStreams::dispose>("dispose"),
@@ -44,6 +45,17 @@ Napi::Value KeptStreams::work(const Napi::CallbackInfo & info) {
     object.Set("blocks", (double) streams.n_computed());
     object.Set("keptBytes", (double) streams.n_kept_bytes());
     return object;
+}
+
+Napi::Value KeptStreams::put_in_linear(const Napi::CallbackInfo & info) {
+    const auto on        = engine(info.Env()).on;
+    const auto sequences = std::make_shared<token_sequences>(read_sequences(*on, info[0], info[1]));
+    return run_on(
+        info.Env(), { on }, info[2],
+        [=, s = self](const task_control & control) {
+            s->put_in(std::make_unique<gap_fits>(*on, *sequences, control));
+        },
+        [](Napi::Env env) { return env.Undefined(); });
 }
 
 Napi::Value KeptStreams::evaluate(const Napi::CallbackInfo & info) {

@@ -21,6 +21,7 @@ private:
 
     Napi::Value room(const Napi::CallbackInfo & info);
     Napi::Value work(const Napi::CallbackInfo & info);
+    Napi::Value put_in_linear(const Napi::CallbackInfo & info);
     Napi::Value evaluate(const Napi::CallbackInfo & info);
     void        remove(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);

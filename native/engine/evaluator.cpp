@@ -37,7 +37,7 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
                      const task_control &         control) :
     model(std::move(model)),
     options(options),
-    patch(options.logits_bytes) {
+    patch(options.logits_bytes, this->model->hparams.f_norm_rms_eps) {
     make_context();
     control.check();
     if (!context) {

@@ -22,10 +22,6 @@ size_t room_for(const llama_model * model, const token_sequences & calibration, 
     return (size_t) std::min(std::floor(keep_bytes / of_all), 4.0 * llama_model_n_layer(model));
 }
 
-bool shares_start(const skip_set & before, const skip_set & skip) {
-    return std::equal(before.begin(), before.end(), skip.begin());
-}
-
 // Blocks behind `start` at whose boundaries the stream is to be kept: spread evenly over those that aren't left out,
 // since only these can be the next to go. Parallel blocks have one boundary.
 std::vector<size_t> spread(const std::vector<residual_block> & blocks,
@@ -94,9 +90,8 @@ std::vector<float> kept_streams::evaluate(const skip_set &            skip,
 
 void kept_streams::remove(const skip_set & removed) {
     for (auto & boundaries : kept) {
-        const auto gone = std::stable_partition(boundaries.begin(), boundaries.end(), [&](const kept_boundary & b) {
-            return shares_start(b.before, removed);
-        });
+        const auto gone = std::stable_partition(boundaries.begin(), boundaries.end(),
+                                                [&](const kept_boundary & b) { return can_start_at(b, removed); });
         for (auto it = gone; it != boundaries.end(); it++) {
             kept_bytes -= ggml_nbytes(it->values.tensor);
             unused.push_back(std::move(it->values));
@@ -110,6 +105,19 @@ void kept_streams::remove(const skip_set & removed) {
     }
     likely.reset();
     current = removed;
+    if (linear) {
+        linear->forget_beside(removed);
+    }
+}
+
+void kept_streams::put_in(std::unique_ptr<gap_fits> fits) {
+    for (auto & boundaries : kept) {
+        boundaries.clear();
+    }
+    kept_bytes = 0;
+    ready.assign(calibration.count(), false);
+    likely.reset();
+    linear = std::move(fits);
 }
 
 // Computes sequences, each from its last usable boundary on. Then at most `most_kept` boundaries of each are kept,
@@ -121,10 +129,12 @@ void kept_streams::run(const skip_set &            skip,
                        float *                     nll) {
     const size_t of_boundary   = bytes_of_boundary(on->model.get(), calibration.length);
     const size_t most_captured = std::max<size_t>(1, MOST_CAPTURED_BYTES / of_boundary);
+    const auto   blocks        = linear ? linear->blocks_for(skip, control) : graph_request::linear_blocks{};
     for (const size_t sequence : sequences) {
         control.check();
         graph_request request;
-        request.skip = skip;
+        request.skip   = skip;
+        request.linear = blocks;
         if (const kept_boundary * boundary = last_usable(sequence, skip)) {
             start_at(request, *boundary);
         }
@@ -142,11 +152,18 @@ void kept_streams::run(const skip_set &            skip,
     }
 }
 
+// A linear block stands for all of its gap, so that no evaluation can start inside of one.
+bool kept_streams::can_start_at(const kept_boundary & boundary, const skip_set & skip) const {
+    const skip_set & before = boundary.before;
+    const bool       is_gap = linear && before.back() && before.size() < skip.size() && skip[before.size()];
+    return !is_gap && std::equal(before.begin(), before.end(), skip.begin());
+}
+
 // The last kept boundary of a sequence at which an evaluation without these blocks can start; null if there is none.
 const kept_streams::kept_boundary * kept_streams::last_usable(size_t sequence, const skip_set & skip) const {
     const kept_boundary * last = nullptr;
     for (const auto & boundary : kept[sequence]) {
-        if ((!last || boundary.before.size() > last->before.size()) && shares_start(boundary.before, skip)) {
+        if ((!last || boundary.before.size() > last->before.size()) && can_start_at(boundary, skip)) {
             last = &boundary;
         }
     }

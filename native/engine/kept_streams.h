@@ -4,6 +4,7 @@
 
 #include "engine/device_tensor.h"
 #include "engine/evaluator.h"
+#include "engine/gap_fits.h"
 
 #include <atomic>
 #include <map>
@@ -25,6 +26,9 @@ public:
     const std::shared_ptr<evaluator> on;
     const token_sequences            calibration;
     const size_t                     room; // boundaries of each sequence that may be kept
+
+    // From now on, linear blocks stand in the gaps that evaluations leave.
+    void put_in(std::unique_ptr<gap_fits> fits);
 
     // The NLL of each token but the first of some sequences, given by their numbers: [n × (length − 1)].
     // may_win: this candidate is likely to be the next current model
@@ -52,6 +56,8 @@ private:
     // Which sequences were evaluated.
     using sequence_set = std::vector<bool>;
 
+    std::unique_ptr<gap_fits> linear; // null: gaps stay empty
+
     const size_t room_of_current; // of the room, what the current model may take; the rest is for the likely next one
 
     skip_set                                current;
@@ -73,6 +79,7 @@ private:
                               size_t                      most_kept,
                               const task_control &        control,
                               float *                     nll);
+    bool                  can_start_at(const kept_boundary & boundary, const skip_set & skip) const;
     const kept_boundary * last_usable(size_t sequence, const skip_set & skip) const;
     void                  start_at(graph_request & request, const kept_boundary & boundary);
     void                  keep(size_t sequence, const skip_set & skip, const graph_outputs & outputs);

@@ -80,6 +80,36 @@ ggml_tensor * new_input(ggml_context * ctx, int64_t n_values, int64_t n_tokens) 
 
 } // namespace
 
+double mean_square(const float * values, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        sum += (double) values[i] * values[i];
+    }
+    return sum / (double) n;
+}
+
+float inverse_rms(const float * values, size_t n, float epsilon) {
+    return (float) (1 / std::sqrt(mean_square(values, n) + epsilon));
+}
+
+ggml_backend_ptr backend_of(ggml_backend_buffer_type_t memory, int n_threads) {
+    ggml_backend_dev_t device = ggml_backend_buft_get_device(memory);
+    if (!device) {
+        device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); // memory of the host has none
+    }
+    ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
+    if (!backend) {
+        throw std::runtime_error("the device could not be used for a least squares fit");
+    }
+    using set_threads_function = void (*)(ggml_backend_t, int);
+    const auto set_threads     = (set_threads_function) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
+    if (set_threads) {
+        set_threads(backend.get(), n_threads);
+    }
+    return backend;
+}
+
 least_squares::least_squares(ggml_backend_t device, int64_t n_in, int64_t n_out) :
     device(device),
     n_in(n_in),

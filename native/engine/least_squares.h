@@ -9,6 +9,17 @@
 #include <cstdint>
 #include <vector>
 
+// λ of a linear block by default.
+constexpr double LINEAR_RIDGE = 0.03;
+
+// 1/rms of n values, as llama.cpp's RMSNorm computes it.
+float inverse_rms(const float * values, size_t n, float epsilon);
+
+double mean_square(const float * values, size_t n);
+
+// A backend of the device that memory belongs to; on the CPU, with so many threads.
+ggml_backend_ptr backend_of(ggml_backend_buffer_type_t memory, int n_threads);
+
 // Finds the matrix W that minimises Σ_t |W·h_t − e_t|² + λ·m·|W|², where m is the mean of the diagonal of Σ_t h_t·h_tᵀ.
 // Rows of W may have a λ of their own. A weight of a token is a factor of both h_t and e_t: its square root.
 //

@@ -2,6 +2,7 @@
 
 #include "engine/device_tensor.h"
 #include "engine/least_squares.h"
+#include "engine/stream_walk.h"
 #include "ggml-backend.h"
 #include "llama-model.h"
 
@@ -13,141 +14,6 @@
 #include <stdexcept>
 
 namespace {
-
-// The residual streams of all sequences at one boundary, carried on from boundary to boundary.
-class stream_walk {
-public:
-    stream_walk(evaluator & on, const token_sequences & sequences, skip_set skip) :
-        on(&on),
-        sequences(&sequences),
-        skip(std::move(skip)) {}
-
-    // Of each sequence: [n_tokens × n_embd]. The last layer computes one token less than there are.
-    std::vector<std::vector<float>> values;
-
-    // Another model's walk, from where this one is: so far they leave out the same blocks.
-    stream_walk fork(skip_set other) const {
-        stream_walk forked = *this;
-        forked.skip        = std::move(other);
-        return forked;
-    }
-
-    // What one sequence's stream is at a later boundary.
-    struct step {
-        std::vector<float> stream;    // [n_tokens × n_embd]
-        std::vector<float> inner;     // [n_tokens × n_inner], what the first block's output projection multiplies
-        std::vector<float> projected; // [n_tokens × n_embd], what it gives to a norm behind it
-        size_t             n_inner = 0;
-    };
-
-    // Computes the blocks up to a boundary, named by the block behind it; the number of blocks is the stream's end.
-    step compute(size_t sequence, size_t to, bool with_inner, const task_control & control) {
-        control.check();
-        graph_request request;
-        request.skip    = skip;
-        request.capture = { to };
-        request.output  = graph_request::output_kind::none;
-        if (with_inner) {
-            request.inner = { at };
-        }
-        if (!values.empty() && at > 0) {
-            request.start    = at;
-            request.boundary = put_on_device(values[sequence]);
-        }
-        const graph_outputs & outputs =
-            on->run_sequence(std::move(request), sequences->sequence(sequence), sequences->length, control);
-        const ggml_tensor * stream = outputs.captured.at(to);
-        memory                     = ggml_backend_buffer_get_type(stream->buffer);
-        step computed;
-        computed.stream = values_of(stream);
-        if (with_inner) {
-            computed.inner   = values_of(outputs.inner.at(at));
-            computed.n_inner = outputs.inner.at(at)->ne[0];
-            for (const auto & [_, projected] : outputs.projected) {
-                computed.projected = values_of(projected);
-            }
-        }
-        return computed;
-    }
-
-    // Goes on to a boundary with all sequences.
-    // counted: is called after each sequence
-    void advance(size_t to, const task_control & control, const std::function<void()> & counted) {
-        if (!values.empty() && to == at) {
-            return;
-        }
-        std::vector<std::vector<float>> next(sequences->count());
-        for (size_t i = 0; i < next.size(); i++) {
-            next[i] = compute(i, to, false, control).stream;
-            counted();
-        }
-        values = std::move(next);
-        at     = to;
-    }
-
-    size_t boundary() const { return at; }
-
-    // Says that the values are at a later boundary now, since the caller computed them.
-    void set_boundary(size_t boundary) { at = boundary; }
-
-    // Where the last values were computed. Memory of the host has no device: there it was the CPU.
-    ggml_backend_dev_t device() const {
-        ggml_backend_dev_t found = ggml_backend_buft_get_device(memory);
-        return found ? found : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    }
-
-private:
-    evaluator *                on;
-    const token_sequences *    sequences;
-    skip_set                   skip;
-    size_t                     at     = 0;
-    ggml_backend_buffer_type_t memory = nullptr;
-
-    // Where graphs read the stream that they start from; one tensor for all sequences, so that one graph serves them.
-    std::shared_ptr<ggml_tensor> start;
-
-    std::shared_ptr<ggml_tensor> put_on_device(const std::vector<float> & stream) {
-        const int64_t n_embd   = on->model->hparams.n_embd;
-        const auto    n_tokens = (int64_t) stream.size() / n_embd;
-        if (!start || start->ne[1] != n_tokens || ggml_backend_buffer_get_type(start->buffer) != memory) {
-            const auto made = std::make_shared<device_tensor>(new_device_tensor(memory, n_embd, n_tokens));
-            if (!made->tensor) {
-                throw std::runtime_error("there is no memory on the device for a sequence's residual stream");
-            }
-            start = { made, made->tensor };
-        }
-        ggml_backend_tensor_set(start.get(), stream.data(), 0, ggml_nbytes(start.get()));
-        return start;
-    }
-};
-
-// A backend of a device; on the CPU, with as many threads as the evaluator has.
-ggml_backend_ptr backend_of(ggml_backend_dev_t device, int n_threads) {
-    ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
-    if (!backend) {
-        throw std::runtime_error("the device could not be used for a least squares fit");
-    }
-    using set_threads_function = void (*)(ggml_backend_t, int);
-    const auto set_threads     = (set_threads_function) ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
-    if (set_threads) {
-        set_threads(backend.get(), n_threads);
-    }
-    return backend;
-}
-
-double mean_square(const float * values, size_t n) {
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        sum += (double) values[i] * values[i];
-    }
-    return sum / (double) n;
-}
-
-// 1/rms of n values, as llama.cpp's RMSNorm computes it.
-float inverse_rms(const float * values, size_t n, float epsilon) {
-    return (float) (1 / std::sqrt(mean_square(values, n) + epsilon));
-}
 
 // x/rms(x) of each token.
 std::vector<float> normalized(const std::vector<float> & x, size_t n_embd, float epsilon) {
@@ -162,7 +28,8 @@ std::vector<float> normalized(const std::vector<float> & x, size_t n_embd, float
 }
 
 // Adds a sequence's tokens, each with its weight.
-// h: what is multiplied, [n_tokens × n_in]; x, dense: the streams, [n_tokens × n_embd]
+// h: what is multiplied, [n_tokens × n_in]; x: the stream that it is added to, dense: what that is to become,
+// [n_tokens × n_embd]
 void add_sequence(least_squares &            fit,
                   std::vector<float>         h,
                   const std::vector<float> & x,
@@ -367,7 +234,7 @@ private:
         dense.advance(is_before_gap ? next->second : block + 1, control, counted());
 
         const post_norm                norm(on, on.blocks()[block]);
-        const ggml_backend_ptr         backend = backend_of(dense.device(), on.options.n_threads);
+        const ggml_backend_ptr         backend = backend_of(dense.memory(), on.options.n_threads);
         std::unique_ptr<least_squares> fit;
         for (size_t i = 0; i < sequences.count(); i++) {
             stream_walk::step step = computed_block(i);
@@ -409,7 +276,28 @@ private:
         return step;
     }
 
+    // What a linear block in the next gap starts from: the pruned stream, less the share of its error that it need not
+    // correct. A block before the gap that was fitted has left nothing else than what is to be corrected.
+    std::vector<std::vector<float>> streams_to_correct() {
+        std::vector<std::vector<float>> y = pruned.values;
+        if (dense.boundary() > next->first) {
+            return y;
+        }
+        dense.advance(next->first, control, counted());
+        const auto c = (float) request.correction;
+        for (size_t i = 0; i < y.size(); i++) {
+            y[i].resize(std::min(y[i].size(), dense.values[i].size()));
+            std::transform(y[i].begin(), y[i].end(), dense.values[i].begin(), y[i].begin(),
+                           [c](float x, float s) { return c * x + (1 - c) * s; });
+        }
+        return y;
+    }
+
     void pass_gap() {
+        std::vector<std::vector<float>> y;
+        if (request.linear) {
+            y = streams_to_correct();
+        }
         dense.advance(next->second, control, counted());
         for (size_t i = 0; i < sequences.count(); i++) {
             auto & x = pruned.values[i];
@@ -420,12 +308,13 @@ private:
             return;
         }
         const float            epsilon = on.model->hparams.f_norm_rms_eps;
-        const ggml_backend_ptr backend = backend_of(dense.device(), on.options.n_threads);
+        const ggml_backend_ptr backend = backend_of(dense.memory(), on.options.n_threads);
         least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
         for (size_t i = 0; i < sequences.count(); i++) {
             control.check();
             const auto & x = pruned.values[i];
-            add_sequence(fit, normalized(x, n_embd, epsilon), x, dense.values[i], n_embd);
+            y[i].resize(x.size());
+            add_sequence(fit, normalized(x, n_embd, epsilon), y[i], dense.values[i], n_embd);
         }
         fit.solve(request.linear_ridge, control);
         for (auto & x : pruned.values) {

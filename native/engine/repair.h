@@ -3,13 +3,10 @@
 #pragma once
 
 #include "engine/evaluator.h"
+#include "engine/least_squares.h"
 
 #include <cstddef>
-#include <utility>
 #include <vector>
-
-// The boundaries before and behind neighbouring blocks that are left out.
-using gap = std::pair<size_t, size_t>;
 
 struct repair_request {
     std::vector<gap> gaps; // in ascending order, none of them empty and no two of them with a common boundary
@@ -22,8 +19,11 @@ struct repair_request {
     refit_kind refit = refit_kind::none;
 
     // λ of the ridge regressions
-    double linear_ridge = 0.03;
+    double linear_ridge = LINEAR_RIDGE;
     double refit_ridge  = 0.3;
+
+    // Which share of the error in the stream before a gap its linear block is to take back as well, 0 … 1.
+    double correction = 0.5;
 };
 
 struct repair_result {
@@ -46,15 +46,18 @@ bool can_refit(const evaluator & on, size_t block);
 // the error.
 //
 // - After a block whose output projection is fitted, with inner values h: Δ minimises Σ w·|Δ·h − (S − x)|² + λ·m·|Δ|².
-// - In a gap, n = x/rms(x): W minimises Σ w·|W·n − (S − x)|² + λ·m·|W|².
+// - In a gap, n = x/rms(x): W minimises Σ w·|W·n − (S − y)|² + λ·m·|W|², where y = c·x + (1 − c)·S' and S' is the dense
+//   stream before the gap: with a correction c of 0, it does what the gap's blocks did, with 1 also what brings the
+//   stream back to the dense one. An error can't be told from the stream alone, so that all of it is too much to ask.
+//   Behind a block that was fitted c is 1, since that block was to do what the gap's did.
 //
 // m is the mean of the diagonal of the Gram matrix, Σ w·h·hᵀ or Σ w·n·nᵀ. Where a norm follows the output projection, the
 // block adds γ⊙y/r, with y = W·h and r = rms(y). It is fitted as if r stayed as it is: Δ minimises
 // Σ w·|γ⊙(Δ·h)/r − (S − x)|² + λ·m·mean(γ²)·|Δ|², with h/r in the Gram matrix; x then goes on with what r really becomes.
 // Blocks that can't be fitted stay as they are.
 //
-// Both models' streams of all tokens are in memory, on the host, 8·n_embd bytes a token, and are carried on, so that each
-// block is computed once a model, and twice where it is fitted. For the sums, see least_squares.
+// Both models' streams of all tokens are in memory, on the host, 8·n_embd bytes a token (12 at a gap), and are carried on,
+// so that each block is computed once a model, and twice where it is fitted. For the sums, see least_squares.
 //
 // Throws where the stream is not finite.
 repair_result fit_repair(evaluator &             on,

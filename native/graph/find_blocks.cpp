@@ -332,3 +332,15 @@ std::vector<found_block> find_again(const graph_view & graph, const graph_layout
     }
     return found;
 }
+
+std::vector<gap> gaps_of(const skip_set & skip) {
+    std::vector<gap> gaps;
+    for (size_t i = 0; i < skip.size(); i++) {
+        if (skip[i] && i > 0 && skip[i - 1]) {
+            gaps.back().second++;
+        } else if (skip[i]) {
+            gaps.emplace_back(i, i + 1);
+        }
+    }
+    return gaps;
+}

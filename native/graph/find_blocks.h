@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <string>
+#include <utility>
 #include <vector>
 
 // attn mixes tokens. linear mixes none, and is a norm and the product with one weight. ffn is every other branch.
@@ -51,6 +52,12 @@ struct residual_block {
 
 // One flag for each block, in the order of the residual stream: true where it is left out.
 using skip_set = std::vector<bool>;
+
+// The boundaries before and behind neighbouring blocks that are left out.
+using gap = std::pair<size_t, size_t>;
+
+// The gaps that a skip set leaves, in the order of the stream.
+std::vector<gap> gaps_of(const skip_set & skip);
 
 // A block in a graph, and how it is left out: who reads `add` must read `instead`.
 struct found_block {

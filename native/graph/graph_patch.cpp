@@ -70,6 +70,7 @@ struct graph_edit {
     const std::vector<found_block> & found;
     const graph_request &            request;
     graph_outputs &                  outputs;
+    float                            rms_epsilon;
     substitution                     change;
     std::vector<ggml_tensor *>       results; // what the new graph must compute
 };
@@ -108,6 +109,21 @@ void start_at_boundary(graph_edit & edit) {
         throw std::runtime_error("a kept residual stream doesn't fit this graph");
     }
     edit.change.add(before, request.boundary.get());
+}
+
+// Who reads the stream behind a gap shall read what a linear block makes of it.
+void put_in_linear_blocks(graph_edit & edit) {
+    ggml_context * ctx = edit.ctx;
+    for (const auto & [before, behind] : gaps_of(edit.request.skip)) {
+        const auto linear = edit.request.linear.find(before);
+        if (linear == edit.request.linear.end() || behind <= edit.request.start) {
+            continue; // a kept boundary is behind the gap and its linear block
+        }
+        ggml_tensor * sum    = edit.found[behind - 1].add;
+        ggml_tensor * stream = edit.change.resolve(sum);
+        ggml_tensor * normed = ggml_rms_norm(ctx, stream, edit.rms_epsilon);
+        edit.change.add(sum, ggml_add(ctx, stream, ggml_mul_mat(ctx, linear->second.get(), normed)));
+    }
 }
 
 // A tensor of [n_embd, n_tokens], for the first n tokens alone.
@@ -269,8 +285,8 @@ int rebuild(graph_edit & edit, ggml_tensor * targets) {
 
 // Whether the graph of one request serves the other too: all but which tokens are to be predicted is equal.
 bool have_one_graph(const graph_request & a, const graph_request & b) {
-    return a.skip == b.skip && a.start == b.start && a.boundary == b.boundary && a.capture == b.capture &&
-           a.inner == b.inner && a.compare == b.compare && a.output == b.output &&
+    return a.skip == b.skip && a.linear == b.linear && a.start == b.start && a.boundary == b.boundary &&
+           a.capture == b.capture && a.inner == b.inner && a.compare == b.compare && a.output == b.output &&
            a.targets.size() == b.targets.size() && a.outputs_first == b.outputs_first;
 }
 
@@ -303,17 +319,19 @@ void graph_patch::apply(llm_graph_result & res) {
 
     outputs         = {};
     graph_edit edit = {
-        .res     = res,
-        .ctx     = res.get_ctx(),
-        .graph   = graph,
-        .found   = found,
-        .request = req,
-        .outputs = outputs,
-        .change  = {},
-        .results = {},
+        .res         = res,
+        .ctx         = res.get_ctx(),
+        .graph       = graph,
+        .found       = found,
+        .request     = req,
+        .outputs     = outputs,
+        .rms_epsilon = rms_epsilon,
+        .change      = {},
+        .results     = {},
     };
     leave_out_blocks(edit);
     start_at_boundary(edit);
+    put_in_linear_blocks(edit);
     edit.change.apply(graph);
     capture_boundaries(edit);
     capture_inner_values(edit);

@@ -19,6 +19,11 @@ class llm_graph_result;
 struct graph_request {
     skip_set skip; // empty: no block is left out
 
+    // What stands in gaps, by the first block of each: W of x + W·x/rms(x), F32 [n_embd, n_embd]. The graph reads these
+    // tensors whenever it runs, so the request keeps their memory.
+    using linear_blocks = std::map<size_t, std::shared_ptr<ggml_tensor>>;
+    linear_blocks linear;
+
     // Compute from this block's boundary on, given the residual stream there: F32 [n_embd, n_tokens]. 0: from the
     // tokens. The graph reads that tensor whenever it runs, so the request keeps its memory.
     size_t                       start = 0;
@@ -77,7 +82,8 @@ class graph_patch {
 public:
     // logits_bytes: logits are computed for as many positions at a time as fit into so much memory, so that it doesn't
     // grow with context x vocabulary
-    explicit graph_patch(size_t logits_bytes) : logits_bytes(logits_bytes) {}
+    // rms_epsilon: of the RMSNorm of linear blocks
+    graph_patch(size_t logits_bytes, float rms_epsilon) : logits_bytes(logits_bytes), rms_epsilon(rms_epsilon) {}
 
     // llama_context_params::graph_hook; data is a graph_patch
     static void hook(void * data, void * graph_result);
@@ -106,6 +112,7 @@ public:
 
 private:
     const size_t  logits_bytes;
+    const float   rms_epsilon;
     graph_request req;
     uint64_t      n_requests = 0;
     graph_layout  layout;

@@ -146,6 +146,7 @@ describe('prune and apply', () => {
             repair: { kind: 'none', reason: 'it was turned off' },
             removed: [block, block],
             steps: [step(12), step(11)],
+            linearGaps: false,
             blocks: expect.arrayContaining([{ kind: 'ffn', layer: 11, parameters: 393472, bytes: 418816 }]) as unknown,
             calibration: { name: 'calibration.txt', sequences: 1, context: 32 },
             perplexity: numbers,
@@ -194,6 +195,7 @@ describe('prune and apply', () => {
             output: again,
             method: null,
             steps: [],
+            linearGaps: false,
             seconds: expect.any(Number) as number
         });
         expect(fs.readFileSync(again).equals(fs.readFileSync(output))).toBe(true);

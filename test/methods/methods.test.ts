@@ -8,6 +8,7 @@ import {
     formatBlock,
     formatMove,
     loadCalibration,
+    meanNll,
     methods,
     Model,
     movesOf,
@@ -18,6 +19,7 @@ import {
     type Host,
     type MethodOptions
 } from '../../lib/index.js';
+import { fitText } from '../../lib/repair/fit-text.js';
 import { fixture, quantize, temporaryFolder, tiny } from '../models';
 import { calibration, readReference } from '../reference/read';
 
@@ -153,11 +155,11 @@ test('balanced offers blocks and layers', async () => {
 });
 
 test.each([
-    ['none', 0],
-    ['linear', 256 ** 2]
+    ['none', 0, false],
+    ['linear', 256 ** 2, true]
 ] as const)(
-    'balanced removes what costs least for its parameters, with the repair %s',
-    async (repair, gapParameters) => {
+    'balanced removes what costs least for its parameters, with the repair %s of %d parameters, in the search: %s',
+    async (repair, gapParameters, repairSearch) => {
         const small = { file: 'embedded', samples: 1, context: 32 };
         const check = await Model.load(tiny, { device: 'cpu', threads: 1 });
         const [text, sized] = [await loadCalibration(check, small), await check.blocks()];
@@ -167,9 +169,15 @@ test.each([
             const gaps = isGone.filter((is, i) => is && !isGone[i - 1]).length;
             return sized.reduce((sum, { parameters }, i) => sum + (isGone[i] ? parameters : 0), -gaps * gapParameters);
         };
+        const repairTokens = 2048;
+        const linear = repairSearch ? await fitText(check, text, repairTokens) : undefined;
+        const streams = await check.keepStreams(text, { keepBytes: 0, linear });
+        const perplexityWithout = async (skip: readonly Block[]) =>
+            Math.exp(meanNll((await streams.evaluate(skip, [0]))[0]!, text.length));
         const options = {
             repair,
-            repairTokens: 2048,
+            repairTokens,
+            repairSearch,
             device: 'cpu',
             threads: 1,
             calibration: small,
@@ -181,12 +189,12 @@ test.each([
         const found = await prune(tiny, { ...options, output, method: 'balanced', ratio });
         const gone: Block[] = [];
         for (const { removed } of found.steps) {
-            const before = Math.log(await perplexityOf(check, text, { skip: gone }));
+            const before = Math.log(await perplexityWithout(gone));
             const left = ratio * check.parameters - netOf(gone);
             const rates = new Map<string, number>();
             for (const move of (await movesOf('balanced', { model, host, blocks, calibration }))(gone)) {
                 const size = netOf([...gone, ...move]) - netOf(gone);
-                const rise = Math.log(await perplexityOf(check, text, { skip: [...gone, ...move] })) - before;
+                const rise = Math.log(await perplexityWithout([...gone, ...move])) - before;
                 rates.set(formatMove(move), rise / Math.min(size, left));
             }
             expect(rates.get(formatMove(removed))).toBeCloseTo(Math.min(...rates.values()), 12);

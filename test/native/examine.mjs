@@ -61,8 +61,10 @@ async function examine(result, file) {
         result.blocks = blocks.map(({ kind }) => kind[0]).join('');
         result.dense = await perplexity(model);
 
-        // every block, or of many, some
-        const examined = blocks.filter((_, index) => index < 8 || index >= blocks.length - 4);
+        // those of the first two layers and the last, and the first of each kind that computes something else
+        const isNew = (block, index) => blocks.findIndex(({ signature }) => signature === block.signature) === index;
+        const isAtEnd = (_, index) => index < 4 || index >= blocks.length - 2;
+        const examined = blocks.filter((...block) => isNew(...block) || isAtEnd(...block));
         const skips = [];
         const zeroed = { worst: 0, effect: Infinity, block: '' };
         for (const block of examined) {

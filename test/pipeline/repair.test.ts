@@ -35,6 +35,7 @@ describe('of a model that deci hosts', () => {
     test('puts a linear block into each gap, by default', () => {
         expect(result.repair).toEqual({
             kind: 'linear',
+            correction: 0.5,
             linear: [
                 { before: { kind: 'ffn', layer: 0 }, type: 'q8_0' },
                 { before: { kind: 'attn', layer: 5 }, type: 'q8_0' },
@@ -107,10 +108,29 @@ describe('of a model that deci hosts', () => {
         expect(fillers.every(([name]) => /ffn_(gate|up)|attn_(q|k|v)/.test(name))).toBe(true);
     });
 
-    test('after a search', async () => {
-        const pruned = await prune(tiny, { ...options, remove: 2, output: file('searched.gguf') });
+    test('after a search that left gaps empty', async () => {
+        const output = file('searched.gguf');
+        const pruned = await prune(tiny, { ...options, remove: 2, output });
+        expect(pruned.linearGaps).toBe(false);
         expect(pruned.repair).toMatchObject({ kind: 'linear', unrepaired: pruned.steps.at(-1)!.perplexity });
         expect(pruned.perplexity.pruned).toBeLessThan(pruned.steps.at(-1)!.perplexity);
+    });
+
+    test('after a search that put linear blocks into gaps', async () => {
+        const output = file('counted.gguf');
+        const { linearGaps, repair, steps, perplexity } = await prune(tiny, {
+            ...options,
+            remove: 2,
+            output,
+            repairSearch: true
+        });
+        expect(linearGaps).toBe(true);
+        expect([0, 0.5]).toContain((repair as { correction: number }).correction);
+        const { unrepaired } = repair as { unrepaired: number };
+        expect(perplexity.pruned).toBeLessThan(unrepaired);
+        // the search fits to the dense model, the repair, to more tokens, to the pruned one
+        const searched = steps.at(-1)!.perplexity;
+        expect(Math.abs(searched - perplexity.pruned)).toBeLessThan(0.5 * (unrepaired - perplexity.pruned));
     });
 
     test('after a search that counted what would be put in: the file has the ratio less', async () => {
@@ -222,7 +242,7 @@ describe('is none', () => {
     test('if layers were merged', async () => {
         const wanted = { ...options, method: 'laco', remove: 2, output: file('laco.gguf'), verify: false } as const;
         const { repair } = await prune(tiny, wanted);
-        expect(repair).toEqual({ kind: 'none', reason: expect.stringContaining('layers were merged') as string });
+        expect(repair).toEqual({ kind: 'none', reason: expect.stringContaining('layers are merged') as string });
     });
 });
 

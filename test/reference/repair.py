@@ -11,7 +11,8 @@ To make repair.json again, from the root of the repository (pip install torch gg
         '{linear: $linear[0], adjacent: $adjacent[0], all: $all[0]}' > repair.json
 
 It walks through the pruned model, whose stream is x; S is the dense stream before the next block that stays, w = 1 / mean(S^2).
-In a gap, W minimises sum_t w_t |W n_t - (S_t - x_t)|^2 + 0.03 m |W|^2 with n = x / rms(x). The change D of an output projection
+In a gap, W minimises sum_t w_t |W n_t - (S_t - y_t)|^2 + 0.03 m |W|^2 with n = x / rms(x) and y halfway between x and the
+dense stream before the gap, or x behind a block that was fitted. The change D of an output projection
 minimises sum_t w_t |D h_t - (S_t - x_t)|^2 + 0.3 m |D|^2, with x behind the block and h what its output projection multiplies.
 m is the mean of the diagonal of the Gram matrix. All is solved directly, in F64. Printed of each matrix are its norm and its
 products with vectors, W R with R_ij = cos((i+1)(j+1)): four of each W and two of each D.
@@ -86,10 +87,10 @@ def main():
         s = rows(dense[boundary])
         return ridge_regression(rows(h), s - rows(x), 1 / s.square().mean(-1, keepdim=True), ridge)
 
-    x, at = dense[0], 0
+    x, at, fitted = dense[0], 0, None
     while at < len(blocks):
         if at in gaps:
-            w = fit(normed(x), x, gaps[at], 0.03)
+            w = fit(normed(x), x if fitted == at else (x + dense[at]) / 2, gaps[at], 0.03)
             x, at = x + normed(x) @ w.T, gaps[at]
             linear.append(described(w, 4))
             continue
@@ -99,7 +100,7 @@ def main():
         if (changes or at in gaps) and args.repair != "linear":
             inner, projection = model.inner, model.projection
             change = fit(inner, x, gaps.get(at, at), 0.3)
-            x = x + inner @ change.T
+            x, fitted = x + inner @ change.T, at
             refits.append({"tensor": projection, **described(change, 2)})
 
     output = model.weights.get("output.weight", model.weights["token_embd.weight"])

@@ -386,16 +386,18 @@ const chrome = process.env.CHROME_PATH;
 
         test('what a repair gained is told beside what the removals cost', async () => {
             const page = file('repaired.html');
-            const unrepaired = 2 * result.perplexity.pruned;
+            const searched = result.steps.at(-1)!.perplexity;
+            const unrepaired = 1.1 * searched;
+            const perplexity = { ...result.perplexity, pruned: 0.9 * searched };
             const linear = [{ before: result.blocks[3]!, type: 'q8_0' }];
             const repair = { kind: 'linear' as const, linear, refitted: [], tokens: 4096, unrepaired, seconds: 1 };
-            fs.writeFileSync(page, await pruneReport({ ...result, repair }));
+            fs.writeFileSync(page, await pruneReport({ ...result, perplexity, repair, linearGaps: true }));
             await withPage(page, async (shown) => {
                 const text = await shown.evaluate(() => document.querySelector('main')!.textContent);
                 expect(text).toMatch(
                     new RegExp(
-                        `to ${unrepaired.toFixed(2)} .* were removed, and the repair brought it to ` +
-                            `${result.perplexity.pruned.toFixed(2)} `
+                        `to ${searched.toFixed(2)} .* were removed, with a linear block in each gap, fitted to the ` +
+                            `model as it is, and the repair brought it to ${perplexity.pruned.toFixed(2)} `
                     )
                 );
                 expect(text).toContain(
