@@ -9,6 +9,7 @@ import { methodOf, type Method } from '../methods/index.js';
 import {
     type Decision,
     type Goal,
+    type LinearGaps,
     type MethodContext,
     type PruningMethod,
     removedShare,
@@ -23,7 +24,7 @@ import { paperName, type BlockSelection } from '../runtime/blocks.js';
 import { movesAfter, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
-import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions, type RepairPlan } from './repair.js';
+import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -103,12 +104,13 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     const session = await Session.open(source, options);
     let repaired, measured;
     try {
-        const plan = await planRepair(session, { ...options, merges: !method.stepwise });
-        const context = methodContext(session, method, plan, options);
-        method.check(context, goal);
+        method.check(methodContext(session, method, undefined, options), goal);
         // These scores come first, so that a task that can't be scored is found before the long work.
         const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
         const denseScores = await scoreTasks(session.model, options.tasks ?? [], scoring);
+        const plan = await planRepair(session, { ...options, merges: !method.stepwise });
+        const linear = plan.kind === 'none' ? undefined : plan.linear;
+        const context = methodContext(session, method, linear, options);
         const decision = await method.decide(context, goal);
         checkReached(context, goal, decision);
         repaired = await repair(session, decision, plan, path.dirname(output), options);
@@ -229,10 +231,9 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
 function methodContext(
     session: Session,
     method: PruningMethod,
-    plan: RepairPlan,
+    linear: LinearGaps | undefined,
     options: PruneOptions
 ): MethodContext {
-    const { linear } = plan.kind === 'none' ? {} : plan;
     const { output, blocks = 'all', search, confidence, keepBytes, per, swaps } = options;
     const { methodSeed, orderFile, resume, signal } = options;
     const steps: Step[] = [];
