@@ -253,7 +253,8 @@ describe('a file with linear blocks, pruned again', () => {
             remove: 1,
             device: 'cpu',
             threads: 1,
-            orderFile: file('order.json')
+            orderFile: file('order.json'),
+            calibration: { file: 'embedded', samples: 2, context: 64 }
         } as const;
         let steps = 0;
         await expect(prune(twice, { ...options, onStart: () => steps++ })).rejects.toThrow("can't tell of linear.3");

@@ -203,6 +203,9 @@ test.each([
         expect(netOf(gone)).toBeGreaterThanOrEqual(ratio * check.parameters);
         check.dispose();
 
+        if (repairSearch) {
+            return; // swaps know nothing of what stands in gaps
+        }
         const swapped = await prune(tiny, { ...options, output, method: 'balanced', ratio, swaps: 1 });
         expect(swapped.steps.at(-1)!.perplexity).toBeLessThanOrEqual(found.steps.at(-1)!.perplexity);
         expect(netOf(swapped.removed)).toBeGreaterThanOrEqual(ratio * swapped.parameters.dense);

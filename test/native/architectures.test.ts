@@ -122,7 +122,7 @@ What the tests found, of each tiny random model that llama.cpp's own test of arc
 deep or more. Written by \`npm run architectures\`; \`npm test\` compares it.
 
 - **blocks**: the blocks are found in the compute graph, and leaving out one equals zeroing its weights, to 1e-4 of the
-  perplexity: tried with those of the first two layers and the last, and one of each other kind.
+  perplexity: tried with those of the first layer and the last, and one of each other kind.
 - **goes**: what the search removes at a time, at least. How a file is written decides that:
   [how it works](how-it-works.md#the-file).
 - **written as**: the architecture of the pruned file.

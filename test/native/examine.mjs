@@ -61,9 +61,9 @@ async function examine(result, file) {
         result.blocks = blocks.map(({ kind }) => kind[0]).join('');
         result.dense = await perplexity(model);
 
-        // those of the first two layers and the last, and the first of each kind that computes something else
+        // those of the first layer and the last, and the first of each kind that computes something else
         const isNew = (block, index) => blocks.findIndex(({ signature }) => signature === block.signature) === index;
-        const isAtEnd = (_, index) => index < 4 || index >= blocks.length - 2;
+        const isAtEnd = (_, index) => index < 2 || index >= blocks.length - 2;
         const examined = blocks.filter((...block) => isNew(...block) || isAtEnd(...block));
         const skips = [];
         const zeroed = { worst: 0, effect: Infinity, block: '' };
