@@ -20,6 +20,7 @@
  * - {@link inspect} tells a model's blocks, sizes and host architecture.
  * - {@link compare} runs several methods of pruning against each other and against quantization, and
  *   {@link comparisonText}, {@link comparisonCsv} and {@link comparisonReport} show what it found.
+ * - {@link findDevices} tells where models can be computed on this computer.
  * - {@link Model.load} loads a model, of which any block can be left out. {@link resolveModel} downloads one.
  * - {@link loadCalibration} makes sequences of tokens of a text.
  * - {@link perplexityOf} and {@link textPerplexity} measure perplexity, and divergence from a dense model.
@@ -31,7 +32,7 @@
  *
  * @packageDocumentation
  */
-export { devices, type Device } from './runtime/device.js';
+export { devices, findDevices, type Device, type FoundDevice, type Gpu, type TriedGpu } from './runtime/device.js';
 export {
     formatBlock,
     formatMove,

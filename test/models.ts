@@ -182,10 +182,10 @@ export async function writeGguf(
 export async function withModel<T>(
     file: string,
     use: (model: Model, calibration: Calibration) => Promise<T>,
-    options: { cacheType?: 'f16' | 'f32'; samples?: number; context?: number } = {}
+    options: { cacheType?: 'f16' | 'f32'; tokensAtOnce?: number; samples?: number; context?: number } = {}
 ): Promise<T> {
-    const { cacheType, samples = 2, context = 64 } = options;
-    const model = await Model.load(file, { device: 'cpu', threads: 1, cacheType });
+    const { cacheType, tokensAtOnce, samples = 2, context = 64 } = options;
+    const model = await Model.load(file, { device: 'cpu', threads: 1, tokensAtOnce, cacheType });
     try {
         return await use(model, await loadCalibration(model, { file: 'embedded', samples, context }));
     } finally {

@@ -4,6 +4,7 @@ import { hideBin } from 'yargs/helpers';
 import { BlockprunerError } from '../errors.js';
 import * as apply from './apply.js';
 import * as compare from './compare.js';
+import * as devices from './devices.js';
 import * as evaluate from './eval.js';
 import * as inspect from './inspect.js';
 import * as perplexity from './perplexity.js';
@@ -24,7 +25,8 @@ async function main(): Promise<void> {
         .command(evaluate)
         .command(compare)
         .command(inspect)
-        .demandCommand(1, 'say what to do: prune, apply, perplexity, eval, compare or inspect')
+        .command(devices)
+        .demandCommand(1, 'say what to do: prune, apply, perplexity, eval, compare, inspect or devices')
         .strict()
         .recommendCommands()
         .parserConfiguration({ 'duplicate-arguments-array': false }) // the last one counts

@@ -41,7 +41,7 @@ export const deviceOptions = {
     device: {
         choices: ['auto', ...devices] as const,
         default: 'auto',
-        describe: 'Where to compute; auto takes the first GPU there is'
+        describe: "Where to compute; auto takes the first GPU that works; 'blockpruner devices' lists them"
     },
     'gpu-layers': { type: 'number', describe: 'Layers on the GPU', defaultDescription: 'all' },
     threads: { type: 'number', describe: 'CPU threads', defaultDescription: 'all cores' }
@@ -53,8 +53,9 @@ export interface DeviceArguments {
     threads?: number | undefined;
 }
 
-export function deviceOf({ device, gpuLayers, threads }: DeviceArguments): DeviceArguments {
-    return { device, gpuLayers, threads };
+export function deviceOf({ device, gpuLayers, threads }: DeviceArguments) {
+    const onNotice = (notice: string) => void process.stderr.write(`${notice}\n`);
+    return { device, gpuLayers, threads, onNotice };
 }
 
 export const calibrationOptions = {
@@ -106,7 +107,7 @@ export const searchOptions = {
     memory: {
         type: 'number',
         describe: 'MiB on each device for what evaluations start from',
-        defaultDescription: '2048'
+        defaultDescription: '2048; three quarters of what is free on a GPU'
     },
     'repair-search': {
         type: 'boolean',

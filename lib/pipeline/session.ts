@@ -58,6 +58,8 @@ export interface SessionOptions {
     /** CPU threads. Default: the number of cores. */
     threads?: number | undefined;
     onProgress?: PhaseProgress | undefined;
+    /** Hears of a GPU that is there and can't be used, and what is used instead. */
+    onNotice?: ((notice: string) => void) | undefined;
     /** Stops the work within about a second; the promise is then rejected with the signal's reason. */
     signal?: AbortSignal | undefined;
 }
@@ -78,7 +80,10 @@ export interface SearchChoice {
     search?: SearchMode | undefined;
     /** `race`: the probability that a removal is the one that `exact` makes. Default: 0.999. */
     confidence?: number | undefined;
-    /** Memory on each device for the residual stream that candidates start from, in bytes. Default: 2 GiB. */
+    /**
+     * Memory on each device for the residual stream that candidates start from, in bytes. Default: 2 GiB; three
+     * quarters of what is free on a GPU.
+     */
     keepBytes?: number | undefined;
     /**
      * Whether the linear blocks of a repair are in the model already while candidates are compared. They are fitted to
@@ -125,7 +130,7 @@ export class Session {
      * @throws BlockprunerError if the model can't be pruned, or something can't be read
      */
     static async open(source: Source, options: SessionOptions, { copies = true } = {}): Promise<Session> {
-        const { device, gpuLayers, threads, signal, onProgress } = options;
+        const { device, gpuLayers, threads, signal, onProgress, onNotice } = options;
         const [file] = source.gguf.files as [string];
         const host = await chooseHost(source.gguf, signal);
         const loading = {
@@ -133,6 +138,7 @@ export class Session {
             gpuLayers,
             threads,
             signal,
+            onNotice,
             onProgress: (done: number, total: number) => onProgress?.('load', done, total)
         };
         const models = copies ? await Model.loadOnEach(file, loading) : [await Model.load(file, loading)];

@@ -85,9 +85,10 @@ export interface NativeEvaluator {
     /** In the order of the residual stream. */
     blocks(): NativeBlock[];
     /**
-     * `nodes`, `cacheWrites`: how many operations the last evaluation had, and writes to the cache of keys and values.
+     * Of the last evaluation: its operations, its writes to the cache of keys and values, and the parts of it that ran
+     * on one device each, between which values are copied.
      */
-    graph(): { nodes: number; cacheWrites: number; outerSignature: string };
+    graph(): { nodes: number; cacheWrites: number; splits: number; outerSignature: string };
     evaluate(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<Float32Array>;
     /**
      * `tokens`: of each choice the context's, then the ending's. `lengths`: of each choice the context's and the
@@ -193,11 +194,11 @@ export interface GgufPlan {
     headerOnly?: boolean;
 }
 
-interface Addon {
+export interface Addon {
     /** Loads the best CPU backend for this computer and the folder's GPU backends. */
     loadBackends(folder: string): void;
-    /** Loads one backend; without effect where it can't be loaded, for instance without its driver. */
-    loadBackend(file: string): void;
+    /** Loads one backend. Gives the reason where it can't be loaded, for instance without its driver. */
+    loadBackend(file: string): string | undefined;
     /** The devices of the backends that are loaded; memory in bytes. */
     devices(): {
         name: string;
@@ -207,6 +208,11 @@ interface Addon {
         memoryFree: number;
         memoryTotal: number;
     }[];
+    /**
+     * Computes a tiny graph on a device; rejects where it gives something else than on the CPU. A backend that can't go
+     * on ends the process.
+     */
+    tryDevice(name: string, task: NativeTask): Promise<void>;
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
     /** Progress is told in bytes. */
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
@@ -223,8 +229,9 @@ interface Addon {
     Evaluator: {
         /**
          * Finds the blocks; rejects where the graph isn't understood.
-         * @param options.context tokens computed at once, at most
-         * @param options.sequences how many endings `score` computes at once, at most; default 1
+         * @param options.context tokens of a sequence, at most; with a shared cache, of all that is computed at once
+         * @param options.sequences how many sequences, or endings of `score`, are computed at once, at most; default 1
+         * @param options.sharedCache for `score`: endings share what they begin with; default false
          * @param options.logitsBytes memory for logits, of which longer sequences compute parts; default 256 MiB
          */
         create(
@@ -235,6 +242,7 @@ interface Addon {
                 flashAttention: boolean;
                 cacheType: 'f16' | 'f32';
                 sequences?: number;
+                sharedCache?: boolean;
                 logitsBytes?: number;
             }
         ): Promise<NativeEvaluator>;

@@ -1,18 +1,48 @@
+import { execFile } from 'node:child_process';
 import fs from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 import { checkOneOf } from '../check.js';
 import { BlockprunerError } from '../errors.js';
-import { backendFolders, loadAddon } from './addon.js';
+import { backendFolders, loadAddon, type Addon } from './addon.js';
 
 /** Where a model is computed. */
 export type Device = 'cpu' | 'cuda' | 'metal' | 'vulkan';
 export const devices: readonly Device[] = ['cpu', 'cuda', 'metal', 'vulkan'];
 
-/** A GPU, by ggml's name of it; its free memory in bytes. */
+/** A GPU, by ggml's name of it; its memory in bytes. */
 export interface Gpu {
     name: string;
     description: string;
     memoryFree: number;
+    memoryTotal: number;
+}
+
+/** A GPU on which a tiny graph was computed; why that failed, if it did. */
+export interface TriedGpu extends Gpu {
+    failure?: string | undefined;
+}
+
+/** What is there of one kind of device. */
+export interface FoundDevice {
+    device: Device;
+    /** Whether there is one, as far as can be known. */
+    present: boolean;
+    /** Whether models can be computed on it. */
+    works: boolean;
+    /** What it is, or why it doesn't work. */
+    description: string;
+    /** The library of the backend, if there is one. */
+    library?: string | undefined;
+    gpus: TriedGpu[];
+}
+
+/** What a trial of a backend found; why the backend can't be loaded, if it can't. */
+export interface Trial {
+    gpus: TriedGpu[];
+    failure?: string | undefined;
+    /** The trial did not end as it should. */
+    crashed?: boolean;
 }
 
 /** How ggml's names of the backends begin. */
@@ -23,33 +53,120 @@ const backendNames: Record<Device, RegExp> = {
     vulkan: /^vulkan/i
 };
 
+/** A backend is given so long, in milliseconds, to compute a tiny graph: the first one of a driver may be slow. */
+const TRIAL_TIME = 120_000;
+
 /**
- * Finds the device to compute on: `auto` takes the first kind of GPU there is, else the CPU.
- * @returns the device, and its GPUs; the CPU has none
+ * Finds the device to compute on: `auto` takes the first kind of GPU that works, else the CPU. A kind of GPU is tried
+ * in a process of its own first, once: a backend that has no code for the card would end this one.
+ * @param onNotice hears of a GPU that is there and can't be used, and what is used instead
+ * @returns the device, and those of its GPUs that work; the CPU has none
  * @throws ArgumentError if there can be no such device, BlockprunerError if there is none on this computer
  */
-export async function chooseDevice(wanted: Device | 'auto'): Promise<{ device: Device; gpus: Gpu[] }> {
+export async function chooseDevice(
+    wanted: Device | 'auto',
+    onNotice?: (notice: string) => void
+): Promise<{ device: Device; gpus: Gpu[] }> {
     checkOneOf('device', wanted, ['auto', ...devices]);
-    const addon = await loadAddon();
-    const tried: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
-    for (const device of tried) {
-        if (device === 'cpu') {
-            return { device, gpus: [] };
+    const kinds: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
+    const failures: string[] = [];
+    for (const device of kinds) {
+        const found = await tryDevice(device);
+        if (found.works) {
+            if (found.library) {
+                (await loadAddon()).loadBackend(found.library);
+            }
+            if (failures.length > 0) {
+                onNotice?.(`${failures.join('; ')}: computing on ${nameOf(device)} instead`);
+            }
+            return { device, gpus: found.gpus.filter(({ failure }) => failure === undefined) };
         }
-        const file = backendFile(device);
-        if (file) {
-            addon.loadBackend(file);
-        }
-        const gpus = addon.devices().filter((found) => found.gpu && backendNames[device].test(found.backend));
-        if (gpus.length > 0) {
-            return { device, gpus };
+        // most computers have no such GPU, which is no news
+        if (wanted !== 'auto' || found.present) {
+            failures.push(`${nameOf(device)} can't be used: ${found.description}`);
         }
     }
-    const found = [...new Set(addon.devices().map((device) => `${device.backend} (${device.description})`))];
-    throw new BlockprunerError(
-        'DEVICE',
-        `no ${wanted} device was found on this computer; there is ${found.join(', ')}`
-    );
+    throw new BlockprunerError('DEVICE', failures.join('; '));
+}
+
+/** What is there of each kind of device, and whether it works. */
+export async function findDevices(): Promise<FoundDevice[]> {
+    return Promise.all(devices.map(tryDevice));
+}
+
+const found = new Map<Device, Promise<FoundDevice>>();
+
+/** Finds a kind of device and tries it, once in this process. */
+function tryDevice(device: Device): Promise<FoundDevice> {
+    const before = found.get(device);
+    if (before) {
+        return before;
+    }
+    const now = device === 'cpu' ? describeCpu() : tryGpus(device);
+    found.set(device, now);
+    now.catch(() => found.delete(device));
+    return now;
+}
+
+async function describeCpu(): Promise<FoundDevice> {
+    await loadAddon();
+    const description = `${os.cpus()[0]?.model.trim() ?? 'CPU'}, ${os.availableParallelism()} threads`;
+    return { device: 'cpu', present: true, works: true, description, gpus: [] };
+}
+
+async function tryGpus(device: Device): Promise<FoundDevice> {
+    const library = backendFile(device);
+    if (!library) {
+        const description = `there is no ${nameOf(device)} backend for this platform`;
+        return { device, present: false, works: false, description, gpus: [] };
+    }
+    await loadAddon(); // built before the trial's time runs
+    const { gpus, failure, crashed } = await runTrial(device, library);
+    const works = gpus.some((gpu) => gpu.failure === undefined);
+    if (gpus.length === 0 && (failure === undefined || (!crashed && !hasDriver(device)))) {
+        const description = 'there is no such GPU on this computer, or no driver for it';
+        return { device, present: false, works, description, library, gpus };
+    }
+    const missing = /: (\S+): cannot open shared object/.exec(failure ?? '')?.[1];
+    const description = missing
+        ? `${missing} is missing: install the runtime libraries of CUDA 13, and name their folder in LD_LIBRARY_PATH`
+        : (failure ?? gpus.map((gpu) => `${gpu.description}${gpu.failure ? `: ${gpu.failure}` : ''}`).join('; '));
+    return { device, present: true, works, description, library, gpus };
+}
+
+function runTrial(device: Device, library: string): Promise<Trial> {
+    const program = path.join(__dirname, 'device-trial.js');
+    return new Promise((resolve) => {
+        execFile(process.execPath, [program, device, library], { timeout: TRIAL_TIME }, (error, stdout, stderr) => {
+            if (!error) {
+                return resolve(JSON.parse(stdout) as Trial);
+            }
+            const reason = stderr.trim().split('\n').at(-1) || `its trial ended with ${error.signal ?? error.code}`;
+            resolve({ gpus: [], failure: error.killed ? 'its trial did not end' : reason, crashed: true });
+        });
+    });
+}
+
+/** Whether the driver of such a GPU is there, as far as can be known without the backend. */
+function hasDriver(device: Device): boolean {
+    if (device !== 'cuda') {
+        return false; // without the driver's loader, libvulkan, there is nothing to find out
+    }
+    return process.platform === 'win32'
+        ? fs.existsSync(path.join(process.env.SystemRoot ?? 'C:\\Windows', 'System32', 'nvcuda.dll'))
+        : fs.existsSync('/dev/nvidia0') || fs.existsSync('/proc/driver/nvidia/version') || fs.existsSync('/dev/dxg');
+}
+
+/** The GPUs of a backend that is loaded. */
+export function gpusOf(addon: Addon, device: Device): Gpu[] {
+    return addon
+        .devices()
+        .filter((one) => one.gpu && backendNames[device].test(one.backend))
+        .map(({ name, description, memoryFree, memoryTotal }) => ({ name, description, memoryFree, memoryTotal }));
+}
+
+function nameOf(device: Device): string {
+    return device === 'cpu' || device === 'cuda' ? device.toUpperCase() : device === 'metal' ? 'Metal' : 'Vulkan';
 }
 
 /** The GPU's backend alone is loaded: its folder has another CPU backend too. */

@@ -3,8 +3,14 @@ import { runNative, type NativeKeptStreams } from './addon.js';
 import type { Block } from './blocks.js';
 import { countSequences, type Sequences } from './sequences.js';
 
+/** So many tokens keep a GPU busy: with fewer, most of the time goes to starting its operations. */
+const FULL_TOKENS = 2048;
+
 export interface KeepOptions {
-    /** Memory for the residual stream, in bytes. 0 computes every evaluation from the tokens on. Default: 2 GiB. */
+    /**
+     * Memory for the residual stream, in bytes. 0 computes every evaluation from the tokens on. Default: 2 GiB; on a
+     * GPU, three quarters of what is free there.
+     */
     keepBytes?: number | undefined;
     /**
      * In each gap that an evaluation leaves stands a linear block, as a repair would put it in: x + W·x/rms(x), which
@@ -26,6 +32,8 @@ export interface KeepOptions {
  * values are those of {@link Model.evaluate}, but for linear blocks. Comes from {@link Model.keepStreams}.
  */
 export class KeptStreams {
+    /** How many sequences are so few that a device which computes them at once isn't busy with fewer. */
+    readonly together: number;
     readonly #native: NativeKeptStreams;
     readonly #indexesOf: (blocks: readonly Block[]) => number[];
     readonly #sequences: number;
@@ -37,10 +45,12 @@ export class KeptStreams {
     constructor(
         native: NativeKeptStreams,
         calibration: Sequences,
+        atOnce: number,
         indexesOf: (blocks: readonly Block[]) => number[],
         signal: AbortSignal | undefined
     ) {
         this.#native = native;
+        this.together = Math.min(atOnce, Math.ceil(FULL_TOKENS / calibration.length));
         this.#indexesOf = indexesOf;
         this.#sequences = countSequences(calibration);
         this.#predicted = calibration.length - 1;

@@ -23,10 +23,17 @@ export interface LoadOptions {
     gpuLayers?: number | undefined;
     /** Threads on the CPU. Default: the number of cores. */
     threads?: number | undefined;
+    /**
+     * How many tokens are computed at once, of several sequences if they are shorter; a longer sequence is one. Fewer
+     * are, where the device has no memory for so many. Default: one sequence on the CPU, 8192 tokens on a GPU.
+     */
+    tokensAtOnce?: number | undefined;
     /** The type of the cache of keys and values. Default: `f16`, as in llama.cpp. */
     cacheType?: 'f16' | 'f32' | undefined;
     /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
     headerOnly?: boolean | undefined;
+    /** Hears of a GPU that is there and can't be used, and what is used instead. */
+    onNotice?: ((notice: string) => void) | undefined;
     /** Hears what share of the weights is read: `done` of 1. */
     onProgress?: ((done: number, total: number) => void) | undefined;
     signal?: AbortSignal | undefined;
@@ -128,7 +135,12 @@ export interface Divergence {
 /** What a copy of a model needs on a GPU beside its weights: the residual stream that is kept, and its computation. */
 const COPY_HEADROOM = 4 * 2 ** 30;
 
+/** What is kept for a search by default: on the CPU, and as a share of what is free on a GPU. */
 const DEFAULT_KEEP_BYTES = 2 * 2 ** 30;
+const DEFAULT_KEEP_SHARE = 0.75;
+
+/** Tokens that a GPU computes at once by default. */
+const GPU_TOKENS_AT_ONCE = 8192;
 
 /** How many endings are computed at once, at most. */
 const ENDINGS_AT_ONCE = 64;
@@ -136,6 +148,8 @@ const ENDINGS_AT_ONCE = 64;
 /** A context of llama.cpp for so many tokens, and the blocks that were found in its graph. */
 interface Context {
     size: number;
+    /** sequences that are computed at once, at most */
+    atOnce: number;
     evaluator: NativeEvaluator;
     blocks: ModelGraph['blocks'];
 }
@@ -151,13 +165,24 @@ export class Model {
     readonly flashAttention = true;
 
     readonly #native: NativeModel;
+    readonly #gpus: readonly Gpu[];
+    readonly #tokensAtOnce: number;
     readonly #cacheType: 'f16' | 'f32';
     /** The longest that was needed so far, for sequences one after the other and for many endings at once. */
     readonly #contexts: { sequences?: Context; endings?: Context } = {};
     readonly #streams = new Set<KeptStreams>();
 
-    private constructor(native: NativeModel, path: string, gguf: Gguf, device: Device, options: LoadOptions) {
+    private constructor(
+        native: NativeModel,
+        path: string,
+        gguf: Gguf,
+        device: Device,
+        gpus: readonly Gpu[],
+        options: LoadOptions
+    ) {
         this.#native = native;
+        this.#gpus = gpus;
+        this.#tokensAtOnce = options.tokensAtOnce ?? (device === 'cpu' ? 1 : GPU_TOKENS_AT_ONCE);
         this.#cacheType = options.cacheType ?? 'f16';
         this.path = path;
         this.gguf = gguf;
@@ -174,7 +199,7 @@ export class Model {
      */
     static async load(file: string, options: LoadOptions = {}): Promise<Model> {
         checkLoadOptions(options);
-        const { device, gpus } = await chooseDevice(options.device ?? 'auto');
+        const { device, gpus } = await chooseDevice(options.device ?? 'auto', options.onNotice);
         return Model.#loadOn(file, device, gpus, options);
     }
 
@@ -185,7 +210,7 @@ export class Model {
      */
     static async loadOnEach(file: string, options: LoadOptions = {}): Promise<Model[]> {
         checkLoadOptions(options);
-        const { device, gpus } = await chooseDevice(options.device ?? 'auto');
+        const { device, gpus } = await chooseDevice(options.device ?? 'auto', options.onNotice);
         const needed = gpus.length > 1 ? (await readGguf(file, options.signal)).bytes + COPY_HEADROOM : Infinity;
         const each =
             options.gpuLayers === undefined &&
@@ -226,7 +251,7 @@ export class Model {
                     'perplexity to prune by'
             );
         }
-        return new Model(native, file, gguf, device, options);
+        return new Model(native, file, gguf, device, gpus, options);
     }
 
     get architecture(): string {
@@ -375,15 +400,22 @@ export class Model {
      * @throws as {@link evaluate}
      */
     async keepStreams(calibration: Sequences, options: KeepOptions = {}): Promise<KeptStreams> {
-        const { keepBytes = DEFAULT_KEEP_BYTES, linear, signal, onProgress } = options;
+        const { linear, signal, onProgress } = options;
         checkSequences(calibration);
-        checkNumber('keepBytes', keepBytes, { least: 0 });
+        checkNumber('keepBytes', options.keepBytes, { least: 0 });
         const { KeptStreams: NativeStreams } = await loadAddon();
         const context = await this.#contextFor(calibration.length, signal);
+        const keepBytes = options.keepBytes ?? (await this.#freeBytesToKeep());
         const native = await runNative(signal, () =>
             Promise.resolve(new NativeStreams(context.evaluator, calibration.tokens, calibration.length, keepBytes))
         );
-        const streams = new KeptStreams(native, calibration, (blocks) => this.#indexesOf(context, blocks), signal);
+        const streams = new KeptStreams(
+            native,
+            calibration,
+            context.atOnce,
+            (blocks) => this.#indexesOf(context, blocks),
+            signal
+        );
         this.#streams.add(streams);
         if (linear) {
             try {
@@ -539,7 +571,6 @@ export class Model {
         return [Math.min(...indexes), behind];
     }
 
-    /** The context that there is or, for more tokens than it has room for, a new one in its place. */
     /** A context whose graph shows the blocks. */
     async #graphContext(signal?: AbortSignal): Promise<Context> {
         // no longer than the model was trained for: beyond, some models rotate by other factors
@@ -547,6 +578,7 @@ export class Model {
         return this.#contexts.sequences ?? (await this.#contextFor(Math.min(512, context), signal));
     }
 
+    /** The context that there is or, for more tokens than it has room for, a new one in its place. */
     async #contextFor(
         size: number,
         signal: AbortSignal | undefined,
@@ -558,16 +590,46 @@ export class Model {
         }
         found?.evaluator.dispose();
         delete this.#contexts[use];
-        const atOnce = use === 'sequences' || this.#native.describe().hasState ? 1 : ENDINGS_AT_ONCE;
-        return (this.#contexts[use] = await this.#createContext(size, atOnce, signal));
+        const most = use === 'endings' ? ENDINGS_AT_ONCE : Math.max(1, Math.floor(this.#tokensAtOnce / size));
+        let atOnce = this.#native.describe().hasState ? 1 : most;
+        for (;;) {
+            try {
+                return (this.#contexts[use] = await this.#createContext(size, atOnce, use === 'endings', signal));
+            } catch (error) {
+                // there may be no memory for the caches of so many
+                if (use === 'endings' || atOnce === 1 || signal?.aborted) {
+                    throw error;
+                }
+                atOnce = Math.floor(atOnce / 2);
+            }
+        }
     }
 
-    async #createContext(size: number, sequences: number, signal: AbortSignal | undefined): Promise<Context> {
+    /** How much a search may keep where nothing is said: most of what is free on the GPU that has the least. */
+    async #freeBytesToKeep(): Promise<number> {
+        if (this.#gpus.length === 0) {
+            return DEFAULT_KEEP_BYTES;
+        }
+        const names = this.#gpus.map(({ name }) => name);
+        const free = (await loadAddon())
+            .devices()
+            .filter(({ name }) => names.includes(name))
+            .map(({ memoryFree }) => memoryFree);
+        return DEFAULT_KEEP_SHARE * free.length * Math.min(...free);
+    }
+
+    async #createContext(
+        size: number,
+        sequences: number,
+        sharedCache: boolean,
+        signal: AbortSignal | undefined
+    ): Promise<Context> {
         const addon = await loadAddon();
         const evaluator = await runNative(signal, (cancel) =>
             addon.Evaluator.create(this.#native, {
                 context: size,
                 sequences,
+                sharedCache,
                 threads: this.threads,
                 flashAttention: this.flashAttention,
                 cacheType: this.#cacheType,
@@ -581,14 +643,15 @@ export class Model {
                 { cause: error }
             );
         });
-        return { size, evaluator, blocks: withSizes(evaluator.blocks(), this.gguf) };
+        return { size, atOnce: sequences, evaluator, blocks: withSizes(evaluator.blocks(), this.gguf) };
     }
 }
 
 /** @throws ArgumentError if an option is out of its range; nothing is loaded for that */
-export function checkLoadOptions({ gpuLayers, threads, cacheType }: LoadOptions): void {
+export function checkLoadOptions({ gpuLayers, threads, tokensAtOnce, cacheType }: LoadOptions): void {
     checkInteger('gpuLayers', gpuLayers, { least: 0 });
     checkInteger('threads', threads, { least: 1 });
+    checkInteger('tokensAtOnce', tokensAtOnce, { least: 1 });
     checkOneOf('cacheType', cacheType, ['f16', 'f32']);
 }
 

@@ -22,7 +22,7 @@ export class ExactSearch {
     /** @param full evaluate every move on every sequence, in the order given, as the paper's code does */
     constructor(private readonly full: boolean) {}
 
-    async choose({ current, moves, worth, evaluate, onProgress, atOnce }: Contest): Promise<Outcome> {
+    async choose({ current, moves, worth, evaluate, onProgress, atOnce, together }: Contest): Promise<Outcome> {
         const cost = (move: Move) => (this.#lastCost.get(formatMove(move)) ?? 0) / worth(move);
         const order = this.full ? [...moves] : [...moves].sort((a, b) => cost(a) - cost(b));
         const currentMeans = current.map(meanOf);
@@ -31,7 +31,8 @@ export class ExactSearch {
         if (!this.full) {
             sequences.sort((a, b) => currentMeans[b]! - currentMeans[a]!);
         }
-        const batch = this.full ? sequences.length : atOnce > 1 ? 4 * atOnce : 1; // several devices need work for each
+        // several devices need work for each
+        const batch = this.full ? sequences.length : Math.max(atOnce > 1 ? 4 * atOnce : 1, together);
 
         let best: Best | undefined;
         // The total of a move of some worth that would be as good as the best one.

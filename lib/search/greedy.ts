@@ -41,6 +41,10 @@ export interface CandidateEvaluator {
     /** How many of them can be evaluated at once. */
     readonly devices: number;
     /**
+     * How many sequences of a device take hardly more time than one: evaluations are of so many at least. Default: 1.
+     */
+    readonly together?: number;
+    /**
      * The NLL of each predicted token without some blocks, one array for each of the sequences asked for.
      * @param mayWin this skip set is likely to be the next model's: keep what evaluations of its candidates can start
      * from
@@ -122,6 +126,7 @@ export async function searchOrder(evaluator: CandidateEvaluator, options: Search
         const outcome = await search.choose({
             ...contest,
             atOnce: evaluator.devices,
+            together: (evaluator.together ?? 1) * evaluator.devices,
             evaluate: async (move, sequences, mayWin) => {
                 const nll = await evaluator.evaluate([...removed, ...move], sequences, mayWin);
                 evaluations += sequences.length;

@@ -28,6 +28,7 @@ interface Line {
 export class Journal implements CandidateEvaluator {
     readonly sequences: number;
     readonly devices: number;
+    readonly together: number;
     readonly #fd: number;
     #closed = false;
     #empty: boolean;
@@ -39,6 +40,7 @@ export class Journal implements CandidateEvaluator {
     ) {
         this.sequences = inner.sequences;
         this.devices = inner.devices;
+        this.together = inner.together ?? 1;
         this.#fd = fs.openSync(file, 'a+');
         this.#empty = known.size === 0;
     }

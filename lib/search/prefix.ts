@@ -14,6 +14,7 @@ export type PrefixOptions = KeepOptions;
 export class PrefixEvaluator implements CandidateEvaluator {
     readonly sequences: number;
     readonly devices: number;
+    readonly together: number;
     /** Whether linear blocks stand in the gaps that evaluations leave. */
     readonly linear: boolean;
     /** At how many boundaries of each sequence there is room to keep the residual stream. */
@@ -26,6 +27,7 @@ export class PrefixEvaluator implements CandidateEvaluator {
         this.sequences = sequences;
         this.linear = linear;
         this.devices = streams.length;
+        this.together = Math.min(...streams.map(({ together }) => together));
         this.room = Math.min(...streams.map(({ room }) => room));
         this.#queues = streams.map((one) => ({ streams: one, last: Promise.resolve() }));
     }

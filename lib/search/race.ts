@@ -99,7 +99,7 @@ export class Race {
      */
     constructor(private readonly confidence: number) {}
 
-    async choose({ current, moves, worth, evaluate, onProgress, atOnce }: Contest): Promise<Outcome> {
+    async choose({ current, moves, worth, evaluate, onProgress, atOnce, together }: Contest): Promise<Outcome> {
         const n = current.length;
         const shuffle = shuffled(n);
         // With several devices, the first looks are spread over all of their sequences. A block's first look is always
@@ -126,7 +126,8 @@ export class Race {
         }));
         let best: Racer | undefined;
         let decided = 0;
-        const measure = async (racer: Racer, size: number, mayWin = false) => {
+        const measure = async (racer: Racer, wanted: number, mayWin = false) => {
+            const size = Math.min(n, racer.done + Math.ceil((wanted - racer.done) / together) * together);
             const sequences = racer.order.slice(racer.done, size);
             const nll = await evaluate(racer.move, sequences, mayWin);
             sequences.forEach((sequence, i) => {

@@ -4,11 +4,15 @@
 #include "binding/gguf.h"
 #include "binding/kept_streams.h"
 #include "binding/model.h"
+#include "engine/device_trial.h"
 #include "engine/llama_errors.h"
 #include "ggml-backend.h"
 #include "llama.h"
 
 #include <napi.h>
+
+#include <stdexcept>
+#include <string>
 
 namespace {
 
@@ -19,10 +23,15 @@ void load_backends([[maybe_unused]] const Napi::CallbackInfo & info) {
 #endif
 }
 
-void load_backend([[maybe_unused]] const Napi::CallbackInfo & info) {
+// Returns why it can't be loaded, or nothing.
+Napi::Value load_backend(const Napi::CallbackInfo & info) {
 #ifdef GGML_BACKEND_DL
-    ggml_backend_load(info[0].As<Napi::String>().Utf8Value().c_str());
+    take_logged_errors();
+    if (!ggml_backend_load(info[0].As<Napi::String>().Utf8Value().c_str())) {
+        return Napi::String::New(info.Env(), take_logged_errors("it can't be loaded"));
+    }
 #endif
+    return info.Env().Undefined();
 }
 
 Napi::Value devices(const Napi::CallbackInfo & info) {
@@ -44,6 +53,21 @@ Napi::Value devices(const Napi::CallbackInfo & info) {
     return array;
 }
 
+Napi::Value try_device_of(const Napi::CallbackInfo & info) {
+    const auto name   = info[0].As<Napi::String>().Utf8Value();
+    const auto device = ggml_backend_dev_by_name(name.c_str());
+    return run_async(
+        info.Env(), info[1],
+        [=](const task_control &) {
+            const assertion_mode threads_are_at_work(assertion_mode::end_process);
+            if (!device) {
+                throw std::runtime_error("there is no device " + name);
+            }
+            try_device(device);
+        },
+        [](Napi::Env env) { return env.Undefined(); });
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
     install_error_handlers();
     env.SetInstanceData(new addon_data);
@@ -51,6 +75,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     exports.Set("loadBackends", Napi::Function::New(env, load_backends));
     exports.Set("loadBackend", Napi::Function::New(env, load_backend));
     exports.Set("devices", Napi::Function::New(env, devices));
+    exports.Set("tryDevice", Napi::Function::New(env, try_device_of));
     exports.Set("readGguf", Napi::Function::New(env, binding::read_gguf));
     exports.Set("writeGguf", Napi::Function::New(env, binding::write_gguf));
     exports.Set("quantizeGguf", Napi::Function::New(env, binding::quantize_gguf));

@@ -149,6 +149,7 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
     evaluator_options wanted  = {
         .n_context       = (uint32_t) number_of(options, "context", 0),
         .n_sequences     = (uint32_t) number_of(options, "sequences", 1),
+        .shared_cache    = options.Get("sharedCache").ToBoolean(),
         .n_threads       = (int) number_of(options, "threads", 1),
         .flash_attention = options.Get("flashAttention").ToBoolean(),
         .cache_type      = cache == "f32" ? GGML_TYPE_F32 : GGML_TYPE_F16,
@@ -198,6 +199,7 @@ Napi::Value Evaluator::graph(const Napi::CallbackInfo & info) {
     auto              object = Napi::Object::New(info.Env());
     object.Set("nodes", on.n_nodes());
     object.Set("cacheWrites", on.n_cache_writes());
+    object.Set("splits", on.n_splits());
     object.Set("outerSignature", on.outer_signature());
     return object;
 }

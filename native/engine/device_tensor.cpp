@@ -12,6 +12,14 @@ device_tensor new_device_tensor(ggml_backend_buffer_type_t type, int64_t n_value
     return made.buffer ? std::move(made) : device_tensor{};
 }
 
+tensor_view view_of_tokens(ggml_tensor * t, int64_t first, int64_t count) {
+    tensor_view view;
+    view.context.reset(ggml_init({ .mem_size = ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true }));
+    view.tensor = ggml_view_2d(view.context.get(), t, t->ne[0], count, t->nb[1], (size_t) first * t->nb[1]);
+    ggml_backend_view_init(view.tensor);
+    return view;
+}
+
 std::vector<float> values_of(const ggml_tensor * t) {
     std::vector<float> values(ggml_nelements(t));
     ggml_backend_tensor_get(t, values.data(), 0, ggml_nbytes(t));

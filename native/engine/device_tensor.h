@@ -15,5 +15,13 @@ struct device_tensor {
 
 device_tensor new_device_tensor(ggml_backend_buffer_type_t type, int64_t n_values, int64_t n_tokens);
 
+// Some tokens' values of a tensor that has memory, as a tensor of its own.
+struct tensor_view {
+    ggml_context_ptr context;
+    ggml_tensor *    tensor;
+};
+
+tensor_view view_of_tokens(ggml_tensor * t, int64_t first, int64_t count);
+
 // All values of an F32 tensor, copied to the host.
 std::vector<float> values_of(const ggml_tensor * t);

@@ -4,6 +4,7 @@
 #include "engine/threads.h"
 #include "engine/token_batch.h"
 #include "ggml-backend.h"
+#include "llama-context.h"
 #include "llama-model.h"
 #include "llama.h"
 
@@ -14,14 +15,16 @@
 namespace {
 
 llama_context_params context_params(const evaluator_options & options) {
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx                = options.n_context;
-    params.n_seq_max            = options.n_sequences;
-    params.kv_unified           = options.n_sequences > 1; // sequences share what they have in common
-    params.n_batch              = options.n_context;
-    params.n_ubatch             = options.n_context; // a batch is one run of the graph
-    params.n_threads            = options.n_threads;
-    params.n_threads_batch      = options.n_threads;
+    llama_context_params params   = llama_context_default_params();
+    const uint32_t       n_tokens = options.n_context * (options.shared_cache ? 1 : options.n_sequences);
+    params.n_seq_max              = options.n_sequences;
+    params.kv_unified             = options.shared_cache;
+    // sequences that share nothing have a cache each, whose size llama.cpp rounds up by itself
+    params.n_ctx           = n_tokens;
+    params.n_batch         = n_tokens;
+    params.n_ubatch        = n_tokens; // a batch is one run of the graph
+    params.n_threads       = options.n_threads;
+    params.n_threads_batch = options.n_threads;
     // never "auto": llama.cpp decides that by looking at a graph, and a skip set would change the decision
     params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     params.type_k          = options.cache_type;
@@ -78,6 +81,10 @@ void evaluator::attach_threads() {
     }
 }
 
+int evaluator::n_splits() const {
+    return ggml_backend_sched_get_n_splits(context->get_sched());
+}
+
 size_t evaluator::n_vocab() const {
     return llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
 }
@@ -117,10 +124,45 @@ const graph_outputs & evaluator::run_sequence(graph_request        request,
     return run(std::move(request), batch.get(), control);
 }
 
+const graph_outputs & evaluator::run_together(graph_request                        request,
+                                              const std::vector<const int32_t *> & sequences,
+                                              uint32_t                             length,
+                                              const task_control &                 control) {
+    if (options.n_sequences == 1) {
+        return run_sequence(std::move(request), sequences.at(0), length, control);
+    }
+    token_batch batch(sequences.size() * length);
+    request.targets.clear();
+    for (size_t s = 0; s < sequences.size(); s++) {
+        for (uint32_t i = 0; i < length; i++) {
+            batch.add(sequences[s][i], i, s, true);
+            // what the last token should predict isn't known: read_nll leaves its value out
+            request.targets.push_back(i + 1 < length ? sequences[s][i + 1] : 0);
+        }
+    }
+    return run(std::move(request), batch.get(), control);
+}
+
 float * read_values(const std::vector<ggml_tensor *> & tensors, float * out) {
     for (const ggml_tensor * t : tensors) {
         ggml_backend_tensor_get(t, out, 0, ggml_nbytes(t));
         out += ggml_nelements(t);
+    }
+    return out;
+}
+
+float * read_nll(const graph_outputs & outputs, size_t n_sequences, uint32_t length, float * out) {
+    size_t n_values = 0;
+    for (const ggml_tensor * part : outputs.nll) {
+        n_values += ggml_nelements(part);
+    }
+    if (n_values == n_sequences * (length - 1)) {
+        return read_values(outputs.nll, out);
+    }
+    std::vector<float> values(n_values);
+    read_values(outputs.nll, values.data());
+    for (size_t i = 0; i < n_sequences; i++) {
+        out = std::copy_n(values.begin() + (ptrdiff_t) (i * length), length - 1, out);
     }
     return out;
 }
@@ -132,13 +174,17 @@ std::vector<float> nll_of(evaluator &             on,
     const size_t       n_sequences = sequences.count();
     std::vector<float> nll(n_sequences * (sequences.length - 1));
     float *            out = nll.data();
-    for (size_t i = 0; i < n_sequences; i++) {
+    for (size_t first = 0; first < n_sequences; first += on.options.n_sequences) {
         control.check();
+        std::vector<const int32_t *> together;
+        for (size_t i = first; i < std::min<size_t>(n_sequences, first + on.options.n_sequences); i++) {
+            together.push_back(sequences.sequence(i));
+        }
         graph_request request;
         request.skip = skip;
-        out =
-            read_values(on.run_sequence(std::move(request), sequences.sequence(i), sequences.length, control).nll, out);
-        control.progress((double) i + 1, (double) n_sequences);
+        out = read_nll(on.run_together(std::move(request), together, sequences.length, control), together.size(),
+                       sequences.length, out);
+        control.progress((double) (first + together.size()), (double) n_sequences);
     }
     return nll;
 }

@@ -26,8 +26,9 @@ struct token_sequences {
 };
 
 struct evaluator_options {
-    uint32_t  n_context;           // tokens in a batch, at most
-    uint32_t  n_sequences     = 1; // sequences in a batch, at most; they share what they begin with
+    uint32_t  n_context;               // tokens of a sequence, at most; of a batch, where its sequences share a cache
+    uint32_t  n_sequences     = 1;     // sequences in a batch, at most
+    bool      shared_cache    = false; // the sequences of a batch share what they begin with
     int       n_threads       = 1;
     bool      flash_attention = true;
     ggml_type cache_type      = GGML_TYPE_F16;
@@ -55,6 +56,9 @@ public:
 
     int n_cache_writes() const { return patch.n_cache_writes; }
 
+    // Of the last run: its parts that ran on one device each, between which values are copied.
+    int n_splits() const;
+
     size_t n_vocab() const;
 
     // Computes a batch, from an empty cache. What it gives holds until the next run.
@@ -65,6 +69,14 @@ public:
                                        const int32_t *      tokens,
                                        uint32_t             length,
                                        const task_control & control);
+
+    // Computes several sequences at once, as many as options.n_sequences at most, each as run_sequence does. Where that
+    // is above 1, all of a sequence's positions are outputs, the last one too, so that the stream has as many tokens
+    // behind the last layer's selection of outputs as before it: [n_embd, n · length] everywhere.
+    const graph_outputs & run_together(graph_request                        request,
+                                       const std::vector<const int32_t *> & sequences,
+                                       uint32_t                             length,
+                                       const task_control &                 control);
 
 private:
     graph_patch                      patch;
@@ -80,6 +92,9 @@ private:
 
 // Copies the values of tensors, one tensor after the other; returns where the next one's would go.
 float * read_values(const std::vector<ggml_tensor *> & tensors, float * out);
+
+// Copies the NLLs of sequences that were computed at once, [n × (length − 1)]; returns where the next ones would go.
+float * read_nll(const graph_outputs & outputs, size_t n_sequences, uint32_t length, float * out);
 
 // The NLL of each token but the first of each sequence, given those before: [count × (length − 1)].
 std::vector<float> nll_of(evaluator &             on,

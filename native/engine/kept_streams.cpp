@@ -8,9 +8,13 @@
 
 namespace {
 
-// While a graph runs, all boundaries that it shall keep take memory beside those that are kept already: so much at
-// most.
-constexpr size_t MOST_CAPTURED_BYTES = 256 * 1024 * 1024;
+// While a graph runs, all boundaries that it gives take memory beside those that are kept already: a part of what these
+// may take, and so much at most.
+constexpr double MOST_CAPTURED_BYTES = 2.0 * 1024 * 1024 * 1024;
+
+size_t most_captured_bytes(double keep_bytes) {
+    return (size_t) std::min(keep_bytes / 8, MOST_CAPTURED_BYTES);
+}
 
 size_t bytes_of_boundary(const llama_model * model, uint32_t length) {
     return sizeof(float) * llama_model_n_embd(model) * length;
@@ -49,6 +53,7 @@ kept_streams::kept_streams(std::shared_ptr<evaluator> evaluator, token_sequences
     on(std::move(evaluator)),
     calibration(std::move(sequences)),
     room(room_for(on->model.get(), calibration, keep_bytes)),
+    most_captured(most_captured_bytes(keep_bytes)),
     room_of_current((2 * room + 2) / 3),
     current(on->blocks().size()),
     ready(calibration.count()),
@@ -127,28 +132,80 @@ void kept_streams::run(const skip_set &            skip,
                        size_t                      most_kept,
                        const task_control &        control,
                        float *                     nll) {
-    const size_t of_boundary   = bytes_of_boundary(on->model.get(), calibration.length);
-    const size_t most_captured = std::max<size_t>(1, MOST_CAPTURED_BYTES / of_boundary);
-    const auto   blocks        = linear ? linear->blocks_for(skip, control) : graph_request::linear_blocks{};
+    graph_request request;
+    request.skip   = skip;
+    request.linear = linear ? linear->blocks_for(skip, control) : graph_request::linear_blocks{};
+
+    // those that start at the same boundary, and shall keep as many, can be computed at once
+    std::map<std::pair<size_t, size_t>, std::vector<size_t>> alike; // places in `sequences`
+    for (size_t i = 0; i < sequences.size(); i++) {
+        const kept_boundary * boundary = last_usable(sequences[i], skip);
+        const size_t          n_kept   = kept[sequences[i]].size();
+        const size_t          n_more   = most_kept > n_kept ? most_kept - n_kept : 0;
+        alike[{ boundary ? boundary->before.size() : 0, n_more }].push_back(i);
+    }
+    std::vector<float> values;
+    for (const auto & [key, places] : alike) {
+        for (size_t first = 0; first < places.size(); first += on->options.n_sequences) {
+            const size_t        last = std::min<size_t>(places.size(), first + on->options.n_sequences);
+            std::vector<size_t> together;
+            for (size_t i = first; i < last; i++) {
+                together.push_back(sequences[places[i]]);
+            }
+            run_together(request, together, key.second, control, values);
+            const size_t n_values = calibration.length - 1;
+            for (size_t i = first; i < last; i++) {
+                std::copy_n(values.begin() + (ptrdiff_t) ((i - first) * n_values), n_values,
+                            nll + places[i] * n_values);
+            }
+        }
+    }
+}
+
+// Computes sequences at once, and keeps `n_more` boundaries of each. Where these would take too much memory beside the
+// graph's own, the stream is computed in stretches, each of which starts at the last boundary of the one before.
+void kept_streams::run_together(const graph_request &       wanted,
+                                const std::vector<size_t> & sequences,
+                                size_t                      n_more,
+                                const task_control &        control,
+                                std::vector<float> &        nll) {
+    const skip_set & skip      = wanted.skip;
+    const auto       n_at_once = std::max<size_t>(
+        1, most_captured / (bytes_of_boundary(on->model.get(), calibration.length) * sequences.size()));
+
+    std::vector<const int32_t *> tokens;
     for (const size_t sequence : sequences) {
+        tokens.push_back(calibration.sequence(sequence));
+    }
+    graph_request first = wanted;
+    start_together(first, sequences);
+    const std::vector<size_t> capture = spread(on->blocks(), skip, first.start, n_more);
+
+    size_t n_captured = 0;
+    for (bool is_last = false; !is_last;) {
         control.check();
-        graph_request request;
-        request.skip   = skip;
-        request.linear = blocks;
-        if (const kept_boundary * boundary = last_usable(sequence, skip)) {
-            start_at(request, *boundary);
+        const size_t n_now = std::min(n_at_once, capture.size() - n_captured);
+        is_last            = n_captured + n_now == capture.size();
+
+        graph_request request = wanted;
+        start_together(request, sequences);
+        request.capture.assign(capture.begin() + (ptrdiff_t) n_captured,
+                               capture.begin() + (ptrdiff_t) (n_captured + n_now));
+        request.output = is_last ? graph_request::output_kind::nll : graph_request::output_kind::none;
+        n_captured += n_now;
+
+        const size_t          start   = request.start;
+        const size_t          end     = is_last ? skip.size() : request.capture.back();
+        const graph_outputs & outputs = on->run_together(std::move(request), tokens, calibration.length, control);
+        computed +=
+            sequences.size() * std::count(skip.begin() + (ptrdiff_t) start, skip.begin() + (ptrdiff_t) end, false);
+        if (is_last) {
+            nll.resize(sequences.size() * (calibration.length - 1));
+            read_nll(outputs, sequences.size(), calibration.length, nll.data());
         }
-        const size_t n_kept = kept[sequence].size();
-        if (most_kept > n_kept) {
-            const size_t n_more = std::min(most_kept - n_kept, most_captured);
-            request.capture     = spread(on->blocks(), skip, request.start, n_more);
+        if (!keep(sequences, skip, outputs)) {
+            n_captured = capture.size(); // there is no memory for more
         }
-        const auto            start = (ptrdiff_t) request.start;
-        const graph_outputs & outputs =
-            on->run_sequence(std::move(request), calibration.sequence(sequence), calibration.length, control);
-        computed += std::count(skip.begin() + start, skip.end(), false);
-        nll = read_values(outputs.nll, nll);
-        keep(sequence, skip, outputs);
     }
 }
 
@@ -170,36 +227,54 @@ const kept_streams::kept_boundary * kept_streams::last_usable(size_t sequence, c
     return last;
 }
 
-// Without memory to copy the boundary to, the evaluation starts from the tokens.
-void kept_streams::start_at(graph_request & request, const kept_boundary & boundary) {
-    ggml_tensor * values = boundary.values.tensor;
-    auto &        start  = starts[{ ggml_backend_buffer_get_type(values->buffer), values->ne[1] }];
+// Lets a request start at the last boundary that all of these sequences have. Without memory to copy it to, or such a
+// boundary, it starts from the tokens.
+void kept_streams::start_together(graph_request & request, const std::vector<size_t> & sequences) {
+    std::vector<const kept_boundary *> boundaries;
+    for (const size_t sequence : sequences) {
+        boundaries.push_back(last_usable(sequence, request.skip));
+        if (!boundaries.back() || boundaries.back()->before.size() != boundaries[0]->before.size()) {
+            return;
+        }
+    }
+    const ggml_tensor * like     = boundaries[0]->values.tensor;
+    const int64_t       n_tokens = like->ne[1];
+    const auto          type     = ggml_backend_buffer_get_type(like->buffer);
+    auto &              start    = starts[{ type, n_tokens * (int64_t) sequences.size() }];
     if (!start) {
-        device_tensor made = stream_like(values);
+        device_tensor made = new_device_tensor(type, like->ne[0], n_tokens * (int64_t) sequences.size());
         if (!made.tensor) {
             return;
         }
         start = std::make_shared<device_tensor>(std::move(made));
     }
-    ggml_backend_tensor_copy(values, start->tensor);
-    request.start    = boundary.before.size();
+    for (size_t i = 0; i < sequences.size(); i++) {
+        ggml_backend_tensor_copy(boundaries[i]->values.tensor,
+                                 view_of_tokens(start->tensor, (int64_t) i * n_tokens, n_tokens).tensor);
+    }
+    request.start    = boundaries[0]->before.size();
     request.boundary = { start, start->tensor };
 }
 
-// Copies what a run captured. Without memory for it, later evaluations start earlier.
-void kept_streams::keep(size_t sequence, const skip_set & skip, const graph_outputs & outputs) {
+// Copies what a run captured. Without memory for it, which the result tells, later evaluations start earlier.
+bool kept_streams::keep(const std::vector<size_t> & sequences, const skip_set & skip, const graph_outputs & outputs) {
     for (const auto & [block, tensor] : outputs.captured) {
-        kept_boundary boundary = {
-            .before = skip_set(skip.begin(), skip.begin() + (ptrdiff_t) block),
-            .values = stream_like(tensor),
-        };
-        if (!boundary.values.tensor) {
-            break;
+        const int64_t n_tokens = tensor->ne[1] / (int64_t) sequences.size();
+        for (size_t i = 0; i < sequences.size(); i++) {
+            const tensor_view own      = view_of_tokens(tensor, (int64_t) i * n_tokens, n_tokens);
+            kept_boundary     boundary = {
+                .before = skip_set(skip.begin(), skip.begin() + (ptrdiff_t) block),
+                .values = stream_like(own.tensor),
+            };
+            if (!boundary.values.tensor) {
+                return false;
+            }
+            ggml_backend_tensor_copy(own.tensor, boundary.values.tensor);
+            kept_bytes += ggml_nbytes(own.tensor);
+            kept[sequences[i]].push_back(std::move(boundary));
         }
-        ggml_backend_tensor_copy(tensor, boundary.values.tensor);
-        kept_bytes += ggml_nbytes(tensor);
-        kept[sequence].push_back(std::move(boundary));
     }
+    return true;
 }
 
 // Memory of the tensor's shape, where the tensor is: that of a boundary that was given up, or new.

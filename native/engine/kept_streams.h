@@ -56,6 +56,8 @@ private:
     // Which sequences were evaluated.
     using sequence_set = std::vector<bool>;
 
+    const size_t most_captured; // bytes of boundaries that one run may give
+
     std::unique_ptr<gap_fits> linear; // null: gaps stay empty
 
     const size_t room_of_current; // of the room, what the current model may take; the rest is for the likely next one
@@ -79,9 +81,14 @@ private:
                               size_t                      most_kept,
                               const task_control &        control,
                               float *                     nll);
+    void                  run_together(const graph_request &       request,
+                                       const std::vector<size_t> & sequences,
+                                       size_t                      n_more,
+                                       const task_control &        control,
+                                       std::vector<float> &        nll);
     bool                  can_start_at(const kept_boundary & boundary, const skip_set & skip) const;
     const kept_boundary * last_usable(size_t sequence, const skip_set & skip) const;
-    void                  start_at(graph_request & request, const kept_boundary & boundary);
-    void                  keep(size_t sequence, const skip_set & skip, const graph_outputs & outputs);
-    device_tensor         stream_like(const ggml_tensor * tensor);
+    void                  start_together(graph_request & request, const std::vector<size_t> & sequences);
+    bool          keep(const std::vector<size_t> & sequences, const skip_set & skip, const graph_outputs & outputs);
+    device_tensor stream_like(const ggml_tensor * tensor);
 };

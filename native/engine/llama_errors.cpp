@@ -3,6 +3,7 @@
 #include "ggml.h"
 #include "llama.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <stdexcept>
 #include <utility>
@@ -30,7 +31,10 @@ void on_ggml_abort(const char * message) {
     if (on_failed_assertion == assertion_mode::throw_error) {
         throw std::runtime_error(std::string("llama.cpp gave up: ") + message);
     }
-    fprintf(stderr, "%s\n", message);
+    // one line, with what the backend said before it gave up, such as what CUDA calls the error
+    std::string reason = take_logged_errors("");
+    std::replace(reason.begin(), reason.end(), '\n', ' ');
+    fprintf(stderr, "llama.cpp gave up: %s%s%s\n", reason.c_str(), reason.empty() ? "" : "; ", message);
 }
 
 } // namespace

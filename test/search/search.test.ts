@@ -404,7 +404,7 @@ describe('the faster searches', () => {
         ]);
     });
 
-    describe('with several devices', () => {
+    describe('with several devices, or sequences at once', () => {
         interface Call {
             candidate: string;
             sequences: number;
@@ -415,14 +415,14 @@ describe('the faster searches', () => {
         // blocks that cost so much that exact can stop some of them before the last of its large batches
         const made = { blocks: 20, sequences: 64, tokens: 16, close: 5, seed: 9 };
 
-        /** Searches with four devices, and notes each evaluation of a candidate. */
-        async function searchOnFour(mode: SearchMode) {
+        /** Searches with four devices, or four sequences at once on one, and notes each evaluation of a candidate. */
+        async function searchOnFour(mode: SearchMode, four: 'devices' | 'together' = 'devices') {
             const model = madeUp(made);
             const calls: Call[] = [];
             let running = 0;
             const evaluator: CandidateEvaluator = {
                 ...model.evaluator,
-                devices: 4,
+                [four]: 4,
                 evaluate: async (skip, sequences) => {
                     const candidate = names(skip);
                     const isFirst = !calls.some((call) => call.candidate === candidate);
@@ -437,15 +437,24 @@ describe('the faster searches', () => {
             return { ...found, calls: calls.filter(({ candidate }) => candidate !== '') };
         }
 
-        test.each(['exact', 'race'] as const)('%s finds the same', async (mode) => {
+        test.each([
+            ['exact', 'devices'],
+            ['race', 'devices'],
+            ['exact', 'together'],
+            ['race', 'together']
+        ] as const)('%s finds the same with four %s', async (mode, four) => {
             const one = await orderOf(madeUp(made), 'full', 6);
-            const { order, perplexities, asked } = await searchOnFour(mode);
+            const { order, perplexities, asked } = await searchOnFour(mode, four);
             expect({ order, perplexities }).toEqual({ order: one.order, perplexities: one.perplexities });
             expect(asked).toBeLessThan(one.asked); // it still stops or drops candidates
         });
 
-        test('exact has work for each device in every call', async () => {
-            const { calls } = await searchOnFour('exact');
+        test.each([
+            ['exact', 'devices'],
+            ['exact', 'together'],
+            ['race', 'together']
+        ] as const)('%s has work for all four %s in every call', async (mode, four) => {
+            const { calls } = await searchOnFour(mode, four);
             expect(Math.min(...calls.map(({ sequences }) => sequences))).toBeGreaterThanOrEqual(4);
         });
 

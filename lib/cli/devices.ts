@@ -1,0 +1,21 @@
+import type { Argv } from 'yargs';
+import { formatBytes } from '../format.js';
+import { findDevices, type FoundDevice } from '../runtime/device.js';
+import { jsonOption } from './options.js';
+import { print } from './print.js';
+
+export const command = 'devices';
+export const describe = 'Show where models can be computed on this computer, and why not elsewhere';
+
+export const builder = (yargs: Argv) => yargs.options({ json: jsonOption });
+
+export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
+    const found = await findDevices();
+    print(found, argv.json, () => found.map(deviceLine));
+}
+
+function deviceLine({ device, works, description, gpus }: FoundDevice): string {
+    const memory = gpus.map((gpu) => `${formatBytes(gpu.memoryFree)} of ${formatBytes(gpu.memoryTotal)} free`);
+    const what = works && memory.length > 0 ? `${description}; ${memory.join('; ')}` : description;
+    return `${device.padEnd(8)} ${works ? 'works' : 'no   '}  ${what}`;
+}
