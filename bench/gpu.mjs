@@ -57,7 +57,7 @@ for (const tokensAtOnce of argv.tokensAtOnce ?? [undefined]) {
     const run = { device: model.device, tokensAtOnce, load: (performance.now() - load) / 1000 };
     calibration = argv.random
         ? { tokens: randomTokens(model.vocabulary), length: argv.context }
-        : await loadCalibration(model, { samples: argv.samples, context: argv.context });
+        : await loadCalibration(model, { file: 'embedded', samples: argv.samples, context: argv.context });
     const blocks = await model.blocks();
     run.blocks = blocks.length;
     run.pass = await median(() => model.evaluate(calibration));
@@ -105,7 +105,7 @@ if (argv.peer) {
         num_hidden_layers: value('block_count'),
         num_attention_heads: value('attention.head_count'),
         num_key_value_heads: value('attention.head_count_kv') ?? value('attention.head_count'),
-        vocab_size: metadata['llama.vocab_size']
+        vocab_size: value('vocab_size')
     };
     const file = path.join(argv.output, `tokens-${argv.name}.bin`);
     fs.writeFileSync(file, calibration.tokens);

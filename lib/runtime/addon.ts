@@ -52,8 +52,8 @@ export interface NativeModel {
         parameters: number;
         slidingWindow: boolean[];
         recurrent: boolean[];
-        /** it has recurrent layers: a state, which sequences can't share */
-        hasState: boolean;
+        /** its sequences can't be computed at once, such as those of recurrent layers, which have a state */
+        oneAtATime: boolean;
     };
     dispose(): void;
 }
@@ -220,10 +220,18 @@ export interface Addon {
     quantizeGguf(input: string, output: string, options: NativeTask & { type: string; threads: number }): Promise<void>;
     Cancellation: new () => Cancellation;
     Model: {
-        /** `gpus`: names of devices; without any, the CPU computes. */
+        /**
+         * `gpus`: names of devices; without any, the CPU computes. `embeddingType`: of the embeddings' tensor, which is
+         * put on the GPU too where that can look up rows of this type.
+         */
         load(
             path: string,
-            options: NativeTask & { gpus: string[]; gpuLayers?: number | undefined; headerOnly?: boolean | undefined }
+            options: NativeTask & {
+                gpus: string[];
+                gpuLayers?: number | undefined;
+                headerOnly?: boolean | undefined;
+                embeddingType?: string | undefined;
+            }
         ): Promise<NativeModel>;
     };
     Evaluator: {
@@ -232,6 +240,7 @@ export interface Addon {
          * @param options.context tokens of a sequence, at most; with a shared cache, of all that is computed at once
          * @param options.sequences how many sequences, or endings of `score`, are computed at once, at most; default 1
          * @param options.sharedCache for `score`: endings share what they begin with; default false
+         * @param options.keepMasks keep attention masks, as is done on a GPU, on the CPU too; default false
          * @param options.logitsBytes memory for logits, of which longer sequences compute parts; default 256 MiB
          */
         create(
@@ -243,6 +252,7 @@ export interface Addon {
                 cacheType: 'f16' | 'f32';
                 sequences?: number;
                 sharedCache?: boolean;
+                keepMasks?: boolean;
                 logitsBytes?: number;
             }
         ): Promise<NativeEvaluator>;

@@ -3,9 +3,6 @@ import { runNative, type NativeKeptStreams } from './addon.js';
 import type { Block } from './blocks.js';
 import { countSequences, type Sequences } from './sequences.js';
 
-/** So many tokens keep a GPU busy: with fewer, most of the time goes to starting its operations. */
-const FULL_TOKENS = 2048;
-
 export interface KeepOptions {
     /**
      * Memory for the residual stream, in bytes. 0 computes every evaluation from the tokens on. Default: 2 GiB; on a
@@ -46,11 +43,12 @@ export class KeptStreams {
         native: NativeKeptStreams,
         calibration: Sequences,
         atOnce: number,
+        fullTokens: number,
         indexesOf: (blocks: readonly Block[]) => number[],
         signal: AbortSignal | undefined
     ) {
         this.#native = native;
-        this.together = Math.min(atOnce, Math.ceil(FULL_TOKENS / calibration.length));
+        this.together = Math.min(atOnce, Math.ceil(fullTokens / calibration.length));
         this.#indexesOf = indexesOf;
         this.#sequences = countSequences(calibration);
         this.#predicted = calibration.length - 1;

@@ -142,14 +142,22 @@ const DEFAULT_KEEP_SHARE = 0.75;
 /** Tokens that a GPU computes at once by default. */
 const GPU_TOKENS_AT_ONCE = 8192;
 
+/**
+ * A GPU is busy with so many operations (two for each token and parameter) for as long as it takes to start those of a
+ * graph. With fewer, or so many tokens, more sequences cost little more.
+ */
+const FULL_OPERATIONS = 4e12;
+const FULL_TOKENS = 2048;
+
 /** How many endings are computed at once, at most. */
 const ENDINGS_AT_ONCE = 64;
 
 /** A context of llama.cpp for so many tokens, and the blocks that were found in its graph. */
 interface Context {
     size: number;
-    /** sequences that are computed at once, at most */
+    /** sequences that are computed at once, at most, and how many were wanted when memory was sought for them */
     atOnce: number;
+    wanted: number;
     evaluator: NativeEvaluator;
     blocks: ModelGraph['blocks'];
 }
@@ -234,8 +242,9 @@ export class Model {
         checkKind(file, gguf);
         const addon = await loadAddon();
         const names = gpus.map(({ name }) => name);
+        const embeddingType = gguf.tensors.find(({ name }) => name === 'token_embd.weight')?.type;
         const native = await runNative(signal, (cancel) =>
-            addon.Model.load(file, { gpus: names, gpuLayers, headerOnly, onProgress, cancel })
+            addon.Model.load(file, { gpus: names, gpuLayers, headerOnly, embeddingType, onProgress, cancel })
         ).catch((error: unknown) => {
             signal?.throwIfAborted();
             throw new BlockprunerError('MODEL', `llama.cpp can't load ${file}: ${reasonIn(messageOf(error))}`, {
@@ -413,6 +422,7 @@ export class Model {
             native,
             calibration,
             context.atOnce,
+            Math.min(FULL_TOKENS, FULL_OPERATIONS / (2 * this.parameters)),
             (blocks) => this.#indexesOf(context, blocks),
             signal
         );
@@ -575,32 +585,35 @@ export class Model {
     async #graphContext(signal?: AbortSignal): Promise<Context> {
         // no longer than the model was trained for: beyond, some models rotate by other factors
         const { context } = this.#native.describe();
-        return this.#contexts.sequences ?? (await this.#contextFor(Math.min(512, context), signal));
+        return this.#contexts.sequences ?? (await this.#contextFor(Math.min(512, context), signal, 'sequences', 1));
     }
 
-    /** The context that there is or, for more tokens than it has room for, a new one in its place. */
+    /**
+     * The context that there is or, for more tokens or sequences than it has room for, a new one in its place.
+     * @param most sequences, or endings, that should be computed at once
+     */
     async #contextFor(
         size: number,
         signal: AbortSignal | undefined,
-        use: 'sequences' | 'endings' = 'sequences'
+        use: 'sequences' | 'endings' = 'sequences',
+        most = use === 'endings' ? ENDINGS_AT_ONCE : Math.max(1, Math.floor(this.#tokensAtOnce / size))
     ): Promise<Context> {
+        const wanted = this.#native.describe().oneAtATime ? 1 : most;
         const found = this.#contexts[use];
-        if (found && found.size >= size) {
+        if (found && found.size >= size && found.wanted >= wanted) {
             return found;
         }
         found?.evaluator.dispose();
         delete this.#contexts[use];
-        const most = use === 'endings' ? ENDINGS_AT_ONCE : Math.max(1, Math.floor(this.#tokensAtOnce / size));
-        let atOnce = this.#native.describe().hasState ? 1 : most;
-        for (;;) {
+        for (let atOnce = wanted; ; atOnce = Math.floor(atOnce / 2)) {
             try {
-                return (this.#contexts[use] = await this.#createContext(size, atOnce, use === 'endings', signal));
+                const made = await this.#createContext(size, atOnce, use === 'endings', signal);
+                return (this.#contexts[use] = { ...made, size, atOnce, wanted });
             } catch (error) {
                 // there may be no memory for the caches of so many
                 if (use === 'endings' || atOnce === 1 || signal?.aborted) {
                     throw error;
                 }
-                atOnce = Math.floor(atOnce / 2);
             }
         }
     }
@@ -623,7 +636,7 @@ export class Model {
         sequences: number,
         sharedCache: boolean,
         signal: AbortSignal | undefined
-    ): Promise<Context> {
+    ): Promise<Pick<Context, 'evaluator' | 'blocks'>> {
         const addon = await loadAddon();
         const evaluator = await runNative(signal, (cancel) =>
             addon.Evaluator.create(this.#native, {
@@ -643,7 +656,7 @@ export class Model {
                 { cause: error }
             );
         });
-        return { size, atOnce: sequences, evaluator, blocks: withSizes(evaluator.blocks(), this.gguf) };
+        return { evaluator, blocks: withSizes(evaluator.blocks(), this.gguf) };
     }
 }
 

@@ -31,8 +31,9 @@ export class ExactSearch {
         if (!this.full) {
             sequences.sort((a, b) => currentMeans[b]! - currentMeans[a]!);
         }
-        // several devices need work for each
-        const batch = this.full ? sequences.length : Math.max(atOnce > 1 ? 4 * atOnce : 1, together);
+        // several devices need work for each, and more than one sequence at once is the better the more there are
+        const most = Math.max(atOnce, together);
+        const batch = this.full ? sequences.length : most > 1 ? 4 * most : 1;
 
         let best: Best | undefined;
         // The total of a move of some worth that would be as good as the best one.

@@ -154,6 +154,7 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
         .flash_attention = options.Get("flashAttention").ToBoolean(),
         .cache_type      = cache == "f32" ? GGML_TYPE_F32 : GGML_TYPE_F16,
     };
+    wanted.keep_masks   = options.Get("keepMasks").ToBoolean();
     wanted.logits_bytes = (size_t) number_of(options, "logitsBytes", (double) wanted.logits_bytes);
 
     auto created = std::make_shared<std::shared_ptr<evaluator>>();

@@ -4,6 +4,7 @@
 #include "engine/generate.h"
 #include "engine/llama_errors.h"
 #include "ggml-backend.h"
+#include "ggml-cpp.h"
 #include "llama-model.h"
 #include "llama.h"
 
@@ -34,7 +35,26 @@ struct load_options {
     std::vector<std::string> gpus;       // empty: the CPU computes
     int                      gpu_layers; // -1: all
     bool                     header_only;
+    std::string              embedding_type; // of token_embd.weight; empty: unknown
 };
+
+// Whether a device can look up rows of a tensor of this type.
+bool looks_up_rows(ggml_backend_dev_t device, const std::string & type_name) {
+    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
+        const auto   type = (ggml_type) i;
+        const char * name = ggml_type_name(type);
+        if (name && type_name == name) {
+            const ggml_init_params params = { .mem_size   = 3 * ggml_tensor_overhead(),
+                                              .mem_buffer = nullptr,
+                                              .no_alloc   = true };
+            const ggml_context_ptr ctx(ggml_init(params));
+            ggml_tensor *          rows   = ggml_new_tensor_2d(ctx.get(), type, 256, 2);
+            ggml_tensor *          tokens = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, 2);
+            return ggml_backend_dev_supports_op(device, ggml_get_rows(ctx.get(), rows, tokens));
+        }
+    }
+    return false;
+}
 
 llama_model * load_model(const load_options & options, const task_control & control) {
     auto               devices = devices_of(options.gpus);
@@ -44,6 +64,13 @@ llama_model * load_model(const load_options & options, const task_control & cont
     params.no_alloc            = options.header_only;
     if (options.header_only) {
         params.load_mode = LLAMA_LOAD_MODE_NONE;
+    }
+    // llama.cpp has embeddings on the CPU, where looking up thousands of tokens and copying what is found takes longer
+    // than some layers of a GPU. Where all layers are on a GPU, so are they.
+    std::vector<llama_model_tensor_buft_override> places;
+    if (!options.gpus.empty() && options.gpu_layers < 0 && looks_up_rows(devices[0], options.embedding_type)) {
+        places = { { "^token_embd[.]weight$", ggml_backend_dev_buffer_type(devices[0]) }, { nullptr, nullptr } };
+        params.tensor_buft_overrides = places.data();
     }
     params.progress_callback_user_data = const_cast<task_control *>(&control);
     params.progress_callback           = [](float done, void * data) {
@@ -146,14 +173,16 @@ const std::shared_ptr<llama_model> & Model::llama(Napi::Env env) const {
 }
 
 Napi::Value Model::load(const Napi::CallbackInfo & info) {
-    const auto   options = info[1].As<Napi::Object>();
-    const auto   gpus    = options.Get("gpus").As<Napi::Array>();
-    const auto   layers  = options.Get("gpuLayers");
-    load_options wanted  = {
-        .path        = info[0].As<Napi::String>(),
-        .gpus        = {},
-        .gpu_layers  = layers.IsNumber() ? layers.As<Napi::Number>().Int32Value() : -1,
-        .header_only = options.Get("headerOnly").ToBoolean(),
+    const auto   options   = info[1].As<Napi::Object>();
+    const auto   gpus      = options.Get("gpus").As<Napi::Array>();
+    const auto   layers    = options.Get("gpuLayers");
+    const auto   embedding = options.Get("embeddingType");
+    load_options wanted    = {
+        .path           = info[0].As<Napi::String>(),
+        .gpus           = {},
+        .gpu_layers     = layers.IsNumber() ? layers.As<Napi::Number>().Int32Value() : -1,
+        .header_only    = options.Get("headerOnly").ToBoolean(),
+        .embedding_type = embedding.IsString() ? embedding.As<Napi::String>().Utf8Value() : "",
     };
     for (uint32_t i = 0; i < gpus.Length(); i++) {
         wanted.gpus.push_back(gpus.Get(i).ToString());
@@ -281,8 +310,10 @@ Napi::Value Model::describe(const Napi::CallbackInfo & info) {
     result.Set("layers", llama_model_n_layer(m));
     result.Set("slidingWindow", windows);
     result.Set("recurrent", recurrent);
-    // sequences can't share a recurrent state; MiniMax M3 attends to all blocks where they share a cache
-    result.Set("hasState", llama_model_is_recurrent(m) || llama_model_is_hybrid(m) || m->arch == LLM_ARCH_MINIMAX_M3);
+    // sequences can't share a recurrent state; MiniMax M3 attends to all blocks where they share a cache, and attention
+    // that isn't causal looks at all tokens of a batch
+    result.Set("oneAtATime", llama_model_is_recurrent(m) || llama_model_is_hybrid(m) || !m->hparams.causal_attn ||
+                                 m->arch == LLM_ARCH_MINIMAX_M3);
     result.Set("embedding", llama_model_n_embd(m));
     result.Set("vocabulary", llama_vocab_n_tokens(vocab));
     result.Set("context", llama_model_n_ctx_train(m));

@@ -33,6 +33,14 @@ llama_context_params context_params(const evaluator_options & options) {
     return params;
 }
 
+// The memory of the GPU that computes the first layer; null where the CPU does, which has masks where they are filled.
+ggml_backend_buffer_type_t mask_memory(const llama_model & model, bool on_cpu_too) {
+    ggml_backend_dev_t device = model.dev_layer(0);
+    return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU && !on_cpu_too ?
+               nullptr :
+               ggml_backend_dev_buffer_type(device);
+}
+
 } // namespace
 
 evaluator::evaluator(std::shared_ptr<llama_model> model,
@@ -40,7 +48,7 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
                      const task_control &         control) :
     model(std::move(model)),
     options(options),
-    patch(options.logits_bytes, this->model->hparams.f_norm_rms_eps) {
+    patch(options.logits_bytes, this->model->hparams.f_norm_rms_eps, mask_memory(*this->model, options.keep_masks)) {
     make_context();
     control.check();
     if (!context) {
@@ -90,13 +98,26 @@ size_t evaluator::n_vocab() const {
 }
 
 const graph_outputs & evaluator::run(graph_request request, const llama_batch & batch, const task_control & control) {
+    last_sequences = 0;
+    return compute(
+        std::move(request),
+        [&] {
+            llama_memory_clear(llama_get_memory(context.get()), false);
+            return decode(context.get(), batch);
+        },
+        control);
+}
+
+const graph_outputs & evaluator::compute(graph_request                request,
+                                         const std::function<int()> & decode,
+                                         const task_control &         control) {
     const size_t n_targets = request.targets.size();
     patch.set_request(std::move(request));
-    llama_memory_clear(llama_get_memory(context.get()), false);
     running          = &control;
-    const int status = decode(context.get(), batch);
+    const int status = decode();
     running          = nullptr;
     if (status != 0) {
+        last_sequences = 0;
         control.check();
         const std::string reason = take_logged_errors("llama_decode returned " + std::to_string(status));
         throw std::runtime_error("evaluation failed: " + (patch.error.empty() ? reason : patch.error));
@@ -121,6 +142,7 @@ const graph_outputs & evaluator::run_sequence(graph_request        request,
         batch.add(tokens[i], i, 0, i + 1 < length); // the last token predicts nothing that is known
     }
     request.targets.assign(tokens + 1, tokens + length);
+    request.sequence_length = length;
     return run(std::move(request), batch.get(), control);
 }
 
@@ -131,16 +153,26 @@ const graph_outputs & evaluator::run_together(graph_request                     
     if (options.n_sequences == 1) {
         return run_sequence(std::move(request), sequences.at(0), length, control);
     }
-    token_batch batch(sequences.size() * length);
+    std::vector<int32_t> tokens;
     request.targets.clear();
-    for (size_t s = 0; s < sequences.size(); s++) {
-        for (uint32_t i = 0; i < length; i++) {
-            batch.add(sequences[s][i], i, s, true);
-            // what the last token should predict isn't known: read_nll leaves its value out
-            request.targets.push_back(i + 1 < length ? sequences[s][i + 1] : 0);
-        }
+    request.sequence_length = length;
+    for (const int32_t * sequence : sequences) {
+        tokens.insert(tokens.end(), sequence, sequence + length);
+        // what the last token should predict isn't known: read_nll leaves its value out
+        request.targets.insert(request.targets.end(), sequence + 1, sequence + length);
+        request.targets.push_back(0);
     }
-    return run(std::move(request), batch.get(), control);
+    if (last_sequences == sequences.size() && last_length == length) {
+        return compute(std::move(request), [&] { return decode_again(context.get(), tokens.data()); }, control);
+    }
+    token_batch batch(tokens.size());
+    for (size_t i = 0; i < tokens.size(); i++) {
+        batch.add(tokens[i], i % length, i / length, true);
+    }
+    const graph_outputs & outputs = run(std::move(request), batch.get(), control);
+    last_sequences                = sequences.size();
+    last_length                   = length;
+    return outputs;
 }
 
 float * read_values(const std::vector<ggml_tensor *> & tensors, float * out) {

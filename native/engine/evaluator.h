@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct evaluator_options {
     int       n_threads       = 1;
     bool      flash_attention = true;
     ggml_type cache_type      = GGML_TYPE_F16;
+    bool      keep_masks      = false;             // on the CPU too, for tests
     size_t    logits_bytes    = 256 * 1024 * 1024; // memory for logits; those of longer batches are computed in parts
 };
 
@@ -86,8 +88,15 @@ private:
     // The task of the run that is going on; ggml asks it, on the thread of the run, whether to stop.
     const task_control * running = nullptr;
 
-    void make_context();
-    void attach_threads();
+    // How many sequences the last batch had, and their length, if run_together computed it; else 0.
+    size_t   last_sequences = 0;
+    uint32_t last_length    = 0;
+
+    void                  make_context();
+    void                  attach_threads();
+    const graph_outputs & compute(graph_request                request,
+                                  const std::function<int()> & decode,
+                                  const task_control &         control);
 };
 
 // Copies the values of tensors, one tensor after the other; returns where the next one's would go.

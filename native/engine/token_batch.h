@@ -29,3 +29,6 @@ private:
 
 // Computes a batch and waits for it; returns llama_decode's status.
 int decode(llama_context * context, const llama_batch & batch);
+
+// The same for the last batch with other tokens, from an empty cache. It must have been one run of the graph.
+int decode_again(llama_context * context, const llama_token * tokens);

@@ -126,6 +126,19 @@ void put_in_linear_blocks(graph_edit & edit) {
     }
 }
 
+// Who reads a mask that is kept shall read that one.
+void read_kept_masks(graph_edit & edit, kept_masks & masks) {
+    size_t number = 0;
+    for (ggml_tensor * input : edit.graph.inputs) {
+        if (is_mask(input)) {
+            if (ggml_tensor * kept = masks.find(edit.res, input, number, edit.request.sequence_length)) {
+                edit.change.add(input, kept);
+            }
+            number++;
+        }
+    }
+}
+
 // A tensor of [n_embd, n_tokens], for the first n tokens alone.
 ggml_tensor * first_positions(ggml_context * ctx, ggml_tensor * t, int64_t n) {
     return n < t->ne[1] ? ggml_view_2d(ctx, t, t->ne[0], n, t->nb[1], 0) : t;
@@ -257,8 +270,8 @@ void build_outputs(graph_edit & edit, ggml_tensor * targets, size_t logits_bytes
     edit.res.t_logits = nullptr; // llama.cpp would copy them to the host
 }
 
-// Rebuilds the graph from what the results still need, cache writes included. All inputs stay: llama.cpp sets every one
-// of them. Returns the number of writes to the cache of keys and values.
+// Rebuilds the graph from what the results still need, cache writes included. All inputs stay, since llama.cpp sets
+// every one of them, but for masks, which it sets only where they have memory. Returns the number of writes to the cache of keys and values.
 int rebuild(graph_edit & edit, ggml_tensor * targets) {
     tensor_set needed;
     for (ggml_tensor * t : edit.results) {
@@ -267,7 +280,9 @@ int rebuild(graph_edit & edit, ggml_tensor * targets) {
     ggml_cgraph * gf = edit.res.get_gf();
     ggml_graph_clear(gf);
     for (ggml_tensor * input : edit.graph.inputs) {
-        ggml_build_forward_expand(gf, input);
+        if (!is_mask(input) || needed.count(input)) {
+            ggml_build_forward_expand(gf, input);
+        }
     }
     ggml_build_forward_expand(gf, targets);
     int n_cache_writes = 0;
@@ -287,7 +302,8 @@ int rebuild(graph_edit & edit, ggml_tensor * targets) {
 bool have_one_graph(const graph_request & a, const graph_request & b) {
     return a.skip == b.skip && a.linear == b.linear && a.start == b.start && a.boundary == b.boundary &&
            a.capture == b.capture && a.inner == b.inner && a.compare == b.compare && a.output == b.output &&
-           a.targets.size() == b.targets.size() && a.outputs_first == b.outputs_first;
+           a.targets.size() == b.targets.size() && a.sequence_length == b.sequence_length &&
+           a.outputs_first == b.outputs_first;
 }
 
 } // namespace
@@ -332,6 +348,7 @@ void graph_patch::apply(llm_graph_result & res) {
     leave_out_blocks(edit);
     start_at_boundary(edit);
     put_in_linear_blocks(edit);
+    read_kept_masks(edit, masks);
     edit.change.apply(graph);
     capture_boundaries(edit);
     capture_inner_values(edit);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "graph/find_blocks.h"
+#include "graph/kept_masks.h"
 
 #include <atomic>
 #include <cstdint>
@@ -52,6 +53,10 @@ struct graph_request {
     // outputs.
     std::vector<int32_t> targets;
 
+    // The tokens of each sequence of the batch, where all have as many and are computed from their first one on: then
+    // attention masks depend on nothing else, and are kept. 0: it isn't so.
+    uint32_t sequence_length = 0;
+
     // Whether the outputs are the first positions of the batch. Then they can be told from the others also in those
     // models that compute logits for all positions, whatever was asked for.
     bool outputs_first = true;
@@ -83,7 +88,11 @@ public:
     // logits_bytes: logits are computed for as many positions at a time as fit into so much memory, so that it doesn't
     // grow with context x vocabulary
     // rms_epsilon: of the RMSNorm of linear blocks
-    graph_patch(size_t logits_bytes, float rms_epsilon) : logits_bytes(logits_bytes), rms_epsilon(rms_epsilon) {}
+    // mask_memory: where attention masks are kept; null: nowhere
+    graph_patch(size_t logits_bytes, float rms_epsilon, ggml_backend_buffer_type_t mask_memory) :
+        logits_bytes(logits_bytes),
+        rms_epsilon(rms_epsilon),
+        masks(mask_memory) {}
 
     // llama_context_params::graph_hook; data is a graph_patch
     static void hook(void * data, void * graph_result);
@@ -116,6 +125,7 @@ private:
     graph_request req;
     uint64_t      n_requests = 0;
     graph_layout  layout;
+    kept_masks    masks;
 
     void                     apply(llm_graph_result & res);
     std::vector<found_block> locate_blocks(const graph_view & graph, llm_graph_result & res);
