@@ -19,7 +19,7 @@ export function temporaryFolder(): string {
 export const fileTypes = { F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K_M: 15, BF16: 32, IQ4_NL: 25 };
 
 /** The programs that build_fixtures.cjs compiles. */
-const tools = path.resolve(__dirname, '..', 'build', 'cmake');
+export const tools = path.resolve(__dirname, '..', 'build', 'cmake');
 
 /** Writes a model with its weights in another type. */
 export async function quantize(model: string, output: string, type: keyof typeof fileTypes): Promise<string> {

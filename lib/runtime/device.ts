@@ -123,14 +123,16 @@ async function tryGpus(device: Device): Promise<FoundDevice> {
     await loadAddon(); // built before the trial's time runs
     const { gpus, failure, crashed } = await runTrial(device, library);
     const works = gpus.some((gpu) => gpu.failure === undefined);
-    if (gpus.length === 0 && (failure === undefined || (!crashed && !hasDriver(device)))) {
+    const named = variableOf(device) in process.env; // by someone who wants to know why it fails
+    if (gpus.length === 0 && (failure === undefined || (!crashed && !named && !hasDriver(device)))) {
         const description = 'there is no such GPU on this computer, or no driver for it';
         return { device, present: false, works, description, library, gpus };
     }
     const missing = /: (\S+): cannot open shared object/.exec(failure ?? '')?.[1];
-    const description = missing
-        ? `${missing} is missing: install the runtime libraries of CUDA 13, and name their folder in LD_LIBRARY_PATH`
-        : (failure ?? gpus.map((gpu) => `${gpu.description}${gpu.failure ? `: ${gpu.failure}` : ''}`).join('; '));
+    const description =
+        missing && missing !== library
+            ? `${missing} is missing: install the runtime libraries of CUDA 13, and name their folder in LD_LIBRARY_PATH`
+            : (failure ?? gpus.map((gpu) => `${gpu.description}${gpu.failure ? `: ${gpu.failure}` : ''}`).join('; '));
     return { device, present: true, works, description, library, gpus };
 }
 
@@ -169,10 +171,22 @@ function nameOf(device: Device): string {
     return device === 'cpu' || device === 'cuda' ? device.toUpperCase() : device === 'metal' ? 'Metal' : 'Vulkan';
 }
 
-/** The GPU's backend alone is loaded: its folder has another CPU backend too. */
+/**
+ * The library of a backend: the one that an environment variable such as BLOCKPRUNER_CUDA_BACKEND names, else the
+ * prebuilt one. It alone is loaded: its folder has another CPU backend too.
+ */
 function backendFile(device: Device): string | undefined {
+    const named = process.env[variableOf(device)];
+    if (named) {
+        return named;
+    }
     const folder = backendFolders[device];
     const name =
         folder && fs.readdirSync(folder).find((file) => /^(lib)?ggml-(cuda|vulkan|metal)\.(so|dll|dylib)$/.test(file));
     return name ? path.join(folder, name) : undefined;
+}
+
+/** The environment variable that names the library of a backend. */
+function variableOf(device: Device): string {
+    return `BLOCKPRUNER_${device.toUpperCase()}_BACKEND`;
 }

@@ -1,0 +1,110 @@
+// GPUs that work, and others that don't, by a backend that is none: native/fake_gpu.cpp computes on the CPU, and aborts
+// or computes wrongly where it is told to.
+import fs from 'node:fs';
+import path from 'node:path';
+import type { FoundDevice } from '../../lib/index.js';
+import { backendFolders } from '../../lib/runtime/addon.js';
+import { temporaryFolder, tiny, tools } from '../models';
+import { run, runJson } from './run';
+
+const folder = temporaryFolder();
+const library = path.join(tools, 'libfake-gpu.so');
+const abortReason =
+    /^llama.cpp gave up: CUDA error: the provided PTX was compiled with an unsupported toolchain.; \S+ CUDA error$/;
+// The arguments of a search of a second.
+const search = (name: string, ...args: string[]) => {
+    const text = ['--calibration', 'embedded', '--samples', '2', '--context', '32', '--blocks', 'attn'];
+    const output = path.join(folder, name);
+    return [
+        'prune',
+        tiny,
+        '--remove',
+        '1',
+        '-o',
+        output,
+        '--threads',
+        '1',
+        '--repair',
+        'none',
+        '--no-verify',
+        ...text,
+        ...args
+    ];
+};
+
+const before = { ...process.env };
+beforeEach(() => {
+    process.env.BLOCKPRUNER_CUDA_BACKEND = library;
+    const cpu = fs.readFileSync('/proc/cpuinfo', 'utf8').includes(' avx2 ') ? 'haswell' : 'x64';
+    process.env.FAKE_GPU_CPU = fs
+        .readdirSync(backendFolders.cpu)
+        .filter((file) => file === `libggml-cpu-${cpu}.so` || file.startsWith('libggml-cpu-armv8.0'))
+        .map((file) => path.join(backendFolders.cpu, file))[0];
+});
+afterEach(() => {
+    process.env = { ...before };
+});
+
+(process.platform === 'linux' && backendFolders.cpu !== '' ? describe : describe.skip)('a GPU', () => {
+    const found = async () => (await runJson<FoundDevice[]>('devices')).find(({ device }) => device === 'cuda')!;
+
+    test('that works is listed with its memory, and searches as the CPU does', async () => {
+        const gpu = { name: 'CUDA0', description: 'a GPU that is none', memoryFree: 2 ** 30, memoryTotal: 2 ** 31 };
+        const description = gpu.description;
+        expect(await found()).toEqual({
+            device: 'cuda',
+            present: true,
+            works: true,
+            description,
+            library,
+            gpus: [gpu]
+        });
+        const { stdout } = await run('devices');
+        expect(stdout).toMatch(/^cpu +works {2}\S.*\ncuda +works {2}a GPU that is none; 1.00 GiB of 2.00 GiB free\n/);
+
+        const onGpu = await runJson<{ removed: unknown; perplexity: { dense: number } }>(...search('gpu.gguf'));
+        const onCpu = await runJson<typeof onGpu>(...search('cpu.gguf', '--device', 'cpu'));
+        expect(onGpu.removed).toEqual(onCpu.removed);
+        expect(onGpu.perplexity.dense / onCpu.perplexity.dense).toBeCloseTo(1, 2); // other kernels round otherwise
+    });
+
+    test('whose backend has no code for it is not used, and that is said in one line', async () => {
+        process.env.FAKE_GPU_ABORT_AFTER = '0';
+        const { works, present, description, gpus } = await found();
+        expect({ works, present, gpus }).toEqual({ works: false, present: true, gpus: [] });
+        expect(description).toMatch(abortReason);
+
+        const refused = await run('perplexity', tiny, '--text', tiny, '--device', 'cuda');
+        expect(refused.code).toBe(1);
+        expect(refused.stderr).toMatch(/^blockpruner: CUDA can't be used: llama.cpp gave up: .*\n$/);
+
+        const { code, stderr } = await run(...search('fallback.gguf'));
+        expect(code).toBe(0);
+        expect(stderr.split('\n').filter((line) => /CUDA/.test(line))).toEqual([
+            expect.stringMatching(/^CUDA can't be used: llama.cpp gave up: .*: computing on (CPU|Vulkan) instead$/)
+        ]);
+    });
+
+    test.each([
+        ['computes wrongly', { FAKE_GPU_WRONG: '1' }, 'a GPU that is none: it computes something else than the CPU'],
+        [
+            'has no library',
+            { BLOCKPRUNER_CUDA_BACKEND: '/none.so' },
+            'load_backend: failed to load /none.so: /none.so: cannot open shared object file: No such file or directory'
+        ]
+    ])('that %s is not used', async (_, env, description) => {
+        Object.assign(process.env, env);
+        expect(await found()).toMatchObject({ works: false, description });
+    });
+
+    test('that aborts in a search ends the program with the reason, and --resume goes on from there', async () => {
+        const whole = await runJson<{ removed: unknown }>(...search('whole.gguf'));
+        process.env.FAKE_GPU_ABORT_AFTER = '12';
+        const { code, stderr } = await run(...search('aborted.gguf'));
+        expect(code).not.toBe(0);
+        expect(stderr.trimEnd().split('\n').at(-1)).toMatch(abortReason);
+        delete process.env.FAKE_GPU_ABORT_AFTER;
+        const resumed = await runJson<{ removed: unknown }>(...search('aborted.gguf', '--resume'));
+        expect(resumed.removed).toEqual(whole.removed);
+    });
+});
