@@ -8,3 +8,12 @@ export declare const addonPath: string;
  * @throws BuildError with what the user can do
  */
 export declare function ensureBuilt(options?: { log?: (line: string) => void; force?: boolean }): Promise<void>;
+
+/**
+ * Builds the CUDA backend for the GPUs of this computer, unless it is built, and returns its library.
+ * @throws BuildError with what the user can do
+ */
+export declare function buildCuda(options?: { log?: (line: string) => void }): Promise<string>;
+
+/** The library of the CUDA backend that was built here; '' if none was, or for another release of llama.cpp. */
+export declare function builtCuda(): string;

@@ -13,6 +13,7 @@
 //   blockpruner.node   the addon
 //   blockpruner.stamp  a hash of what it was built from, written last: an addon beside the right hash is complete
 //   build.log          what the last build printed
+//   cuda/              the CUDA backend, where it was built for the GPUs of this computer, with its stamp and log
 //   cmake/             cmake's files, in a folder of their own, where they don't meet node-gyp's
 
 const { spawn, spawnSync } = require('node:child_process');
@@ -20,7 +21,7 @@ const { createHash } = require('node:crypto');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
-const { BuildError, buildOnce } = require('./once.js');
+const { BuildError, buildOnce, isBuilt } = require('./once.js');
 const { checkTools } = require('./tools.js');
 
 const packageFolder = path.resolve(__dirname, '..');
@@ -52,13 +53,103 @@ async function ensureBuilt({ log, force = false } = {}) {
     });
 }
 
+const cudaFolder = path.join(buildFolder, 'cuda');
+const cudaLibrary = windows ? 'ggml-cuda.dll' : 'libggml-cuda.so';
+
+/**
+ * Builds the CUDA backend for the GPUs of this computer, from the source that the addon was built from: the prebuilt
+ * one has machine code for some cards only, and what it has for others needs a newer driver than they may have.
+ */
+async function buildCuda({ log } = {}) {
+    await ensureBuilt({ log });
+    if (spawnSync('nvcc', ['--version']).status !== 0) {
+        throw new BuildError(
+            'nvcc was not found: install the CUDA toolkit, of the version that nvidia-smi shows or older, and put ' +
+                'its bin folder into PATH',
+            'BUILD_IMPOSSIBLE'
+        );
+    }
+    const architectures = process.env.BLOCKPRUNER_CUDA_ARCHITECTURES || architecturesHere();
+    await buildOnce({
+        folder: cudaFolder,
+        product: cudaLibrary,
+        name: 'the CUDA backend',
+        stamp: cudaStamp(),
+        log,
+        build: async (progress, stopped) => {
+            const logFile = path.join(cudaFolder, 'build.log');
+            const work = path.join(cudaFolder, 'cmake');
+            fs.writeFileSync(logFile, '');
+            const cmake = (...args) => run('cmake', args, { progress, stopped, logFile });
+            progress.phase('Preparing the build of the CUDA backend');
+            const options = {
+                CMAKE_BUILD_TYPE: 'Release',
+                CMAKE_CUDA_ARCHITECTURES: architectures,
+                CMAKE_PLATFORM_NO_VERSIONED_SONAME: 'ON', // it must find the prebuilt ggml-base, which has no version
+                BUILD_SHARED_LIBS: 'ON',
+                GGML_BACKEND_DL: 'ON',
+                GGML_BUILD_EXAMPLES: 'OFF',
+                GGML_BUILD_TESTS: 'OFF',
+                GGML_CPU: 'OFF',
+                GGML_CUDA: 'ON',
+                GGML_CUDA_GRAPHS: 'ON',
+                GGML_NATIVE: 'OFF'
+            };
+            const defines = Object.entries(options).map(([name, value]) => `-D${name}=${value}`);
+            const source = path.join(cmakeFolder, 'llama.cpp', 'ggml');
+            fs.appendFileSync(path.join(source, 'ggml.pc.in'), ''); // the bundle lacks it, and CMake wants it
+            if (!(await cmake('-S', source, '-B', work, ...defines))) {
+                throw failure('The build of the CUDA backend could not be prepared', logFile);
+            }
+            progress.phase(`Compiling the CUDA backend for ${architectures} (an hour on two cores, minutes on many)`);
+            const parallel = ['--config', 'Release', '--parallel', String(jobs())];
+            if (!(await cmake('--build', work, '--target', 'ggml-cuda', ...parallel))) {
+                throw failure('The CUDA backend could not be compiled', logFile);
+            }
+            const built = [path.join('bin', 'Release'), 'bin'].map((bin) => path.join(work, bin, cudaLibrary));
+            fs.copyFileSync(
+                built.find((file) => fs.existsSync(file)),
+                path.join(cudaFolder, cudaLibrary)
+            );
+        }
+    });
+    return builtCuda();
+}
+
+/** The library of the CUDA backend that was built here; '' if none was, or for another release of llama.cpp. */
+function builtCuda() {
+    return isBuilt(cudaFolder, cudaLibrary, cudaStamp()) ? path.join(cudaFolder, cudaLibrary) : '';
+}
+
+function cudaStamp() {
+    return JSON.stringify([llamaVersion(require('./packages.js')), process.platform, process.arch]);
+}
+
+/** The compute capabilities of the GPUs here, as CMake wants them: 90 for 9.0. */
+function architecturesHere() {
+    const { stdout } = spawnSync('nvidia-smi', ['--query-gpu=compute_cap', '--format=csv,noheader']);
+    const found = [...new Set(String(stdout ?? '').match(/\d+\.\d/g) ?? [])];
+    if (found.length === 0) {
+        throw new BuildError(
+            'nvidia-smi shows no GPU to build for; BLOCKPRUNER_CUDA_ARCHITECTURES=90 in the environment builds for ' +
+                'compute capability 9.0 all the same',
+            'BUILD_IMPOSSIBLE'
+        );
+    }
+    return found.map((capability) => capability.replace('.', '')).join(';');
+}
+
+/** The version of node-llama-cpp, and so of llama.cpp. */
+function llamaVersion({ bundle }) {
+    return JSON.parse(fs.readFileSync(path.resolve(path.dirname(bundle), '..', 'package.json'), 'utf8')).version;
+}
+
 /** The hash of all that the addon depends on. */
 function sourceStamp(packages, usesPrebuilt) {
-    const llamaPackage = path.resolve(path.dirname(packages.bundle), '..', 'package.json');
     const hash = createHash('sha256');
     hash.update(
         JSON.stringify([
-            JSON.parse(fs.readFileSync(llamaPackage, 'utf8')).version,
+            llamaVersion(packages),
             process.platform,
             process.arch,
             // the addon finds ggml by this path
@@ -160,10 +251,10 @@ function environment() {
  * Runs a command. What it prints goes into the log, and the progress in it to the user.
  * @returns whether it succeeded
  */
-function run(command, args, { progress, stopped }) {
+function run(command, args, { progress, stopped, logFile: file = logFile }) {
     stopped.throwIfAborted();
     return new Promise((resolve, reject) => {
-        const log = fs.createWriteStream(logFile, { flags: 'a' });
+        const log = fs.createWriteStream(file, { flags: 'a' });
         const child = spawn(command, args, {
             cwd: packageFolder,
             env: environment(),
@@ -205,16 +296,16 @@ function stopGroup(child) {
 }
 
 /** An error with a message, the part of the log that says why, and where the rest is. */
-function failure(message) {
-    const lines = fs.readFileSync(logFile, 'utf8').trimEnd().split('\n');
+function failure(message, file = logFile) {
+    const lines = fs.readFileSync(file, 'utf8').trimEnd().split('\n');
     const first = lines.findIndex((line) => /^CMake Error|^FAILED|\berror\b ?[:A-Z]|^fatal:|^Error:/.test(line));
     const shown = first < 0 ? lines.slice(-12) : lines.slice(first, first + 12);
     return new BuildError(
-        [`${message}:`, '', ...shown.map((line) => `    ${line.slice(0, 160)}`), '', `All of it: ${logFile}`].join('\n')
+        [`${message}:`, '', ...shown.map((line) => `    ${line.slice(0, 160)}`), '', `All of it: ${file}`].join('\n')
     );
 }
 
-module.exports = { addonPath, ensureBuilt, BuildError };
+module.exports = { addonPath, buildCuda, builtCuda, ensureBuilt, BuildError };
 
 if (require.main === module) {
     ensureBuilt({ force: process.argv.includes('--force') }).catch((error) => {

@@ -6,14 +6,16 @@ export declare class BuildError extends Error {
 }
 
 /**
- * Calls build(), which must leave folder/blockpruner.node, unless the folder's stamp says that this was done. Processes
- * that ask at the same time wait for the one that builds. `log` receives the progress, a line at a time; without it,
- * stderr does.
+ * Calls build(), which must leave folder/blockpruner.node, or another product, unless its stamp says that this was done.
+ * Processes that ask at the same time wait for the one that builds. `log` receives the progress, a line at a time;
+ * without it, stderr does.
  */
 export declare function buildOnce(options: {
     folder: string;
     stamp: string;
     log?: (line: string) => void;
     force?: boolean;
+    product?: string;
+    name?: string;
     build(progress: { phase(text: string): void; output(line: string): void }, stopped: AbortSignal): Promise<void>;
 }): Promise<void>;

@@ -22,23 +22,30 @@ class BuildError extends Error {
 }
 
 /**
- * Calls build(), which must leave folder/blockpruner.node, unless the folder's stamp says that this was done. Processes
- * that ask at the same time wait for the one that builds, and then find the addon done. build gets a Progress and an
- * AbortSignal.
+ * Calls build(), which must leave a product in a folder, unless its stamp says that this was done. Processes that ask
+ * at the same time wait for the one that builds, and then find it done. build gets a Progress and an AbortSignal.
+ * @param product the file's name
+ * @param name what it is, for messages
  */
-async function buildOnce({ folder, stamp, log, force = false, build }) {
-    const addon = path.join(folder, 'blockpruner.node');
-    const stampFile = path.join(folder, 'blockpruner.stamp');
-    const isUpToDate = () =>
-        fs.existsSync(addon) && fs.existsSync(stampFile) && fs.readFileSync(stampFile, 'utf8') === stamp;
+async function buildOnce({
+    folder,
+    stamp,
+    log,
+    force = false,
+    build,
+    product = 'blockpruner.node',
+    name = 'the addon'
+}) {
+    const stampFile = stampOf(folder, product);
+    const isUpToDate = () => isBuilt(folder, product, stamp);
     if (!force && isUpToDate()) {
         return;
     }
     const progress = new Progress(log);
     const stop = new AbortController();
-    const unlock = await lock(folder, progress, stop);
+    const unlock = await lock(folder, progress, stop, name);
     const stopOn = (signal) =>
-        stop.abort(new BuildError(`the build of the addon was interrupted (${signal})`, 'BUILD_INTERRUPTED'));
+        stop.abort(new BuildError(`the build of ${name} was interrupted (${signal})`, 'BUILD_INTERRUPTED'));
     const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'];
     signals.forEach((signal) => process.on(signal, stopOn));
     try {
@@ -50,7 +57,7 @@ async function buildOnce({ folder, stamp, log, force = false, build }) {
         stop.signal.throwIfAborted();
         fs.writeFileSync(`${stampFile}.new`, stamp);
         fs.renameSync(`${stampFile}.new`, stampFile);
-        progress.phase('The addon is built');
+        progress.phase(`${name[0].toUpperCase()}${name.slice(1)} is built`);
     } catch (error) {
         throw readOnlyError(error, folder) ?? error;
     } finally {
@@ -60,15 +67,30 @@ async function buildOnce({ folder, stamp, log, force = false, build }) {
     }
 }
 
+/** The file beside a product that says what it was built from. */
+function stampOf(folder, product) {
+    return path.join(folder, `${path.parse(product).name}.stamp`);
+}
+
+/** Whether a product is there, complete, and built from what the stamp says. */
+function isBuilt(folder, product, stamp) {
+    const stampFile = stampOf(folder, product);
+    return (
+        fs.existsSync(path.join(folder, product)) &&
+        fs.existsSync(stampFile) &&
+        fs.readFileSync(stampFile, 'utf8') === stamp
+    );
+}
+
 /**
  * Takes the lock, which is a folder `build.lock` beside `build`, since node-gyp empties `build`. As long as its owner
  * lives, it refreshes the lock's time, so that one of more than 20 seconds has lost its owner and is taken over.
  * @returns a function that releases it
  */
-async function lock(folder, progress, stop) {
+async function lock(folder, progress, stop, name) {
     const lockfile = require('proper-lockfile');
     const onCompromised = () =>
-        stop.abort(new BuildError('another process has taken over the build of the addon; try again'));
+        stop.abort(new BuildError(`another process has taken over the build of ${name}; try again`));
     for (let waiting = false; ; waiting = true) {
         try {
             const options = { realpath: false, stale: 20_000, update: 5_000, onCompromised };
@@ -80,7 +102,7 @@ async function lock(folder, progress, stop) {
             }
         }
         if (!waiting) {
-            progress.phase('Another process is building the addon: waiting for it');
+            progress.phase(`Another process is building ${name}: waiting for it`);
         }
         await sleep(500);
     }
@@ -149,4 +171,4 @@ class Progress {
     }
 }
 
-module.exports = { BuildError, buildOnce };
+module.exports = { BuildError, buildOnce, isBuilt };

@@ -1,5 +1,6 @@
 import type { Argv } from 'yargs';
 import { formatBytes } from '../format.js';
+import { buildCudaBackend } from '../runtime/addon.js';
 import { findDevices, type FoundDevice } from '../runtime/device.js';
 import { jsonOption } from './options.js';
 import { print } from './print.js';
@@ -7,9 +8,21 @@ import { print } from './print.js';
 export const command = 'devices';
 export const describe = 'Show where models can be computed on this computer, and why not elsewhere';
 
-export const builder = (yargs: Argv) => yargs.options({ json: jsonOption });
+export const builder = (yargs: Argv) =>
+    yargs
+        .options({
+            build: {
+                choices: ['cuda'] as const,
+                describe: 'First build the CUDA backend for the GPUs of this computer; needs the CUDA toolkit (nvcc)'
+            },
+            json: jsonOption
+        })
+        .example('$0 devices --build cuda', 'where the prebuilt backend has no code for the GPU');
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
+    if (argv.build) {
+        await buildCudaBackend();
+    }
     const found = await findDevices();
     print(found, argv.json, () => found.map(deviceLine));
 }

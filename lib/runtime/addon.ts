@@ -274,6 +274,23 @@ export const { backendFolders } = require(path.join(root, 'install', 'packages.j
     backendFolders: Record<'cpu' | 'cuda' | 'metal' | 'vulkan', string>;
 };
 
+/**
+ * Builds the CUDA backend for the GPUs of this computer; it is then used in the place of the prebuilt one.
+ * @throws BlockprunerError if it can't be built
+ */
+export async function buildCudaBackend(): Promise<string> {
+    return build.buildCuda().catch((error: unknown) => {
+        throw error instanceof build.BuildError
+            ? new BlockprunerError('ADDON', error.message, { cause: error })
+            : error;
+    });
+}
+
+/** The library of that backend; '' where it was not built. */
+export function builtCudaBackend(): string {
+    return build.builtCuda();
+}
+
 let loaded: Addon | undefined;
 let loading: Promise<Addon> | undefined;
 

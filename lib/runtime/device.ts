@@ -4,7 +4,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { checkOneOf } from '../check.js';
 import { BlockprunerError } from '../errors.js';
-import { backendFolders, loadAddon, type Addon } from './addon.js';
+import { backendFolders, builtCudaBackend, loadAddon, type Addon } from './addon.js';
 
 /** Where a model is computed. */
 export type Device = 'cpu' | 'cuda' | 'metal' | 'vulkan';
@@ -131,7 +131,7 @@ async function tryGpus(device: Device): Promise<FoundDevice> {
     const missing = /: (\S+): cannot open shared object/.exec(failure ?? '')?.[1];
     const description =
         missing && missing !== library
-            ? `${missing} is missing: install the runtime libraries of CUDA 13, and name their folder in LD_LIBRARY_PATH`
+            ? `${missing} is missing: install CUDA 13's runtime libraries, and name their folder in LD_LIBRARY_PATH`
             : (failure ?? gpus.map((gpu) => `${gpu.description}${gpu.failure ? `: ${gpu.failure}` : ''}`).join('; '));
     return { device, present: true, works, description, library, gpus };
 }
@@ -144,7 +144,10 @@ function runTrial(device: Device, library: string): Promise<Trial> {
                 return resolve(JSON.parse(stdout) as Trial);
             }
             const reason = stderr.trim().split('\n').at(-1) || `its trial ended with ${error.signal ?? error.code}`;
-            resolve({ gpus: [], failure: error.killed ? 'its trial did not end' : reason, crashed: true });
+            // a backend of the wrong card's code is what makes CUDA fail in most cases
+            const help = device === 'cuda' ? "; 'blockpruner devices --build cuda' builds a backend for this GPU" : '';
+            const failure = error.killed ? 'its trial did not end' : `${reason}${help}`;
+            resolve({ gpus: [], failure, crashed: true });
         });
     });
 }
@@ -172,13 +175,14 @@ function nameOf(device: Device): string {
 }
 
 /**
- * The library of a backend: the one that an environment variable such as BLOCKPRUNER_CUDA_BACKEND names, else the
- * prebuilt one. It alone is loaded: its folder has another CPU backend too.
+ * The library of a backend: the one that an environment variable such as BLOCKPRUNER_CUDA_BACKEND names, else one
+ * that was built here, else the prebuilt one. It alone is loaded: its folder has another CPU backend too.
  */
 function backendFile(device: Device): string | undefined {
     const named = process.env[variableOf(device)];
-    if (named) {
-        return named;
+    const own = named || (device === 'cuda' && builtCudaBackend());
+    if (own) {
+        return own;
     }
     const folder = backendFolders[device];
     const name =

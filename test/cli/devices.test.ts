@@ -45,6 +45,21 @@ afterEach(() => {
     process.env = { ...before };
 });
 
+test('a backend can be built only where there are nvcc and a GPU', async () => {
+    const fake = (name: string, prints: string) =>
+        fs.writeFileSync(path.join(folder, name), `#!/bin/sh\necho "${prints}"\n`, { mode: 0o755 });
+    process.env.PATH = `${folder}${path.delimiter}${path.dirname(process.execPath)}`;
+    const refused = () => run('devices', '--build', 'cuda');
+    expect((await refused()).stderr).toMatch(/^blockpruner: nvcc was not found: install the CUDA toolkit, .*\n$/);
+    fake('nvcc', 'release 13.0');
+    fake('nvidia-smi', 'No devices were found');
+    const { code, stderr } = await refused();
+    expect(code).toBe(1);
+    expect(stderr).toMatch(
+        /^blockpruner: nvidia-smi shows no GPU to build for; BLOCKPRUNER_CUDA_ARCHITECTURES=90 .*\n$/
+    );
+});
+
 (process.platform === 'linux' && backendFolders.cpu !== '' ? describe : describe.skip)('a GPU', () => {
     const found = async () => (await runJson<FoundDevice[]>('devices')).find(({ device }) => device === 'cuda')!;
 
@@ -72,7 +87,9 @@ afterEach(() => {
         process.env.FAKE_GPU_ABORT_AFTER = '0';
         const { works, present, description, gpus } = await found();
         expect({ works, present, gpus }).toEqual({ works: false, present: true, gpus: [] });
-        expect(description).toMatch(abortReason);
+        expect(description).toMatch(
+            /^llama.cpp gave up: CUDA error: .*'blockpruner devices --build cuda' builds a backend/
+        );
 
         const refused = await run('perplexity', tiny, '--text', tiny, '--device', 'cuda');
         expect(refused.code).toBe(1);

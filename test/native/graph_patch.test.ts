@@ -2,7 +2,7 @@
 import path from 'node:path';
 import { formatBlock, Model, perplexityOf, type Block } from '../../lib/index.js';
 import { loadAddon, type NativeEvaluator } from '../../lib/runtime/addon.js';
-import { architectures, randomModel, temporaryFolder, tiny, withModel, withZeroed } from '../models';
+import { architectures, fixture, randomModel, temporaryFolder, tiny, withModel, withZeroed } from '../models';
 
 const folder = temporaryFolder();
 
@@ -26,7 +26,7 @@ async function expectSkipEqualsZeroed(file: string): Promise<void> {
 /** An evaluator as the addon has it, and one sequence of 200 tokens. */
 async function withEvaluator<T>(
     file: string,
-    options: { logitsBytes?: number; context?: number },
+    options: { logitsBytes?: number; context?: number; sequences?: number; keepMasks?: boolean },
     use: (evaluator: NativeEvaluator, tokens: Int32Array) => Promise<T>
 ): Promise<T> {
     const addon = await loadAddon();
@@ -108,6 +108,29 @@ test('leaving out a block leaves out its operations and its KV cache writes', as
         expect(dense.nodes - none.nodes).toBe(12 * (dense.nodes - noAttn.nodes + dense.nodes - noFfn.nodes) + 1);
     });
 });
+
+// gemma3 has two masks, one for sliding windows
+test.each(['embedded', 'gemma3-dense'])(
+    'sequences computed at once, with masks that are kept, have the values of each alone: %s',
+    async (name) => {
+        const file = name === 'embedded' ? tiny : fixture(name, path.join(folder, `${name}.gguf`));
+        const tokens = Int32Array.from({ length: 5 * 48 }, (_, i) => (i * 7919) % 110);
+        const skips = [[], [1], [], [0, 2], Array.from({ length: 12 }, (_, i) => i)];
+        const values = (options: { context: number; sequences?: number; keepMasks?: boolean }) =>
+            withEvaluator(file, options, async (evaluator) => {
+                const nll: Float32Array[] = [];
+                for (const skip of skips) {
+                    nll.push(await evaluator.evaluate(tokens, 48, skip, {}));
+                }
+                nll.push(await evaluator.evaluate(tokens.subarray(0, 4 * 30), 30, [3], {}));
+                return nll;
+            });
+        const alone = await values({ context: 48 });
+        // two batches of two and one of one: the second is computed like the first, with other tokens
+        expect(await values({ context: 48, sequences: 2, keepMasks: true })).toEqual(alone);
+        expect(await values({ context: 48, keepMasks: true })).toEqual(alone);
+    }
+);
 
 describe('starting from a kept residual stream', () => {
     /** Memory for some boundaries of both sequences, of 64 tokens. */
