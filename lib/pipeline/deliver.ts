@@ -2,14 +2,16 @@ import { BlockprunerError } from '../errors.js';
 import { meanNll, perplexityOf } from '../evaluation/perplexity.js';
 import { scoreTasks, type TaskOptions, type TaskScores } from '../evaluation/scores.js';
 import type { Task } from '../evaluation/tasks.js';
-import { architectureOf } from '../export/host.js';
+import { architectureOf, type Host } from '../export/host.js';
 import { writeDraft } from '../export/write.js';
 import type { Method } from '../methods/index.js';
 import type { Decision } from '../methods/method.js';
 import type { PruneResult, RepairResult } from '../report/prune-result.js';
 import { formatMerges } from '../runtime/blocks.js';
+import type { Device } from '../runtime/device.js';
 import { countParameters, readGguf } from '../runtime/gguf.js';
-import type { Model } from '../runtime/model.js';
+import { Model } from '../runtime/model.js';
+import type { Sequences } from '../runtime/sequences.js';
 import { stockNll, stockSpeed, type StockOptions } from '../stock/stock.js';
 import type { Session, SessionOptions } from './session.js';
 
@@ -24,6 +26,9 @@ const SPEED_ROUNDS = 3;
  * of evenly spread positions are compared.
  */
 const VERIFIED_LOGITS = 2 ** 25;
+
+/** Where the stock runtime has no backend for the GPU, so many tokens are compared on the CPU, or one sequence. */
+const CPU_TOKENS = 1024;
 
 export interface DeliverOptions extends Pick<SessionOptions, 'onProgress' | 'signal'> {
     /** The pruned GGUF to write. */
@@ -120,7 +125,11 @@ export async function deliver(
     try {
         if (verify) {
             const reportVerified = (done: number, total: number) => onProgress?.('verify', done, total);
-            await checkInStockRuntime(session, draft.file, measured.nll, { ...stock, onProgress: reportVerified });
+            if (model.prebuilt) {
+                await checkInStockRuntime(session, draft.file, measured.nll, { ...stock, onProgress: reportVerified });
+            } else {
+                await checkOnCpu(session, draft.file, measured.nll, { ...stock, onProgress: reportVerified });
+            }
         }
         if (withSpeed) {
             const reportRound = (round: number) => onProgress?.('speed', round, SPEED_ROUNDS);
@@ -156,34 +165,65 @@ export async function deliver(
 }
 
 /**
+ * @param sequences those that the NLLs are of. Default: the whole calibration
  * @throws BlockprunerError unless the stock runtime finds the perplexity of a file that was found before it was written
  */
 async function checkInStockRuntime(
     { calibration, vocabulary, host }: Session,
     file: string,
     nll: Float32Array,
-    stock: StockOptions
+    stock: StockOptions,
+    sequences: Sequences = calibration
 ): Promise<void> {
     const stride = Math.ceil((nll.length * vocabulary) / VERIFIED_LOGITS);
-    const values = await stockNll(file, calibration, { ...stock, stride });
+    const values = await stockNll(file, sequences, { ...stock, stride });
     const expected = nll.filter((_, position) => position % stride === 0);
+    checkEqual(host, values, expected, 'in the stock runtime');
+}
+
+/**
+ * The same where the stock runtime has no backend for the GPU. The search's device must find of the file what it found
+ * before; the stock runtime is compared with what the CPU finds of the first sequences.
+ */
+async function checkOnCpu(session: Session, file: string, nll: Float32Array, stock: StockOptions): Promise<void> {
+    const { calibration, host, model } = session;
+    const evaluateOn = async (device: Device, sequences: Sequences) => {
+        const { gpuLayers, threads } = model;
+        const written = await Model.load(file, { device, gpuLayers, threads, signal: stock.signal });
+        try {
+            return await written.evaluate(sequences, { signal: stock.signal });
+        } finally {
+            written.dispose();
+        }
+    };
+    checkEqual(host, await evaluateOn(model.device, calibration), nll, `on ${model.device}`);
+    const { tokens, length } = calibration;
+    const first = { tokens: tokens.slice(0, Math.max(1, Math.floor(CPU_TOKENS / length)) * length), length };
+    await checkInStockRuntime(session, file, await evaluateOn('cpu', first), stock, first);
+}
+
+/** @throws BlockprunerError where two evaluations of a file's tokens give different perplexities */
+function checkEqual({ tolerance }: Host, values: Float32Array, expected: Float32Array, where: string): void {
     const perplexity = (all: Float32Array) => Math.exp(meanNll(all, all.length + 1));
     const [found, searched] = [perplexity(values), perplexity(expected)];
-    if (!(Math.abs(found / searched - 1) <= host.tolerance)) {
+    if (!(Math.abs(found / searched - 1) <= tolerance)) {
         throw new BlockprunerError(
             'VERIFICATION',
-            `verification failed: the written file has perplexity ${found} in the stock runtime, ` +
+            `verification failed: the written file has perplexity ${found} ${where}, ` +
                 `the search found ${searched}; no file was kept`
         );
     }
 }
 
-/** How the stock runtime is to run a file, so that it computes what a model does here. */
+/**
+ * How the stock runtime is to run a file, so that it computes what a model does here; on the CPU where the GPU's
+ * backend is one that it doesn't have.
+ */
 export function stockOptions(
-    { device, gpuLayers, threads, flashAttention }: Model,
+    { device, prebuilt, gpuLayers, threads, flashAttention }: Model,
     signal: AbortSignal | undefined
 ): StockOptions {
-    return { device, gpuLayers, threads, flashAttention, signal };
+    return { device: prebuilt ? device : 'cpu', gpuLayers, threads, flashAttention, signal };
 }
 
 /** Measures both files' speeds in turns, so that whatever else the computer does slows both down. */

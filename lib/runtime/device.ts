@@ -37,6 +37,15 @@ export interface FoundDevice {
     gpus: TriedGpu[];
 }
 
+/** What models are computed on. */
+export interface ChosenDevice {
+    device: Device;
+    /** Those GPUs that work; the CPU has none. */
+    gpus: Gpu[];
+    /** Whether the backend is the prebuilt one, which the stock runtime has too. */
+    prebuilt: boolean;
+}
+
 /** What a trial of a backend found; why the backend can't be loaded, if it can't. */
 export interface Trial {
     gpus: TriedGpu[];
@@ -60,13 +69,12 @@ const TRIAL_TIME = 120_000;
  * Finds the device to compute on: `auto` takes the first kind of GPU that works, else the CPU. A kind of GPU is tried
  * in a process of its own first, once: a backend that has no code for the card would end this one.
  * @param onNotice hears of a GPU that is there and can't be used, and what is used instead
- * @returns the device, and those of its GPUs that work; the CPU has none
  * @throws ArgumentError if there can be no such device, BlockprunerError if there is none on this computer
  */
 export async function chooseDevice(
     wanted: Device | 'auto',
     onNotice?: (notice: string) => void
-): Promise<{ device: Device; gpus: Gpu[] }> {
+): Promise<ChosenDevice> {
     checkOneOf('device', wanted, ['auto', ...devices]);
     const kinds: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
     const failures: string[] = [];
@@ -79,7 +87,11 @@ export async function chooseDevice(
             if (failures.length > 0) {
                 onNotice?.(`${failures.join('; ')}: computing on ${nameOf(device)} instead`);
             }
-            return { device, gpus: found.gpus.filter(({ failure }) => failure === undefined) };
+            return {
+                device,
+                gpus: found.gpus.filter(({ failure }) => failure === undefined),
+                prebuilt: found.library === undefined || found.library === prebuiltFile(device)
+            };
         }
         // most computers have no such GPU, which is no news
         if (wanted !== 'auto' || found.present) {
@@ -184,6 +196,10 @@ function backendFile(device: Device): string | undefined {
     if (own) {
         return own;
     }
+    return prebuiltFile(device);
+}
+
+function prebuiltFile(device: Device): string | undefined {
     const folder = backendFolders[device];
     const name =
         folder && fs.readdirSync(folder).find((file) => /^(lib)?ggml-(cuda|vulkan|metal)\.(so|dll|dylib)$/.test(file));

@@ -11,7 +11,7 @@ import {
     type TextPiece
 } from './addon.js';
 import { bare, formatBlock, SkipSet, without, type Block } from './blocks.js';
-import { chooseDevice, type Device, type Gpu } from './device.js';
+import { chooseDevice, type ChosenDevice, type Device, type Gpu } from './device.js';
 import { countParameters, fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
 import { KeptStreams, type KeepOptions } from './kept-streams.js';
 import { checkSequences, type Sequences } from './sequences.js';
@@ -167,6 +167,8 @@ export class Model {
     readonly path: string;
     readonly gguf: Gguf;
     readonly device: Device;
+    /** Whether the device's backend is the prebuilt one, which the stock runtime has too. */
+    readonly prebuilt: boolean;
     readonly gpuLayers: number | undefined;
     readonly threads: number;
     /** Never llama.cpp's `auto`: that depends on the graph, and so on what is left out of it. */
@@ -184,12 +186,12 @@ export class Model {
         native: NativeModel,
         path: string,
         gguf: Gguf,
-        device: Device,
-        gpus: readonly Gpu[],
+        { device, gpus, prebuilt }: ChosenDevice,
         options: LoadOptions
     ) {
         this.#native = native;
         this.#gpus = gpus;
+        this.prebuilt = prebuilt;
         this.#tokensAtOnce = options.tokensAtOnce ?? (device === 'cpu' ? 1 : GPU_TOKENS_AT_ONCE);
         this.#cacheType = options.cacheType ?? 'f16';
         this.path = path;
@@ -207,8 +209,8 @@ export class Model {
      */
     static async load(file: string, options: LoadOptions = {}): Promise<Model> {
         checkLoadOptions(options);
-        const { device, gpus } = await chooseDevice(options.device ?? 'auto', options.onNotice);
-        return Model.#loadOn(file, device, gpus, options);
+        const on = await chooseDevice(options.device ?? 'auto', options.onNotice);
+        return Model.#loadOn(file, on, options);
     }
 
     /**
@@ -218,7 +220,8 @@ export class Model {
      */
     static async loadOnEach(file: string, options: LoadOptions = {}): Promise<Model[]> {
         checkLoadOptions(options);
-        const { device, gpus } = await chooseDevice(options.device ?? 'auto', options.onNotice);
+        const on = await chooseDevice(options.device ?? 'auto', options.onNotice);
+        const { gpus } = on;
         const needed = gpus.length > 1 ? (await readGguf(file, options.signal)).bytes + COPY_HEADROOM : Infinity;
         const each =
             options.gpuLayers === undefined &&
@@ -226,8 +229,8 @@ export class Model {
         const copies = each && gpus.length > 1 ? gpus.map((gpu) => [gpu]) : [gpus];
         const models: Model[] = [];
         try {
-            for (const on of copies) {
-                models.push(await Model.#loadOn(file, device, on, options));
+            for (const copy of copies) {
+                models.push(await Model.#loadOn(file, { ...on, gpus: copy }, options));
             }
         } catch (error) {
             models.forEach((model) => model.dispose());
@@ -236,7 +239,8 @@ export class Model {
         return models;
     }
 
-    static async #loadOn(file: string, device: Device, gpus: readonly Gpu[], options: LoadOptions): Promise<Model> {
+    static async #loadOn(file: string, on: ChosenDevice, options: LoadOptions): Promise<Model> {
+        const { gpus } = on;
         const { gpuLayers, headerOnly, onProgress, signal } = options;
         const gguf = await readGguf(file, signal);
         checkKind(file, gguf);
@@ -260,7 +264,7 @@ export class Model {
                     'perplexity to prune by'
             );
         }
-        return new Model(native, file, gguf, device, gpus, options);
+        return new Model(native, file, gguf, on, options);
     }
 
     get architecture(): string {
