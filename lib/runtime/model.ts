@@ -21,7 +21,7 @@ export interface LoadOptions {
     device?: Device | 'auto' | undefined;
     /** Layers on the GPU. Default: all. */
     gpuLayers?: number | undefined;
-    /** Threads on the CPU. Default: the number of cores. */
+    /** Threads on the CPU, as many as there are cores at most. Default: the number of cores. */
     threads?: number | undefined;
     /**
      * How many tokens are computed at once, of several sequences if they are shorter; a longer sequence is one. Fewer
@@ -32,7 +32,7 @@ export interface LoadOptions {
     cacheType?: 'f16' | 'f32' | undefined;
     /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
     headerOnly?: boolean | undefined;
-    /** Hears of a GPU that is there and can't be used, and what is used instead. */
+    /** Hears of a GPU that is there and can't be used, and of too many threads, and what is used instead. */
     onNotice?: ((notice: string) => void) | undefined;
     /** Hears what share of the weights is read: `done` of 1. */
     onProgress?: ((done: number, total: number) => void) | undefined;
@@ -198,7 +198,14 @@ export class Model {
         this.gguf = gguf;
         this.device = device;
         this.gpuLayers = options.gpuLayers;
-        this.threads = options.threads ?? os.availableParallelism();
+        const available = os.availableParallelism();
+        this.threads = Math.min(options.threads ?? available, available);
+        if (options.threads !== undefined && options.threads > available) {
+            // more would wait for each other
+            options.onNotice?.(
+                `${options.threads} threads are more than this computer runs at once: taking ${available}`
+            );
+        }
     }
 
     /**

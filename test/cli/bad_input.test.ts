@@ -297,11 +297,15 @@ describe('options:', () => {
     ])('%s', (_, options, says) => expectRefused(outputs, prune(tiny, ...options), says));
 
     (spawnSync('nvidia-smi').status === 0 ? test.skip : test)('--device cuda where there is none', () =>
-        expectRefused(outputs, prune(tiny, '--device', 'cuda', '--remove', '1'), 'no cuda device was found')
+        expectRefused(
+            outputs,
+            prune(tiny, '--device', 'cuda', '--remove', '1'),
+            "CUDA can't be used: there is no such GPU on this computer"
+        )
     );
 
     test.each<[string, string[], string]>([
-        ['no command', [], 'prune, apply, perplexity, eval, compare or inspect'],
+        ['no command', [], 'prune, apply, perplexity, eval, compare, inspect or devices'],
         ['an unknown command', ['nonsense'], 'nonsense'],
         ['eval without a task', ['eval', tiny], 'nothing to score: give --task BENCHMARK=FILE or --answers'],
         ['eval of an unknown task', ['eval', tiny, '--task', `boolq=${license}`], "there is no task 'boolq'"],

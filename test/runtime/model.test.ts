@@ -1,4 +1,5 @@
 // What enters the runtime is checked: a wrong argument is named, with the value that it had.
+import os from 'node:os';
 import { ArgumentError } from '../../lib/errors.js';
 import { Model, type LoadOptions, type Sequences } from '../../lib/index.js';
 import { tiny, withModel } from '../models';
@@ -21,11 +22,21 @@ async function rejection(
     };
 }
 
+test('more threads than cores are not taken', async () => {
+    const notices: string[] = [];
+    const model = await Model.load(tiny, { device: 'cpu', threads: 1000, onNotice: (text) => notices.push(text) });
+    const cores = os.availableParallelism();
+    expect(model.threads).toBe(cores);
+    expect(notices).toEqual([`1000 threads are more than this computer runs at once: taking ${cores}`]);
+    model.dispose();
+});
+
 const refused = (message: string) => ({ isArgumentError: true, code: 'ARGUMENT', message });
 
 test.each<[LoadOptions, string]>([
     [{ threads: 0 }, 'threads must be a whole number of at least 1, not 0'],
     [{ threads: 1.5 }, 'threads must be a whole number of at least 1, not 1.5'],
+    [{ tokensAtOnce: 0 }, 'tokensAtOnce must be a whole number of at least 1, not 0'],
     [{ threads: NaN }, 'threads must be a whole number of at least 1, not NaN'],
     [{ gpuLayers: -1 }, 'gpuLayers must be a whole number of at least 0, not -1'],
     [{ gpuLayers: 0.5 }, 'gpuLayers must be a whole number of at least 0, not 0.5'],
