@@ -2,16 +2,16 @@
 // found as JSON. A backend that has no code for the card aborts, which must end nothing but this.
 import { messageOf } from '../errors.js';
 import { loadAddon } from './addon.js';
-import { gpusOf, type Device, type Trial, type TriedGpu } from './device.js';
+import { gpusOf, type Device, type TriedGpu } from './device.js';
 
 async function main(device: Device, library: string): Promise<void> {
     const addon = await loadAddon();
-    const failure = addon.loadBackend(library);
+    addon.loadBackend(library);
     const gpus: TriedGpu[] = [];
     for (const gpu of gpusOf(addon, device)) {
         gpus.push({ ...gpu, failure: await addon.tryDevice(gpu.name, {}).then(() => undefined, messageOf) });
     }
-    process.stdout.write(JSON.stringify({ gpus, failure } satisfies Trial));
+    process.stdout.write(JSON.stringify(gpus));
 }
 
 void main(process.argv[2] as Device, process.argv[3]!);

@@ -46,14 +46,6 @@ export interface ChosenDevice {
     prebuilt: boolean;
 }
 
-/** What a trial of a backend found; why the backend can't be loaded, if it can't. */
-export interface Trial {
-    gpus: TriedGpu[];
-    failure?: string | undefined;
-    /** The trial did not end as it should. */
-    crashed?: boolean;
-}
-
 /** How ggml's names of the backends begin. */
 const backendNames: Record<Device, RegExp> = {
     cpu: /^cpu/i,
@@ -81,9 +73,6 @@ export async function chooseDevice(
     for (const device of kinds) {
         const found = await tryDevice(device);
         if (found.works) {
-            if (found.library) {
-                (await loadAddon()).loadBackend(found.library);
-            }
             if (failures.length > 0) {
                 onNotice?.(`${failures.join('; ')}: computing on ${nameOf(device)} instead`);
             }
@@ -132,34 +121,42 @@ async function tryGpus(device: Device): Promise<FoundDevice> {
         const description = `there is no ${nameOf(device)} backend for this platform`;
         return { device, present: false, works: false, description, gpus: [] };
     }
-    await loadAddon(); // built before the trial's time runs
-    const { gpus, failure, crashed } = await runTrial(device, library);
-    const works = gpus.some((gpu) => gpu.failure === undefined);
-    const named = variableOf(device) in process.env; // by someone who wants to know why it fails
-    if (gpus.length === 0 && (failure === undefined || (!crashed && !named && !hasDriver(device)))) {
-        const description = 'there is no such GPU on this computer, or no driver for it';
-        return { device, present: false, works, description, library, gpus };
+    const addon = await loadAddon();
+    const failure = addon.loadBackend(library); // once: each time would add the same GPUs again
+    const seen = gpusOf(addon, device);
+    if (failure !== undefined || seen.length === 0) {
+        const named = variableOf(device) in process.env; // by someone who wants to know why it fails
+        const present = failure !== undefined && (named || hasDriver(device));
+        return { device, present, works: false, description: whyNone(failure, present, library), library, gpus: [] };
     }
-    const missing = /: (\S+): cannot open shared object/.exec(failure ?? '')?.[1];
-    const description =
-        missing && missing !== library
-            ? `${missing} is missing: install CUDA 13's runtime libraries, and name their folder in LD_LIBRARY_PATH`
-            : (failure ?? gpus.map((gpu) => `${gpu.description}${gpu.failure ? `: ${gpu.failure}` : ''}`).join('; '));
+    const gpus = await runTrial(device, library, seen);
+    const works = gpus.some((gpu) => gpu.failure === undefined);
+    const description = gpus.map((gpu) => `${gpu.description}${gpu.failure ? `: ${gpu.failure}` : ''}`).join('; ');
     return { device, present: true, works, description, library, gpus };
 }
 
-function runTrial(device: Device, library: string): Promise<Trial> {
+/** Why a backend shows no GPU. */
+function whyNone(failure: string | undefined, present: boolean, library: string): string {
+    const missing = /: (\S+): cannot open shared object/.exec(failure ?? '')?.[1];
+    return failure === undefined || !present
+        ? 'there is no such GPU on this computer, or no driver for it'
+        : missing && missing !== library
+          ? `${missing} is missing: install CUDA 13's runtime libraries, and name their folder in LD_LIBRARY_PATH`
+          : failure;
+}
+
+function runTrial(device: Device, library: string, gpus: readonly Gpu[]): Promise<TriedGpu[]> {
     const program = path.join(__dirname, 'device-trial.js');
     return new Promise((resolve) => {
         execFile(process.execPath, [program, device, library], { timeout: TRIAL_TIME }, (error, stdout, stderr) => {
             if (!error) {
-                return resolve(JSON.parse(stdout) as Trial);
+                return resolve(JSON.parse(stdout) as TriedGpu[]);
             }
             const reason = stderr.trim().split('\n').at(-1) || `its trial ended with ${error.signal ?? error.code}`;
             // a backend of the wrong card's code is what makes CUDA fail in most cases
             const help = device === 'cuda' ? "; 'blockpruner devices --build cuda' builds a backend for this GPU" : '';
             const failure = error.killed ? 'its trial did not end' : `${reason}${help}`;
-            resolve({ gpus: [], failure, crashed: true });
+            resolve(gpus.map((gpu) => ({ ...gpu, failure })));
         });
     });
 }

@@ -139,6 +139,9 @@ const COPY_HEADROOM = 4 * 2 ** 30;
 const DEFAULT_KEEP_BYTES = 2 * 2 ** 30;
 const DEFAULT_KEEP_SHARE = 0.75;
 
+/** What a GPU needs beside that for its computation, as far as there is so much. */
+const COMPUTE_HEADROOM = 2 * 2 ** 30;
+
 /** Tokens that a GPU computes at once by default. */
 const GPU_TOKENS_AT_ONCE = 8192;
 
@@ -639,7 +642,8 @@ export class Model {
             .devices()
             .filter(({ name }) => names.includes(name))
             .map(({ memoryFree }) => memoryFree);
-        return DEFAULT_KEEP_SHARE * free.length * Math.min(...free);
+        const least = Math.min(...free);
+        return free.length * Math.max(least / 4, Math.min(DEFAULT_KEEP_SHARE * least, least - COMPUTE_HEADROOM));
     }
 
     async #createContext(

@@ -236,35 +236,50 @@ function estimateMean(
     if (!Number.isFinite(meanOf(sequences.map((sequence) => meanOf(costs[sequence]!))))) {
         return { mean: Infinity, variance: 0 };
     }
+    // Plain loops over typed arrays: this runs for thousands of tokens of every candidate, and a GPU waits for it.
     const size = covariates.length + 1;
-    const row = (sequence: number, token: number) => [1, ...covariates.map(({ values }) => values[sequence]![token]!)];
-    const squares = Matrix.zeros(size, size);
-    const products = Matrix.zeros(size, 1);
+    const x = new Float64Array(size).fill(1);
+    const eachToken = (sequence: number, visit: (token: number) => void) => {
+        const known = covariates.map(({ values }) => values[sequence]!);
+        for (let token = 0; token < costs[sequence]!.length; token++) {
+            for (let i = 1; i < size; i++) {
+                x[i] = known[i - 1]![token]!;
+            }
+            visit(token);
+        }
+    };
+    const squares = Array.from({ length: size }, () => new Float64Array(size));
+    const products = new Float64Array(size);
     let tokens = 0;
     for (const sequence of sequences) {
-        for (const [token, cost] of costs[sequence]!.entries()) {
-            const x = row(sequence, token);
+        const own = costs[sequence]!;
+        eachToken(sequence, (token) => {
             for (let i = 0; i < size; i++) {
-                products.set(i, 0, products.get(i, 0) + x[i]! * cost);
+                products[i]! += x[i]! * own[token]!;
                 for (let j = 0; j < size; j++) {
-                    squares.set(i, j, squares.get(i, j) + x[i]! * x[j]!);
+                    squares[i]![j]! += x[i]! * x[j]!;
                 }
             }
-        }
-        tokens += costs[sequence]!.length;
+        });
+        tokens += own.length;
     }
     for (let i = 1; i < size; i++) {
-        squares.set(i, i, squares.get(i, i) * (1 + 1e-9) + 1e-12); // two covariates may be equal
+        squares[i]![i] = squares[i]![i]! * (1 + 1e-9) + 1e-12; // two covariates may be equal
     }
-    const slopes = solve(squares, products).to1DArray();
+    const slopes = solve(new Matrix(squares.map((row) => [...row])), Matrix.columnVector([...products])).to1DArray();
     const whole = covariates.map((covariate) => covariate.whole);
     const mean = slopes[0]! + whole.reduce((sum, covariate, i) => sum + slopes[i + 1]! * covariate.mean, 0);
 
     let within = 0;
     const residuals = sequences.map((sequence) => {
-        const left = costs[sequence]!.map(
-            (cost, token) => cost - row(sequence, token).reduce((sum, x, i) => sum + slopes[i]! * x, 0)
-        );
+        const left = new Float32Array(costs[sequence]!.length);
+        eachToken(sequence, (token) => {
+            let expected = 0;
+            for (let i = 0; i < size; i++) {
+                expected += slopes[i]! * x[i]!;
+            }
+            left[token] = costs[sequence]![token]! - expected;
+        });
         const average = meanOf(left);
         within += left.reduce((sum, value) => sum + (value - average) ** 2, 0);
         return average;

@@ -177,9 +177,9 @@ void kept_streams::run_together(const graph_request &       wanted,
     for (const size_t sequence : sequences) {
         tokens.push_back(calibration.sequence(sequence));
     }
-    graph_request first = wanted;
-    start_together(first, sequences);
-    const std::vector<size_t> capture = spread(on->blocks(), skip, first.start, n_more);
+    graph_request request = wanted;
+    start_together(request, sequences);
+    const std::vector<size_t> capture = spread(on->blocks(), skip, request.start, n_more);
 
     size_t n_captured = 0;
     for (bool is_last = false; !is_last;) {
@@ -187,8 +187,6 @@ void kept_streams::run_together(const graph_request &       wanted,
         const size_t n_now = std::min(n_at_once, capture.size() - n_captured);
         is_last            = n_captured + n_now == capture.size();
 
-        graph_request request = wanted;
-        start_together(request, sequences);
         request.capture.assign(capture.begin() + (ptrdiff_t) n_captured,
                                capture.begin() + (ptrdiff_t) (n_captured + n_now));
         request.output = is_last ? graph_request::output_kind::nll : graph_request::output_kind::none;
@@ -196,7 +194,7 @@ void kept_streams::run_together(const graph_request &       wanted,
 
         const size_t          start   = request.start;
         const size_t          end     = is_last ? skip.size() : request.capture.back();
-        const graph_outputs & outputs = on->run_together(std::move(request), tokens, calibration.length, control);
+        const graph_outputs & outputs = on->run_together(request, tokens, calibration.length, control);
         computed +=
             sequences.size() * std::count(skip.begin() + (ptrdiff_t) start, skip.begin() + (ptrdiff_t) end, false);
         if (is_last) {
@@ -205,6 +203,9 @@ void kept_streams::run_together(const graph_request &       wanted,
         }
         if (!keep(sequences, skip, outputs)) {
             n_captured = capture.size(); // there is no memory for more
+        }
+        if (!is_last) {
+            start_together(request, sequences);
         }
     }
 }

@@ -88,19 +88,26 @@ test('a backend can be built only where there are nvcc and a GPU', async () => {
     test('whose backend has no code for it is not used, and that is said in one line', async () => {
         process.env.FAKE_GPU_ABORT_AFTER = '0';
         const { works, present, description, gpus } = await found();
-        expect({ works, present, gpus }).toEqual({ works: false, present: true, gpus: [] });
-        expect(description).toMatch(
-            /^llama.cpp gave up: CUDA error: .*'blockpruner devices --build cuda' builds a backend/
-        );
+        expect({ works, present }).toEqual({ works: false, present: true });
+        expect(gpus.map(({ name, failure }) => `${name}: ${failure}`)).toEqual([
+            expect.stringMatching(
+                /^CUDA0: llama.cpp gave up: CUDA error: .*; 'blockpruner devices --build cuda' builds a backend/
+            )
+        ]);
+        expect(description).toBe(`a GPU that is none: ${gpus[0]!.failure}`);
 
         const refused = await run('perplexity', tiny, '--text', tiny, '--device', 'cuda');
         expect(refused.code).toBe(1);
-        expect(refused.stderr).toMatch(/^blockpruner: CUDA can't be used: llama.cpp gave up: .*\n$/);
+        expect(refused.stderr).toMatch(
+            /^blockpruner: CUDA can't be used: a GPU that is none: llama.cpp gave up: .*\n$/
+        );
 
         const { code, stderr } = await run(...search('fallback.gguf'));
         expect(code).toBe(0);
         expect(stderr.split('\n').filter((line) => /CUDA/.test(line))).toEqual([
-            expect.stringMatching(/^CUDA can't be used: llama.cpp gave up: .*: computing on (CPU|Vulkan) instead$/)
+            expect.stringMatching(
+                /^CUDA can't be used: a GPU that is none: llama.cpp gave up: .*: computing on (CPU|Vulkan) instead$/
+            )
         ]);
     });
 
