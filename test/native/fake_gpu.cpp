@@ -7,9 +7,10 @@
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 
+#include <dlfcn.h>
+
 #include <cstdlib>
 #include <cstring>
-#include <dlfcn.h>
 
 namespace {
 
