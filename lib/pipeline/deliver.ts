@@ -125,11 +125,8 @@ export async function deliver(
     try {
         if (verify) {
             const reportVerified = (done: number, total: number) => onProgress?.('verify', done, total);
-            if (model.prebuilt) {
-                await checkInStockRuntime(session, draft.file, measured.nll, { ...stock, onProgress: reportVerified });
-            } else {
-                await checkOnCpu(session, draft.file, measured.nll, { ...stock, onProgress: reportVerified });
-            }
+            const check = model.prebuilt ? checkInStockRuntime : checkOnCpu;
+            await check(session, draft.file, measured.nll, { ...stock, onProgress: reportVerified });
         }
         if (withSpeed) {
             const reportRound = (round: number) => onProgress?.('speed', round, SPEED_ROUNDS);

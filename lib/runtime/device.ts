@@ -189,11 +189,7 @@ function nameOf(device: Device): string {
  */
 function backendFile(device: Device): string | undefined {
     const named = process.env[variableOf(device)];
-    const own = named || (device === 'cuda' && builtCudaBackend());
-    if (own) {
-        return own;
-    }
-    return prebuiltFile(device);
+    return named || (device === 'cuda' && builtCudaBackend()) || prebuiltFile(device);
 }
 
 function prebuiltFile(device: Device): string | undefined {

@@ -5,6 +5,7 @@
 #include "engine/llama_errors.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
+#include "gguf/write.h"
 #include "llama-model.h"
 #include "llama.h"
 
@@ -39,21 +40,12 @@ struct load_options {
 };
 
 // Whether a device can look up rows of a tensor of this type.
-bool looks_up_rows(ggml_backend_dev_t device, const std::string & type_name) {
-    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
-        const auto   type = (ggml_type) i;
-        const char * name = ggml_type_name(type);
-        if (name && type_name == name) {
-            const ggml_init_params params = { .mem_size   = 3 * ggml_tensor_overhead(),
-                                              .mem_buffer = nullptr,
-                                              .no_alloc   = true };
-            const ggml_context_ptr ctx(ggml_init(params));
-            ggml_tensor *          rows   = ggml_new_tensor_2d(ctx.get(), type, 256, 2);
-            ggml_tensor *          tokens = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, 2);
-            return ggml_backend_dev_supports_op(device, ggml_get_rows(ctx.get(), rows, tokens));
-        }
-    }
-    return false;
+bool looks_up_rows(ggml_backend_dev_t device, ggml_type type) {
+    const ggml_context_ptr ctx(
+        ggml_init({ .mem_size = 3 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true }));
+    ggml_tensor * rows   = ggml_new_tensor_2d(ctx.get(), type, 256, 2);
+    ggml_tensor * tokens = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, 2);
+    return ggml_backend_dev_supports_op(device, ggml_get_rows(ctx.get(), rows, tokens));
 }
 
 llama_model * load_model(const load_options & options, const task_control & control) {
@@ -68,7 +60,8 @@ llama_model * load_model(const load_options & options, const task_control & cont
     // llama.cpp has embeddings on the CPU, where looking up thousands of tokens and copying what is found takes longer
     // than some layers of a GPU. Where all layers are on a GPU, so are they.
     std::vector<llama_model_tensor_buft_override> places;
-    if (!options.gpus.empty() && options.gpu_layers < 0 && looks_up_rows(devices[0], options.embedding_type)) {
+    if (!options.gpus.empty() && options.gpu_layers < 0 && !options.embedding_type.empty() &&
+        looks_up_rows(devices[0], tensor_type_of(options.embedding_type))) {
         places = { { "^token_embd[.]weight$", ggml_backend_dev_buffer_type(devices[0]) }, { nullptr, nullptr } };
         params.tensor_buft_overrides = places.data();
     }

@@ -33,6 +33,14 @@ llama_context_params context_params(const evaluator_options & options) {
     return params;
 }
 
+size_t count_values(const std::vector<ggml_tensor *> & tensors) {
+    size_t count = 0;
+    for (const ggml_tensor * t : tensors) {
+        count += ggml_nelements(t);
+    }
+    return count;
+}
+
 // The memory of the GPU that computes the first layer; null where the CPU does, which has masks where they are filled.
 ggml_backend_buffer_type_t mask_memory(const llama_model & model, bool on_cpu_too) {
     ggml_backend_dev_t device = model.dev_layer(0);
@@ -122,10 +130,7 @@ const graph_outputs & evaluator::compute(graph_request                request,
         const std::string reason = take_logged_errors("llama_decode returned " + std::to_string(status));
         throw std::runtime_error("evaluation failed: " + (patch.error.empty() ? reason : patch.error));
     }
-    size_t n_values = 0;
-    for (const ggml_tensor * part : patch.outputs.nll) {
-        n_values += ggml_nelements(part);
-    }
+    const size_t n_values = count_values(patch.outputs.nll);
     if (!patch.outputs.nll.empty() && n_values != n_targets) {
         throw std::runtime_error("evaluation failed: this model gives " + std::to_string(n_values) + " outputs for " +
                                  std::to_string(n_targets) + " positions");
@@ -184,10 +189,7 @@ float * read_values(const std::vector<ggml_tensor *> & tensors, float * out) {
 }
 
 float * read_nll(const graph_outputs & outputs, size_t n_sequences, uint32_t length, float * out) {
-    size_t n_values = 0;
-    for (const ggml_tensor * part : outputs.nll) {
-        n_values += ggml_nelements(part);
-    }
+    const size_t n_values = count_values(outputs.nll);
     if (n_values == n_sequences * (length - 1)) {
         return read_values(outputs.nll, out);
     }

@@ -271,7 +271,8 @@ void build_outputs(graph_edit & edit, ggml_tensor * targets, size_t logits_bytes
 }
 
 // Rebuilds the graph from what the results still need, cache writes included. All inputs stay, since llama.cpp sets
-// every one of them, but for masks, which it sets only where they have memory. Returns the number of writes to the cache of keys and values.
+// every one of them, but for masks, which it sets only where they have memory. Returns the number of writes to the cache
+// of keys and values.
 int rebuild(graph_edit & edit, ggml_tensor * targets) {
     tensor_set needed;
     for (ggml_tensor * t : edit.results) {

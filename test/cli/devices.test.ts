@@ -32,35 +32,20 @@ const search = (name: string, ...args: string[]) => {
     ];
 };
 
-const before = { ...process.env };
-beforeEach(() => {
-    process.env.BLOCKPRUNER_CUDA_BACKEND = library;
-    const cpu = fs.readFileSync('/proc/cpuinfo', 'utf8').includes(' avx2 ') ? 'haswell' : 'x64';
-    process.env.FAKE_GPU_CPU = fs
-        .readdirSync(backendFolders.cpu)
-        .filter((file) => file === `libggml-cpu-${cpu}.so` || file.startsWith('libggml-cpu-armv8.0'))
-        .map((file) => path.join(backendFolders.cpu, file))[0];
-});
-afterEach(() => {
-    process.env = { ...before };
-});
-
-test('a backend can be built only where there are nvcc and a GPU', async () => {
-    const fake = (name: string, prints: string) =>
-        fs.writeFileSync(path.join(folder, name), `#!/bin/sh\necho "${prints}"\n`, { mode: 0o755 });
-    process.env.PATH = `${folder}${path.delimiter}${path.dirname(process.execPath)}`;
-    const refused = () => run('devices', '--build', 'cuda');
-    expect((await refused()).stderr).toMatch(/^blockpruner: nvcc was not found: install the CUDA toolkit, .*\n$/);
-    fake('nvcc', 'release 13.0');
-    fake('nvidia-smi', 'No devices were found');
-    const { code, stderr } = await refused();
-    expect(code).toBe(1);
-    expect(stderr).toMatch(
-        /^blockpruner: nvidia-smi shows no GPU to build for; BLOCKPRUNER_CUDA_ARCHITECTURES=90 .*\n$/
-    );
-});
-
 (process.platform === 'linux' && backendFolders.cpu !== '' ? describe : describe.skip)('a GPU', () => {
+    const before = { ...process.env };
+    beforeEach(() => {
+        process.env.BLOCKPRUNER_CUDA_BACKEND = library;
+        const cpu = fs.readFileSync('/proc/cpuinfo', 'utf8').includes(' avx2 ') ? 'haswell' : 'x64';
+        process.env.FAKE_GPU_CPU = fs
+            .readdirSync(backendFolders.cpu)
+            .filter((file) => file === `libggml-cpu-${cpu}.so` || file.startsWith('libggml-cpu-armv8.0'))
+            .map((file) => path.join(backendFolders.cpu, file))[0];
+    });
+    afterEach(() => {
+        process.env = { ...before };
+    });
+
     const found = async () => (await runJson<FoundDevice[]>('devices')).find(({ device }) => device === 'cuda')!;
 
     test('that works is listed with its memory, and searches as the CPU does', async () => {
@@ -132,5 +117,20 @@ test('a backend can be built only where there are nvcc and a GPU', async () => {
         delete process.env.FAKE_GPU_ABORT_AFTER;
         const resumed = await runJson<{ removed: unknown }>(...search('aborted.gguf', '--resume'));
         expect(resumed.removed).toEqual(whole.removed);
+    });
+
+    test('a backend can be built only where there are nvcc and a GPU', async () => {
+        const fake = (name: string, prints: string) =>
+            fs.writeFileSync(path.join(folder, name), `#!/bin/sh\necho "${prints}"\n`, { mode: 0o755 });
+        process.env.PATH = `${folder}${path.delimiter}${path.dirname(process.execPath)}`;
+        const refused = () => run('devices', '--build', 'cuda');
+        expect((await refused()).stderr).toMatch(/^blockpruner: nvcc was not found: install the CUDA toolkit, .*\n$/);
+        fake('nvcc', 'release 13.0');
+        fake('nvidia-smi', 'No devices were found');
+        const { code, stderr } = await refused();
+        expect(code).toBe(1);
+        expect(stderr).toMatch(
+            /^blockpruner: nvidia-smi shows no GPU to build for; BLOCKPRUNER_CUDA_ARCHITECTURES=90 .*\n$/
+        );
     });
 });

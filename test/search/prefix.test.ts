@@ -40,6 +40,8 @@ const boundary = 4 * 64 * 256 * 3; // bytes
 // Two sequences that are computed at once give more than one run may give: it is computed in stretches.
 test.each([
     ['all boundaries', Infinity, 23, 1],
+    ['five boundaries', 5 * boundary, 5, 1],
+    ['one boundary', boundary, 1, 1],
     ['none', 0, 0, 1],
     ['five boundaries, two sequences at once', 5 * boundary, 5, 2],
     ['one boundary, three sequences at once', boundary, 1, 3]
