@@ -81,8 +81,11 @@ export interface SearchStart {
     resumed: number;
 }
 
-/** What the rise of the NLL may be divided by before candidates are compared: 1, or what goes with each. */
-export const worths = ['removal', 'parameters', 'bytes'] as const;
+/**
+ * What the rise of the NLL may be divided by before candidates are compared: 1, or what goes with each: its parameters,
+ * bytes in the file, or time on the device.
+ */
+export const worths = ['removal', 'parameters', 'bytes', 'milliseconds'] as const;
 
 export type Worth = (typeof worths)[number];
 

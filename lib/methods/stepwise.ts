@@ -19,6 +19,7 @@ import {
     type Worth
 } from './method.js';
 import { checkSelection, possibleMoves } from './moves.js';
+import { measureTimes } from './times.js';
 
 /** A method that removes move after move, by what it lets go next, and by what it compares that, if it measures it. */
 export function stepwise<Name extends string>(
@@ -76,10 +77,11 @@ async function search(
     const journal = Journal.open(evaluator, file, await inputs(), resume);
     const isEnough = (removed: readonly Block[]) => ratio !== undefined && removedShare(context, removed) >= ratio;
     let dense = NaN;
+    const costs = per && per !== 'removal' ? await costsOf(per, evaluator, journal, context) : undefined;
     const { steps, nll } = await searchOrder(journal, {
         mode: context.search.mode,
         confidence: context.search.confidence,
-        worth: worthOf(context, goal, per),
+        worth: costs && worthOf(context, goal, costs),
         swaps: { rounds, moves: (others, instead) => replacements(candidates, context, goal, others, instead) },
         moves: (removed) => (isEnough(removed) ? [] : candidates(removed, remove - removed.length)),
         maxPerplexity: maxIncrease === undefined ? undefined : (value) => value * (1 + maxIncrease),
@@ -125,21 +127,37 @@ function replacements(
  * spare are taken into account. What goes beyond the share of parameters that is to go is worth nothing, so that the
  * last removals meet it closely.
  */
-function worthOf(context: MethodContext, { ratio = 1 }: Goal, per: Worth = 'removal'): SearchOptions['worth'] {
-    if (per === 'removal') {
-        return undefined;
-    }
-    const blocks = new Map(context.blocks.map((block) => [formatBlock(block), block]));
+function worthOf(context: MethodContext, { ratio = 1 }: Goal, costs: BlockCosts): SearchOptions['worth'] {
     return (move, removed) => {
         const before = removedShare(context, removed);
         const gained = removedShare(context, [...removed, ...move]) - before;
         const all =
-            per === 'parameters'
+            costs === 'parameters'
                 ? gained * context.model.parameters
-                : sum(move.map((block) => blocks.get(formatBlock(block))![per]));
+                : sum(move.map((block) => costs.get(formatBlock(block))!));
         const wanted = gained > 0 ? Math.min((ratio - before) / gained, 1) : 1;
         return Math.max(all * wanted, 1e-9); // a block may have no weights, or fewer than what takes its place
     };
+}
+
+/** What each block costs, by its name; of parameters, those of linear blocks count too. */
+type BlockCosts = 'parameters' | ReadonlyMap<string, number>;
+
+async function costsOf(
+    per: Exclude<Worth, 'removal'>,
+    { together }: PrefixEvaluator,
+    journal: Journal,
+    context: MethodContext
+): Promise<BlockCosts> {
+    const { blocks } = context;
+    if (per === 'parameters') {
+        return per;
+    }
+    const costs =
+        per === 'bytes'
+            ? blocks.map(({ bytes }) => bytes)
+            : await journal.measure('milliseconds', () => measureTimes(context, together));
+    return new Map(blocks.map((block, index) => [formatBlock(block), costs[index]!]));
 }
 
 /** @throws BlockprunerError if it is clear from the moves alone that a goal can't be reached */

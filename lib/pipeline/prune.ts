@@ -62,7 +62,8 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
     method?: Method | undefined;
     /**
      * What the rise of the NLL is counted by when candidates are compared: by the `removal`, as in the paper, or by the
-     * `parameters` or `bytes` that go with it. Default: the method's own, `parameters` for `balanced`, else `removal`.
+     * `parameters`, `bytes` or `milliseconds` that go with it, the last measured on the device, so that they are not
+     * the same in another run. Default: the method's own, `parameters` for `balanced`, else `removal`.
      */
     per?: Worth | undefined;
     /**

@@ -8,7 +8,13 @@ import type { CandidateEvaluator } from './greedy.js';
 export type JournalInputs = Record<string, string>;
 
 const headerSchema = z.object({ journal: z.literal(1), inputs: z.record(z.string(), z.string()) });
-const recordSchema = z.object({ skip: z.string(), sequence: z.number().int().nonnegative(), nll: z.base64().min(4) });
+const evaluationSchema = z.object({
+    skip: z.string(),
+    sequence: z.number().int().nonnegative(),
+    nll: z.base64().min(4)
+});
+const measurementSchema = z.object({ measured: z.string(), values: z.array(z.number()) });
+const recordSchema = z.union([evaluationSchema, measurementSchema]);
 
 /** Where a line stands in the file, in bytes. */
 interface Line {
@@ -23,7 +29,7 @@ interface Line {
  *
  * The file is JSON Lines and only ever appended to. The first line has the inputs; then each sequence of each
  * evaluation has a line, with the NLLs as base64 of little-endian 32-bit floats. Values are read from the file when
- * they are asked for.
+ * they are asked for. What else was measured, such as times, has a line too, since it would not be the same again.
  */
 export class Journal implements CandidateEvaluator {
     readonly sequences: number;
@@ -36,7 +42,8 @@ export class Journal implements CandidateEvaluator {
     private constructor(
         private readonly inner: CandidateEvaluator,
         private readonly file: string,
-        private readonly known: Map<string, Line>
+        private readonly known: Map<string, Line>,
+        private readonly measured: Map<string, number[]>
     ) {
         this.sequences = inner.sequences;
         this.devices = inner.devices;
@@ -58,13 +65,14 @@ export class Journal implements CandidateEvaluator {
      */
     static open(inner: CandidateEvaluator, file: string, inputs: JournalInputs, resume: boolean): Journal {
         const known = new Map<string, Line>();
-        const complete = resume && fs.existsSync(file) ? read(file, inputs, known) : 0;
+        const measured = new Map<string, number[]>();
+        const complete = resume && fs.existsSync(file) ? read(file, inputs, known, measured) : 0;
         if (complete > 0) {
             fs.truncateSync(file, complete); // what was being written when the run was killed
         } else {
             fs.writeFileSync(file, JSON.stringify({ journal: 1, inputs }) + '\n');
         }
-        return new Journal(inner, file, known);
+        return new Journal(inner, file, known, measured);
     }
 
     async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin?: boolean): Promise<Float32Array[]> {
@@ -73,13 +81,26 @@ export class Journal implements CandidateEvaluator {
         const values = new Map<number, Float32Array>();
         if (unknown.length > 0) {
             (await this.inner.evaluate(skip, unknown, mayWin)).forEach((nll, i) => values.set(unknown[i]!, nll));
-            this.#append(name, values);
+            const base64 = (nll: Float32Array) =>
+                Buffer.from(nll.buffer, nll.byteOffset, nll.byteLength).toString('base64');
+            this.#append([...values].map(([sequence, nll]) => ({ skip: name, sequence, nll: base64(nll) })));
         }
         return sequences.map((sequence) => values.get(sequence) ?? this.#read(this.known.get(`${name}/${sequence}`)!));
     }
 
     remove(removed: readonly Block[]): void {
         this.inner.remove(removed);
+    }
+
+    /** Measures something, or gives what was measured under this name before the search was stopped. */
+    async measure(name: string, values: () => Promise<number[]>): Promise<number[]> {
+        const before = this.measured.get(name);
+        if (before) {
+            return before;
+        }
+        const now = await values();
+        this.#append([{ measured: name, values: now }]);
+        return now;
     }
 
     /** Closes the file; a journal in which nothing was written is deleted. */
@@ -91,20 +112,12 @@ export class Journal implements CandidateEvaluator {
         }
     }
 
-    #append(name: string, values: Map<number, Float32Array>): void {
+    #append(records: z.infer<typeof recordSchema>[]): void {
         if (this.#closed) {
             return; // an evaluation on another device has failed meanwhile, and ended the search
         }
-        const lines = [...values].map(
-            ([sequence, nll]) =>
-                JSON.stringify({
-                    skip: name,
-                    sequence,
-                    nll: Buffer.from(nll.buffer, nll.byteOffset, nll.byteLength).toString('base64')
-                }) + '\n'
-        );
         try {
-            fs.writeFileSync(this.#fd, lines.join(''));
+            fs.writeFileSync(this.#fd, records.map((record) => JSON.stringify(record) + '\n').join(''));
             this.#empty = false;
         } catch (error) {
             throw new BlockprunerError(
@@ -123,12 +136,12 @@ export class Journal implements CandidateEvaluator {
 }
 
 function decode(line: Buffer): Float32Array {
-    const { nll } = recordSchema.parse(JSON.parse(line.toString('utf8')));
+    const { nll } = evaluationSchema.parse(JSON.parse(line.toString('utf8')));
     return new Float32Array(new Uint8Array(Buffer.from(nll, 'base64')).buffer);
 }
 
-/** Finds the evaluations of a journal, and returns the length in bytes of its complete lines. */
-function read(file: string, inputs: JournalInputs, known: Map<string, Line>): number {
+/** Finds what a journal has, and returns the length in bytes of its complete lines. */
+function read(file: string, inputs: JournalInputs, known: Map<string, Line>, measured: Map<string, number[]>): number {
     let complete = 0,
         number = 0,
         length: number | undefined;
@@ -145,11 +158,16 @@ function read(file: string, inputs: JournalInputs, known: Map<string, Line>): nu
                     );
                 }
             } else {
-                const { skip, sequence, nll } = recordSchema.parse(JSON.parse(line.toString('utf8')));
-                if (nll.length !== (length ??= nll.length)) {
-                    throw new SyntaxError('sequences of different lengths');
+                const record = recordSchema.parse(JSON.parse(line.toString('utf8')));
+                if ('measured' in record) {
+                    measured.set(record.measured, record.values);
+                } else {
+                    const { skip, sequence, nll } = record;
+                    if (nll.length !== (length ??= nll.length)) {
+                        throw new SyntaxError('sequences of different lengths');
+                    }
+                    known.set(`${skip}/${sequence}`, { at: complete, bytes: line.length });
                 }
-                known.set(`${skip}/${sequence}`, { at: complete, bytes: line.length });
             }
             complete += line.length + 1;
         }

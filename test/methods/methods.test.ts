@@ -17,7 +17,8 @@ import {
     without,
     type Block,
     type Host,
-    type MethodOptions
+    type MethodOptions,
+    type Step
 } from '../../lib/index.js';
 import { fitText } from '../../lib/repair/fit-text.js';
 import { fixture, quantize, temporaryFolder, tiny } from '../models';
@@ -218,10 +219,68 @@ test('how candidates are compared can be said of methods that compare them', asy
         [{ method: 'shortgpt', swaps: 1 }, 'shortgpt compares no candidates: leave out `swaps`'],
         [{ method: 'laco', per: 'bytes' }, 'laco compares no candidates: leave out `per`'],
         [{ swaps: -1 }, 'swaps must be a whole number of at least 0, not -1'],
-        [{ per: 'weight' as 'bytes' }, "per must be one of removal, parameters, bytes, not 'weight'"]
+        [{ per: 'weight' as 'bytes' }, "per must be one of removal, parameters, bytes, milliseconds, not 'weight'"]
     ] as const) {
         await expect(prune(tiny, { ...options, ...given })).rejects.toThrow(message);
     }
+});
+
+test('candidates are compared for the time that they take, which is measured once and written down', async () => {
+    const output = path.join(folder, 'timed.gguf');
+    const journal = `${output}.journal`;
+    const options = {
+        output,
+        per: 'milliseconds',
+        search: 'exact',
+        remove: 3,
+        repair: 'none',
+        device: 'cpu',
+        threads: 1,
+        calibration: { file: 'embedded', samples: 2, context: 64 }
+    } as const;
+    const stop = new AbortController();
+    let first: Step | undefined;
+    const stopped = prune(tiny, {
+        ...options,
+        signal: stop.signal,
+        onStep(step) {
+            first = step;
+            stop.abort();
+        }
+    });
+    await expect(stopped).rejects.toThrow();
+    const measured = () =>
+        fs
+            .readFileSync(journal, 'utf8')
+            .trimEnd()
+            .split('\n')
+            .map((line) => JSON.parse(line) as { measured?: string; values: number[] })
+            .filter((line) => line.measured === 'milliseconds');
+    const [{ values: times }] = measured() as [{ values: number[] }];
+    expect(times).toHaveLength(24);
+    expect(new Set(times).size).toBe(2); // all attention blocks of this model are alike, and all FFN blocks
+    const check = await Model.load(tiny, { device: 'cpu', threads: 1 });
+    const text = await loadCalibration(check, options.calibration);
+    const dense = Math.log(await perplexityOf(check, text));
+    const rates: number[] = [];
+    for (const [i, block] of blocks.entries()) {
+        rates.push((Math.log(await perplexityOf(check, text, { skip: [block] })) - dense) / times[i]!);
+    }
+    check.dispose();
+    expect(formatMove(first!.removed)).toBe(formatBlock(blocks[rates.indexOf(Math.min(...rates))]!));
+
+    // other times would be as good as certain to differ in some digit
+    const again = new AbortController();
+    const steps: Step[] = [];
+    const resumed = prune(tiny, {
+        ...options,
+        resume: true,
+        signal: again.signal,
+        onStep: (step) => void (steps.push(step) === 2 && again.abort())
+    });
+    await expect(resumed).rejects.toThrow();
+    expect(measured()).toEqual([{ measured: 'milliseconds', values: times }]);
+    expect(steps[0]).toEqual({ ...first, seconds: expect.any(Number) as number });
 });
 
 test.each(methods.filter((method) => method !== 'sleb'))(
