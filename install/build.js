@@ -74,7 +74,7 @@ async function buildCuda({ log } = {}) {
         folder: cudaFolder,
         product: cudaLibrary,
         name: 'the CUDA backend',
-        stamp: cudaStamp(),
+        stamp: `${llamaRelease()} ${architectures}`,
         log,
         build: async (progress, stopped) => {
             const logFile = path.join(cudaFolder, 'build.log');
@@ -116,12 +116,17 @@ async function buildCuda({ log } = {}) {
     return builtCuda();
 }
 
-/** The library of the CUDA backend that was built here; '' if none was, or for another release of llama.cpp. */
+/**
+ * The library of the CUDA backend that was built here; '' if none was, or for another release of llama.cpp. Whether it
+ * is for the GPUs that are here now shows when they are tried.
+ */
 function builtCuda() {
-    return isBuilt(cudaFolder, cudaLibrary, cudaStamp()) ? path.join(cudaFolder, cudaLibrary) : '';
+    const isOurs = (stamp) => stamp.startsWith(`${llamaRelease()} `);
+    return isBuilt(cudaFolder, cudaLibrary, isOurs) ? path.join(cudaFolder, cudaLibrary) : '';
 }
 
-function cudaStamp() {
+/** What all that is built here depends on. */
+function llamaRelease() {
     return JSON.stringify([llamaVersion(require('./packages.js')), process.platform, process.arch]);
 }
 

@@ -37,7 +37,7 @@ async function buildOnce({
     name = 'the addon'
 }) {
     const stampFile = stampOf(folder, product);
-    const isUpToDate = () => isBuilt(folder, product, stamp);
+    const isUpToDate = () => isBuilt(folder, product, (found) => found === stamp);
     if (!force && isUpToDate()) {
         return;
     }
@@ -72,13 +72,13 @@ function stampOf(folder, product) {
     return path.join(folder, `${path.parse(product).name}.stamp`);
 }
 
-/** Whether a product is there, complete, and built from what the stamp says. */
-function isBuilt(folder, product, stamp) {
+/** Whether a product is there, complete, and built from what is wanted, going by its stamp. */
+function isBuilt(folder, product, isWanted) {
     const stampFile = stampOf(folder, product);
     return (
         fs.existsSync(path.join(folder, product)) &&
         fs.existsSync(stampFile) &&
-        fs.readFileSync(stampFile, 'utf8') === stamp
+        isWanted(fs.readFileSync(stampFile, 'utf8'))
     );
 }
 

@@ -21,6 +21,16 @@ export const fileTypes = { F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K_M: 15, BF16: 3
 /** The programs that build_fixtures.cjs compiles. */
 export const tools = path.resolve(__dirname, '..', 'build', 'cmake');
 
+/** What makes native/fake_gpu.cpp the CUDA backend of a process, by its environment. */
+export function fakeGpu(): Record<string, string> {
+    const cpu = fs.readFileSync('/proc/cpuinfo', 'utf8').includes(' avx2 ') ? 'haswell' : 'x64';
+    const [library] = fs
+        .readdirSync(backendFolders.cpu)
+        .filter((file) => file === `libggml-cpu-${cpu}.so` || file.startsWith('libggml-cpu-armv8.0'))
+        .map((file) => path.join(backendFolders.cpu, file));
+    return { BLOCKPRUNER_CUDA_BACKEND: path.join(tools, 'libfake-gpu.so'), FAKE_GPU_CPU: library! };
+}
+
 /** Writes a model with its weights in another type. */
 export async function quantize(model: string, output: string, type: keyof typeof fileTypes): Promise<string> {
     const addon = await loadAddon();

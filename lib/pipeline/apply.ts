@@ -3,6 +3,7 @@ import { BlockprunerError } from '../errors.js';
 import { checkOutput } from '../output.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
+import { isolated } from './isolated.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
 import { checkRepairOptions, planRepair, repair, type RepairOptions } from './repair.js';
 import { checkSessionOptions, findModel, Session, type SessionOptions } from './session.js';
@@ -18,7 +19,10 @@ export interface ApplyOptions extends DeliverOptions, SessionOptions, RepairOpti
  */
 export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
     const started = performance.now();
-    const { order, output, force } = options;
+    const { order, output, force, isolate } = options;
+    if (isolate) {
+        return isolated('apply', model, options);
+    }
     checkSessionOptions(options);
     checkRepairOptions(options);
 

@@ -23,6 +23,7 @@ import type { Repair } from '../repair/fit.js';
 import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/blocks.js';
 import { quantizations, type Quantization } from '../runtime/quantize.js';
 import { differences } from '../search/journal.js';
+import { isolated } from './isolated.js';
 import { prepareMeasurements, type MeasurementOptions, type Measurements } from './measurements.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions, type RepairPlan } from './repair.js';
 import {
@@ -78,7 +79,10 @@ export interface CompareOptions
  */
 export async function compare(uri: string, options: CompareOptions): Promise<Comparison> {
     const started = performance.now();
-    const { output, resume = false, signal, onProgress } = options;
+    const { output, resume = false, isolate, signal, onProgress } = options;
+    if (isolate) {
+        return isolated('compare', uri, options);
+    }
     const { ratios, quantize, contestants } = checkOptions(options);
     const previous = await readFolder(output, resume);
     const source = await findModel(uri, { signal });

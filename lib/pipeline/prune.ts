@@ -23,6 +23,7 @@ import type { PruneResult } from '../report/prune-result.js';
 import { paperName, type BlockSelection } from '../runtime/blocks.js';
 import { movesAfter, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
+import { isolated } from './isolated.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions } from './repair.js';
 import {
@@ -96,7 +97,10 @@ export function journalOf(output: string): string {
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
     const started = performance.now();
-    const { output, report, force, signal, onProgress } = options;
+    const { output, report, force, isolate, signal, onProgress } = options;
+    if (isolate) {
+        return isolated('prune', model, options);
+    }
     const { method, goal } = checkOptions(options);
     checkJournal(method, options);
 

@@ -60,6 +60,11 @@ export interface SessionOptions {
     onProgress?: PhaseProgress | undefined;
     /** Hears of a GPU that is there and can't be used, and what is used instead. */
     onNotice?: ((notice: string) => void) | undefined;
+    /**
+     * Do the work in a process of its own, so that this one goes on where llama.cpp or the system end a process: when a
+     * GPU fails or memory runs out. Default: false.
+     */
+    isolate?: boolean | undefined;
     /** Stops the work within about a second; the promise is then rejected with the signal's reason. */
     signal?: AbortSignal | undefined;
 }

@@ -4,11 +4,10 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { FoundDevice } from '../../lib/index.js';
 import { backendFolders } from '../../lib/runtime/addon.js';
-import { temporaryFolder, tiny, tools } from '../models';
+import { fakeGpu, temporaryFolder, tiny } from '../models';
 import { run, runJson } from './run';
 
 const folder = temporaryFolder();
-const library = path.join(tools, 'libfake-gpu.so');
 const abortReason =
     /^llama.cpp gave up: CUDA error: the provided PTX was compiled with an unsupported toolchain.; \S+ CUDA error$/;
 // The arguments of a search of a second.
@@ -35,12 +34,7 @@ const search = (name: string, ...args: string[]) => {
 (process.platform === 'linux' && backendFolders.cpu !== '' ? describe : describe.skip)('a GPU', () => {
     const before = { ...process.env };
     beforeEach(() => {
-        process.env.BLOCKPRUNER_CUDA_BACKEND = library;
-        const cpu = fs.readFileSync('/proc/cpuinfo', 'utf8').includes(' avx2 ') ? 'haswell' : 'x64';
-        process.env.FAKE_GPU_CPU = fs
-            .readdirSync(backendFolders.cpu)
-            .filter((file) => file === `libggml-cpu-${cpu}.so` || file.startsWith('libggml-cpu-armv8.0'))
-            .map((file) => path.join(backendFolders.cpu, file))[0];
+        Object.assign(process.env, fakeGpu());
     });
     afterEach(() => {
         process.env = { ...before };
@@ -56,7 +50,7 @@ const search = (name: string, ...args: string[]) => {
             present: true,
             works: true,
             description,
-            library,
+            library: fakeGpu().BLOCKPRUNER_CUDA_BACKEND,
             gpus: [gpu]
         });
         const { stdout } = await run('devices');

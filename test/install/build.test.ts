@@ -75,6 +75,42 @@ function buildHere(
     });
 }
 
+(process.platform === 'linux' ? test : test.skip)('the CUDA backend is built once for each kind of card', () => {
+    // a package with the addon of this one, and a cmake that makes nothing but the file
+    const root = path.dirname(installFolder);
+    const at = (...names: string[]) => path.join(folder, ...names);
+    fs.cpSync(installFolder, at('install'), { recursive: true });
+    for (const name of ['native', 'node_modules', 'CMakeLists.txt', 'package.json']) {
+        fs.symlinkSync(path.join(root, name), at(name));
+    }
+    fs.mkdirSync(at('build', 'cmake', 'llama.cpp', 'ggml'), { recursive: true });
+    for (const name of ['blockpruner.node', 'blockpruner.stamp']) {
+        fs.copyFileSync(path.join(root, 'build', name), at('build', name));
+    }
+    fs.mkdirSync(at('bin'));
+    const program = (name: string, does: string) =>
+        fs.writeFileSync(at('bin', name), `#!/bin/sh\n${does}\n`, { mode: 0o755 });
+    program('nvcc', 'true');
+    program('cmake', '[ "$1" != --build ] || { mkdir -p "$2/bin"; echo $$ > "$2/bin/libggml-cuda.so"; }');
+    const build = (architectures: string) => {
+        const script = `require('./install/build.js').buildCuda({ log: () => {} }).then(console.log)`;
+        const { stdout, stderr } = spawnSync(process.execPath, ['--preserve-symlinks', '-e', script], {
+            cwd: folder,
+            encoding: 'utf8',
+            env: {
+                ...process.env,
+                BLOCKPRUNER_CUDA_ARCHITECTURES: architectures,
+                PATH: `${at('bin')}:${process.env.PATH}`
+            }
+        });
+        expect({ stdout, stderr }).toEqual({ stdout: `${at('build', 'cuda', 'libggml-cuda.so')}\n`, stderr: '' });
+        return fs.readFileSync(stdout.trim(), 'utf8');
+    };
+    const first = build('90');
+    expect(build('90')).toBe(first);
+    expect(build('80')).not.toBe(first);
+});
+
 describe('the addon', () => {
     test('is not built again when it is up to date', async () => {
         const { mtimeMs } = fs.statSync(addonPath);
