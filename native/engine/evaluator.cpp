@@ -1,7 +1,6 @@
 #include "engine/evaluator.h"
 
 #include "engine/llama_errors.h"
-#include "engine/threads.h"
 #include "engine/token_batch.h"
 #include "ggml-backend.h"
 #include "llama-context.h"
@@ -9,6 +8,7 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 #include <utility>
 
@@ -41,12 +41,14 @@ size_t count_values(const std::vector<ggml_tensor *> & tensors) {
     return count;
 }
 
+bool is_cpu(ggml_backend_dev_t device) {
+    return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
 // The memory of the GPU that computes the first layer; null where the CPU does, which has masks where they are filled.
 ggml_backend_buffer_type_t mask_memory(const llama_model & model, bool on_cpu_too) {
     ggml_backend_dev_t device = model.dev_layer(0);
-    return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU && !on_cpu_too ?
-               nullptr :
-               ggml_backend_dev_buffer_type(device);
+    return is_cpu(device) && !on_cpu_too ? nullptr : ggml_backend_dev_buffer_type(device);
 }
 
 } // namespace
@@ -56,7 +58,9 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
                      const task_control &         control) :
     model(std::move(model)),
     options(options),
-    patch(options.logits_bytes, this->model->hparams.f_norm_rms_eps, mask_memory(*this->model, options.keep_masks)) {
+    patch(options.logits_bytes, this->model->hparams.f_norm_rms_eps, mask_memory(*this->model, options.keep_masks)),
+    n_threads(options.n_threads),
+    on_cpu(is_cpu(this->model->dev_layer(0)) && is_cpu(this->model->dev_output())) {
     make_context();
     control.check();
     if (!context) {
@@ -122,7 +126,7 @@ const graph_outputs & evaluator::compute(graph_request                request,
     const size_t n_targets = request.targets.size();
     patch.set_request(std::move(request));
     running          = &control;
-    const int status = decode();
+    const int status = on_cpu ? on_chosen_threads(decode) : decode();
     running          = nullptr;
     if (status != 0) {
         last_sequences = 0;
@@ -136,6 +140,18 @@ const graph_outputs & evaluator::compute(graph_request                request,
                                  std::to_string(n_targets) + " positions");
     }
     return patch.outputs;
+}
+
+int evaluator::on_chosen_threads(const std::function<int()> & decode) {
+    llama_set_n_threads(context.get(), n_threads.now(), n_threads.now());
+    const auto   started = std::chrono::steady_clock::now();
+    const double cpu     = process_cpu_seconds();
+    const int    status  = decode();
+    // the graph may still be computed until something of it is read
+    llama_synchronize(context.get());
+    n_threads.learn(std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count(),
+                    process_cpu_seconds() - cpu);
+    return status;
 }
 
 const graph_outputs & evaluator::run_sequence(graph_request        request,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "engine/task.h"
+#include "engine/threads.h"
 #include "ggml.h"
 #include "graph/graph_patch.h"
 
@@ -12,7 +13,6 @@
 #include <memory>
 #include <vector>
 
-struct ggml_threadpool;
 struct llama_batch;
 struct llama_context;
 struct llama_model;
@@ -83,6 +83,8 @@ public:
 private:
     graph_patch                      patch;
     std::shared_ptr<ggml_threadpool> threads;
+    thread_choice                    n_threads;
+    const bool                       on_cpu;  // all of the model; what waits for a GPU doesn't need its cores
     std::shared_ptr<llama_context>   context; // after patch and threads, so that it is freed before them
 
     // The task of the run that is going on; ggml asks it, on the thread of the run, whether to stop.
@@ -93,6 +95,7 @@ private:
     uint32_t last_length    = 0;
 
     void                  make_context();
+    int                   on_chosen_threads(const std::function<int()> & decode);
     void                  attach_threads();
     const graph_outputs & compute(graph_request                request,
                                   const std::function<int()> & decode,

@@ -2,8 +2,16 @@
 
 #include "ggml-backend.h"
 
+#include <algorithm>
+#include <cmath>
 #include <thread>
 #include <vector>
+
+#ifdef _WIN32
+#include <windows.h>
+#else
+#include <ctime>
+#endif
 
 std::shared_ptr<ggml_threadpool> make_threads(int count) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
@@ -20,11 +28,50 @@ std::shared_ptr<ggml_threadpool> make_threads(int count) {
         return nullptr;
     }
     ggml_threadpool_params params = ggml_threadpool_params_default(count);
+    params.poll                   = 1; // some milliseconds of spinning for the next graph; then they sleep
     return { make(&params), [end](ggml_threadpool * threads) {
                 if (threads) {
                     end(threads);
                 }
             } };
+}
+
+void thread_choice::learn(double run_wall, double run_cpu) {
+    constexpr double judged   = 0.05; // seconds: shorter runs say little
+    constexpr double lost     = 0.3;  // of a core: less is measuring error
+    constexpr double patience = 20;   // a trial costs at most a twentieth of the time, and is not made every second
+    wall += run_wall;
+    cpu += run_cpu;
+    until -= run_wall;
+    if (chosen < most && !is_trial && until <= 0) {
+        is_trial = true;
+        chosen   = most;
+        wall = cpu = 0;
+        return;
+    }
+    if (wall < judged) {
+        return;
+    }
+    const double cores = cpu / wall;
+    if (chosen > 1 && cores < chosen - lost) {
+        chosen = std::clamp((int) std::floor(cores + 0.25), 1, chosen - 1);
+        until  = std::max(1.0, patience * wall);
+    }
+    is_trial = false;
+    wall = cpu = 0;
+}
+
+double process_cpu_seconds() {
+#ifdef _WIN32
+    FILETIME created, ended, kernel, user;
+    GetProcessTimes(GetCurrentProcess(), &created, &ended, &kernel, &user);
+    const auto ticks = [](const FILETIME & t) { return ((uint64_t) t.dwHighDateTime << 32) | t.dwLowDateTime; };
+    return (double) (ticks(kernel) + ticks(user)) * 1e-7;
+#else
+    timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double) t.tv_sec + (double) t.tv_nsec * 1e-9;
+#endif
 }
 
 void on_threads(int count, const std::function<void(size_t thread)> & work) {

@@ -11,5 +11,29 @@ struct ggml_threadpool;
 // up to 40 % of the time of short evaluations. Null where the CPU backend has none.
 std::shared_ptr<ggml_threadpool> make_threads(int count);
 
+// Of how many threads graphs are computed. ggml's threads wait for each other at every operation, spinning: one that has
+// to share its core with another program slows all of them down, and fewer are faster then. How much of its cores the
+// process got tells: threads that spin use all that they are given.
+class thread_choice {
+public:
+    explicit thread_choice(int most) : most(most), chosen(most) {}
+
+    int now() const { return chosen; }
+
+    // Learns from a run of so many threads: the seconds that it took, and the process's CPU seconds meanwhile.
+    void learn(double wall, double cpu);
+
+private:
+    const int most;
+    int       chosen;
+    double    wall     = 0; // of the runs that are judged together
+    double    cpu      = 0;
+    double    until    = 0;     // seconds of runs until all threads are tried again
+    bool      is_trial = false; // all are being tried
+};
+
+// The CPU time of this process, in seconds.
+double process_cpu_seconds();
+
 // Does work on so many threads, this one among them, and waits for all of it. thread: 0 … count − 1
 void on_threads(int count, const std::function<void(size_t thread)> & work);
