@@ -1,7 +1,8 @@
 #include "gguf/metadata.h"
 
-#include "gguf/read.h"
+#include "engine/llama_errors.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -91,8 +92,44 @@ void copy_value(gguf_context * file, int64_t id, const char * to) {
     }
 }
 
+std::vector<char> bytes_of(const gguf_context * file) {
+    std::vector<char> bytes(gguf_get_meta_size(file));
+    gguf_get_meta_data(file, bytes.data());
+    return bytes;
+}
+
+// The length of a string value in the file, which stands behind its key and its type. ggml gives strings as they are in
+// C, where they end at their first NUL.
+uint64_t stored_length(const gguf_context * file, const std::string & key) {
+    const std::vector<char> bytes = bytes_of(file);
+    const uint64_t          size  = key.size();
+    const uint32_t          type  = GGUF_TYPE_STRING;
+    std::string             entry((const char *) &size, sizeof(size));
+    entry.append(key).append((const char *) &type, sizeof(type));
+    const auto at = std::search(bytes.begin(), bytes.end(), entry.begin(), entry.end());
+    return read_as<uint64_t>(&*at + entry.size());
+}
+
+// A copy with all metadata and no tensors. ggml's own functions for copying cut strings at their first NUL.
+gguf_ptr copy_of(const gguf_context * source) {
+    std::vector<char> bytes      = bytes_of(source);
+    const uint64_t    no_tensors = 0;
+    memcpy(bytes.data() + 8, &no_tensors, sizeof(no_tensors)); // behind the magic and the version
+    gguf_ptr copy(gguf_init_from_buffer(bytes.data(), bytes.size(), { .no_alloc = true, .ctx = nullptr }), gguf_free);
+    if (!copy) {
+        throw std::runtime_error("the metadata can't be copied: " + take_logged_errors("no reason given"));
+    }
+    return copy;
+}
+
 void rename_key(gguf_context * file, const std::string & from, const std::string & to) {
-    copy_value(file, gguf_find_key(file, from.c_str()), to.c_str());
+    const int64_t id = gguf_find_key(file, from.c_str());
+    if (gguf_get_kv_type(file, id) == GGUF_TYPE_STRING &&
+        stored_length(file, from) != strlen(gguf_get_val_str(file, id))) {
+        throw std::runtime_error("the value of the metadata key " + from + " has a NUL byte: it can't be copied to " +
+                                 to);
+    }
+    copy_value(file, id, to.c_str());
     gguf_remove_key(file, from.c_str());
 }
 
@@ -160,12 +197,13 @@ void set_value(gguf_context * file, const metadata_value & value) {
 
 } // namespace
 
-void build_metadata(gguf_context * out, const gguf_context * source, const gguf_plan & plan) {
-    if (source) {
-        gguf_set_kv(out, source);
+gguf_ptr build_metadata(const gguf_context * source, const gguf_plan & plan) {
+    gguf_ptr result = source ? copy_of(source) : gguf_ptr(gguf_init_empty(), gguf_free);
+    // what is written here has the default alignment, which ggml knows once it reads metadata without this key
+    if (gguf_remove_key(result.get(), "general.alignment") >= 0) {
+        result = copy_of(result.get());
     }
-    // ggml copies this key without aligning to it; what is written here has the default alignment
-    gguf_remove_key(out, "general.alignment");
+    gguf_context * out = result.get();
     for (const auto & key : plan.remove) {
         gguf_remove_key(out, key.c_str());
     }
@@ -178,4 +216,5 @@ void build_metadata(gguf_context * out, const gguf_context * source, const gguf_
     for (const auto & value : plan.set) {
         set_value(out, value);
     }
+    return result;
 }

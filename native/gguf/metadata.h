@@ -1,8 +1,8 @@
 // The metadata of a planned file.
 #pragma once
 
-#include "gguf.h"
 #include "gguf/plan.h"
+#include "gguf/read.h"
 
-// Copies the metadata of `source`, which may be null, and changes it as the plan says.
-void build_metadata(gguf_context * out, const gguf_context * source, const gguf_plan & plan);
+// The metadata of `source`, which may be null, changed as the plan says. Strings keep all of their bytes.
+gguf_ptr build_metadata(const gguf_context * source, const gguf_plan & plan);

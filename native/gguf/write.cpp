@@ -305,6 +305,48 @@ private:
     }
 };
 
+// Reads back what was written: the header, and of the tensors all that was copied.
+void check_written(const std::string &       path,
+                   const gguf_plan &         plan,
+                   const std::vector<char> & meta,
+                   sources &                 files,
+                   const task_control &      control) {
+    const auto check = [&](bool is_equal, const std::string & what) {
+        if (!is_equal) {
+            throw std::runtime_error("can't write " + path + ": " + what + " was read back otherwise than written");
+        }
+    };
+    gguf_source       written(path);
+    std::vector<char> read(gguf_get_meta_size(written.header()));
+    gguf_get_meta_data(written.header(), read.data());
+    check(read == meta, "the header");
+    std::vector<char> there(CHUNK_BYTES), source(CHUNK_BYTES);
+    for (const auto & planned : plan.tensors) {
+        const int64_t id     = written.find(planned.name);
+        size_t        offset = 0; // of the part
+        if (planned.rope_head) {
+            continue; // its rows have another order
+        }
+        for (const auto & part : planned.from) {
+            gguf_source & from = *files[part.tensor.file];
+            const int64_t its  = from.find(part.tensor.name);
+            const size_t  size = gguf_get_tensor_size(from.header(), its);
+            if (!part.sum.empty()) {
+                break; // its values were computed
+            }
+            for (size_t at = 0; at < size; at += CHUNK_BYTES) {
+                control.check();
+                const size_t n = std::min(CHUNK_BYTES, size - at);
+                written.read(id, offset + at, there.data(), n);
+                from.read(its, at, source.data(), n);
+                check(std::equal(there.begin(), there.begin() + (ptrdiff_t) n, source.begin()),
+                      "tensor " + planned.name);
+            }
+            offset += size;
+        }
+    }
+}
+
 } // namespace
 
 ggml_type tensor_type_of(const std::string & name) {
@@ -321,8 +363,7 @@ void write_gguf(const gguf_plan & plan, const task_control & control) {
     for (const auto & path : plan.sources) {
         files.push_back(std::make_unique<gguf_source>(path));
     }
-    const gguf_ptr header(gguf_init_empty(), gguf_free);
-    build_metadata(header.get(), files.empty() ? nullptr : files[0]->header(), plan);
+    const gguf_ptr          header = build_metadata(files.empty() ? nullptr : files[0]->header(), plan);
     const described_tensors described(plan, files);
     double                  total = 0;
     for (const ggml_tensor * t : described.tensors) {
@@ -351,4 +392,5 @@ void write_gguf(const gguf_plan & plan, const task_control & control) {
         out.pad(GGML_PAD(size, alignment) - size);
     }
     out.close();
+    check_written(plan.output, plan, meta, files, control);
 }

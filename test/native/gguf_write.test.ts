@@ -4,7 +4,7 @@ import path from 'node:path';
 import { readGguf } from '../../lib/index.js';
 import type { GgufSource } from '../../lib/runtime/addon.js';
 import { readBytes } from '../gguf_bytes';
-import { fileTypes, quantize, randomNumbers, temporaryFolder, tiny, writeGguf } from '../models';
+import { fileTypes, quantize, randomNumbers, temporaryFolder, tiny, withMetadata, writeGguf } from '../models';
 
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
@@ -65,6 +65,24 @@ test('values that a type can’t have are refused', async () => {
         await expect(writeOne(type, [256, 2], values(1))).rejects.toThrow(`tensor given can't be ${type}`);
     }
     await expect(writeOne('f32', [256, 3], values(1))).rejects.toThrow('has 512 values, and its shape 768');
+});
+
+test('strings keep their NUL bytes, in metadata and in the vocabulary, or are refused by name', async () => {
+    const source = file('nul.gguf');
+    await withMetadata(tiny, source, [{ key: 'test.text', type: 'string', value: 'before_after' }]);
+    const bytes = fs.readFileSync(source);
+    bytes[bytes.indexOf('before_after') + 6] = 0;
+    bytes[bytes.indexOf('\u0120the') + 3] = 0; // a token: Ġthe
+    fs.writeFileSync(source, bytes);
+    const tensors = (await readGguf(source)).tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] }));
+    const output = file('nul-copied.gguf');
+    await writeGguf({ output, sources: [source], tensors });
+    const [before, after] = [readBytes(source).metadata, readBytes(output).metadata];
+    expect(after.get('test.text')!.includes('before\0after')).toBe(true);
+    expect([...after]).toEqual([...before]);
+
+    const renamed = writeGguf({ output, sources: [source], tensors, rename: [['test.', 'other.']] });
+    await expect(renamed).rejects.toThrow('the value of the metadata key test.text has a NUL byte');
 });
 
 test('a sum is quantized by the importance of its values', async () => {
