@@ -1,6 +1,7 @@
 // The files that are written: each appears under its name only when it is complete.
 import crypto from 'node:crypto';
 import fs from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 import { BlockprunerError, messageOf, option } from './errors.js';
 
@@ -22,7 +23,21 @@ export async function checkOutput(
         throw new BlockprunerError('OUTPUT', `the ${what} has no name: give a file name`);
     }
     const folder = path.dirname(path.resolve(output));
+    const isThere = await fs.promises.lstat(output).catch((error: NodeJS.ErrnoException) => {
+        if (error.code === 'ENAMETOOLONG') {
+            throw new BlockprunerError('OUTPUT', `the name of the ${what} ${output} is too long for the file system`);
+        }
+        return undefined; // what else there is to say shows when its folder is tried
+    });
     const stat = await fs.promises.stat(output, { bigint: true }).catch(() => undefined);
+    if (isThere && !stat && !force) {
+        const to = await fs.promises.readlink(output);
+        throw new BlockprunerError(
+            'OUTPUT',
+            `the ${what} ${output} is a link to ${to}, which isn't there: choose another name or give ` +
+                option('force', true)
+        );
+    }
     if (stat) {
         for (const file of inputs) {
             const source = await fs.promises.stat(file, { bigint: true });
@@ -59,6 +74,27 @@ export async function checkWritable(folder: string): Promise<void> {
         const why = reasons[code ?? ''] ?? messageOf(error);
         throw new BlockprunerError('OUTPUT', `can't write to the folder ${folder}: ${why}`);
     }
+}
+
+/**
+ * Makes a folder for temporary files.
+ * @throws BlockprunerError if there is no place for one
+ */
+export async function makeTemporaryFolder(): Promise<string> {
+    try {
+        return await fs.promises.mkdtemp(path.join(os.tmpdir(), 'blockpruner-'));
+    } catch (error) {
+        throw temporaryError(error);
+    }
+}
+
+/** What to say of temporary files that can't be written. */
+export function temporaryError(error: unknown): BlockprunerError {
+    const variable = process.platform === 'win32' ? 'TEMP' : 'TMPDIR';
+    return new BlockprunerError(
+        'OUTPUT',
+        `can't write temporary files in ${os.tmpdir()}: ${messageOf(error)}; set ${variable} to a folder with room`
+    );
 }
 
 /** Makes a name that no file has yet, for a file that isn't complete. */

@@ -13,7 +13,7 @@ import { Interrupted } from './interrupt.js';
 import { messageInWords } from './words.js';
 
 async function main(): Promise<void> {
-    await yargs(hideBin(process.argv))
+    await yargs(inFormsOfYargs(hideBin(process.argv)))
         .scriptName('blockpruner')
         .usage(
             '$0 <command>\n\nMakes a GGUF language model smaller and faster without training it; ' +
@@ -41,9 +41,24 @@ async function main(): Promise<void> {
         .parseAsync();
 }
 
+/**
+ * Arguments that people write and yargs doesn't understand: -oFILE becomes -o FILE; and names behind --, which may
+ * begin with a hyphen, get a ./ in front of it.
+ */
+function inFormsOfYargs(args: readonly string[]): string[] {
+    const end = args.indexOf('--');
+    const options = end < 0 ? args : args.slice(0, end);
+    const names = end < 0 ? [] : args.slice(end + 1);
+    return [
+        ...options.flatMap((arg) => (/^-o[^=]/.test(arg) ? ['-o', arg.slice(2)] : [arg])),
+        ...names.map((name) => (name.startsWith('-') ? `./${name}` : name))
+    ];
+}
+
 main().catch((error: unknown) => {
     // what the user can put right is one line; anything else is a defect of ours, and its stack helps to find it
-    const expected = error instanceof BlockprunerError || error instanceof Interrupted;
+    const ofSystem = error instanceof Error && 'syscall' in error; // a disk that is full, a file that may not be read
+    const expected = error instanceof BlockprunerError || error instanceof Interrupted || ofSystem;
     const interrupted =
         error instanceof Interrupted ||
         (error instanceof Error && (error.cause as { code?: string } | undefined)?.code === 'BUILD_INTERRUPTED');

@@ -8,6 +8,7 @@ import { repairTypes, type RepairOptions } from '../pipeline/repair.js';
 import { repairs } from '../repair/fit.js';
 import { devices, type Device } from '../runtime/device.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
+import { messageInWords } from './words.js';
 
 /** The positional MODEL, which every command has. */
 export function modelArgument<T>(yargs: Argv<T>) {
@@ -54,7 +55,7 @@ export interface DeviceArguments {
 }
 
 export function deviceOf({ device, gpuLayers, threads }: DeviceArguments) {
-    const onNotice = (notice: string) => void process.stderr.write(`${notice}\n`);
+    const onNotice = (notice: string) => void process.stderr.write(`${messageInWords(notice)}\n`);
     return { device, gpuLayers, threads, onNotice };
 }
 

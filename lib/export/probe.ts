@@ -1,8 +1,8 @@
 import { fork, type ChildProcess } from 'node:child_process';
 import fs from 'node:fs/promises';
-import os from 'node:os';
 import path from 'node:path';
-import { BlockprunerError } from '../errors.js';
+import { BlockprunerError, messageOf } from '../errors.js';
+import { makeTemporaryFolder, temporaryError } from '../output.js';
 import { loadAddon, runNative } from '../runtime/addon.js';
 import type { Gguf } from '../runtime/gguf.js';
 import type { ModelGraph } from '../runtime/model.js';
@@ -39,7 +39,7 @@ export class Prober {
      * @returns undefined if llama.cpp can't load such a file
      */
     async probe(plan: Plan): Promise<ModelGraph | undefined> {
-        const folder = await fs.mkdtemp(path.join(os.tmpdir(), 'blockpruner-'));
+        const folder = await makeTemporaryFolder();
         const file = path.join(folder, 'header.gguf');
         try {
             const addon = await loadAddon();
@@ -54,7 +54,9 @@ export class Prober {
                     },
                     { cancel }
                 )
-            );
+            ).catch((error: unknown) => {
+                throw messageOf(error).startsWith("can't write ") ? temporaryError(error) : error;
+            });
             const reply = await this.#ask(file);
             return 'graph' in reply ? reply.graph : undefined;
         } finally {

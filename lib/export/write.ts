@@ -34,6 +34,10 @@ const mergedKey = 'blockpruner.merged',
     linearKey = 'blockpruner.linear',
     refittedKey = 'blockpruner.refitted';
 
+/** What a file tells of the pruning before the last one, and of that before it as `blockpruner.previous.previous.*`. */
+const previous = 'blockpruner.previous.';
+const told = ['version', 'source.', 'removed', 'merged', 'linear', 'refitted', 'calibration.', 'perplexity.'];
+
 /** What a file remembers, as `blockpruner.*` keys, of how it was made, beside what was removed. */
 export interface Provenance {
     /** The text that the perplexities are on: its name, and how many sequences of how many tokens. */
@@ -79,8 +83,8 @@ export async function writeDraft(
     const plan = planFile(model, removal);
     const addon = await loadAddon();
     await checkOutput(output, gguf.files, force);
+    await checkRoom(output, neededBytes(gguf, plan));
     const folder = path.dirname(path.resolve(output));
-    await checkRoom(output, folder, neededBytes(gguf, plan));
 
     const file = partialIn(folder, '.gguf');
     const discard = () => fs.rm(file, { force: true });
@@ -88,7 +92,7 @@ export async function writeDraft(
         const keys = provenanceKeys(gguf, removal, provenance, await hashGguf(gguf, signal));
         await runNative(signal, (cancel) =>
             addon.writeGguf(
-                { ...plan, output: file, set: [...plan.set, ...keys] },
+                { ...plan, output: file, set: [...plan.set, ...sizeLabel(gguf, plan), ...keys] },
                 { cancel, ...(onProgress && { onProgress }) }
             )
         );
@@ -147,7 +151,13 @@ export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): 
     return {
         ...plan,
         sources: gguf.files,
-        remove: [...splitKeys, mergedKey, linearKey, refittedKey], // the last ones may tell what made the source
+        remove: [...splitKeys],
+        // what made the source, if that was pruned too, is its history
+        rename: [
+            ...plan.rename,
+            [previous, `${previous}previous.`],
+            ...told.map((key): [string, string] => [`blockpruner.${key}`, `${previous}${key}`])
+        ],
         tensors: plan.tensors.map((tensor) =>
             'from' in tensor ? { ...tensor, from: tensor.from.map((from) => changed(merged(from))) } : tensor
         )
@@ -171,8 +181,12 @@ function neededBytes(gguf: Gguf, plan: Omit<GgufPlan, 'output'>): number {
     return sum(tensors) + header + 2 ** 20; // the last is for the keys that are added
 }
 
-/** @throws BlockprunerError if the folder's file system has too little room */
-async function checkRoom(output: string, folder: string, needed: number): Promise<void> {
+/**
+ * @param needed bytes
+ * @throws BlockprunerError if the file system of an output has too little room
+ */
+export async function checkRoom(output: string, needed: number): Promise<void> {
+    const folder = path.dirname(path.resolve(output));
     const { blocks, bavail, bsize } = await fs.statfs(folder);
     const isKnown = blocks > 0; // some network file systems don't tell
     if (isKnown && bavail * bsize < needed) {
@@ -182,6 +196,30 @@ async function checkRoom(output: string, folder: string, needed: number): Promis
                 `and ${Math.floor((bavail * bsize) / 2 ** 20)} MiB free in ${folder}`
         );
     }
+}
+
+/** The size in the name of the model, if it has one, as llama.cpp's converter writes it: 135M, 1.1B. */
+function sizeLabel(gguf: Gguf, plan: Omit<GgufPlan, 'output'>): GgufValue[] {
+    const key = 'general.size_label';
+    if (!/^[\d.]+[KMBT]$/.test(String(gguf.metadata[key]))) {
+        return []; // there is none, or it counts experts too
+    }
+    const values = new Map(gguf.tensors.map((tensor) => [tensor.name, parametersOf(tensor)]));
+    const count = plan.tensors
+        .map((tensor) =>
+            'from' in tensor ? tensor.from.reduce((sum, { name }) => sum + values.get(name)!, 0) : parametersOf(tensor)
+        )
+        .reduce((sum, size) => sum + size, 0);
+    const [unit, letter] = (
+        [
+            [1e12, 'T'],
+            [1e9, 'B'],
+            [1e6, 'M'],
+            [1e3, 'K']
+        ] as const
+    ).find(([size]) => count > size || size === 1e3)!;
+    const scaled = count / unit;
+    return [{ key, type: 'string', value: `${scaled.toFixed(scaled < 9.5 ? 1 : 0)}${letter}` }];
 }
 
 function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provenance, hash: string): GgufValue[] {

@@ -4,9 +4,10 @@ import { checkOutput } from '../output.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
 import { isolated } from './isolated.js';
+import { withLock } from './lock.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
 import { checkRepairOptions, planRepair, repair, type RepairOptions } from './repair.js';
-import { checkSessionOptions, findModel, Session, type SessionOptions } from './session.js';
+import { checkSessionOptions, findModel, Session, type SessionOptions, type Source } from './session.js';
 
 export interface ApplyOptions extends DeliverOptions, SessionOptions, RepairOptions {
     /** The blocks to remove, for instance from {@link readOrder}. */
@@ -18,16 +19,20 @@ export interface ApplyOptions extends DeliverOptions, SessionOptions, RepairOpti
  * @throws BlockprunerError as prune, or if the model doesn't have such blocks or can't be written without them
  */
 export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
-    const started = performance.now();
-    const { order, output, force, isolate } = options;
-    if (isolate) {
+    const { output, force } = options;
+    if (options.isolate) {
         return isolated('apply', model, options);
     }
     checkSessionOptions(options);
     checkRepairOptions(options);
-
     const source = await findModel(model, options);
     await checkOutput(output, source.gguf.files, force);
+    return withLock(output, () => applyTo(source, options));
+}
+
+async function applyTo(source: Source, options: ApplyOptions): Promise<PruneResult> {
+    const started = performance.now();
+    const { order, output } = options;
     const session = await Session.open(source, options, { copies: false });
     const folder = path.dirname(output);
     let repaired, measured;
@@ -39,7 +44,7 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
     } finally {
         session.dispose();
     }
-    const decided = { uri: model, method: null, ...repaired, measured, started };
+    const decided = { uri: source.model, method: null, ...repaired, measured, started };
     return deliver(session, decided, { ...options, speed: false });
 }
 

@@ -73,7 +73,7 @@ async function tryHost(gguf: Gguf, signal?: AbortSignal): Promise<{ host?: Host;
         const host = await chooseHost(gguf, signal);
         return { host, reason: host.reason };
     } catch (error) {
-        if (!(error instanceof BlockprunerError)) {
+        if (!(error instanceof BlockprunerError) || error.code !== 'UNSUPPORTED') {
             throw error;
         }
         return { reason: error.message };

@@ -17,6 +17,7 @@ import {
     type SearchStart,
     type Worth
 } from '../methods/method.js';
+import { checkRoom } from '../export/write.js';
 import { checkOutput, writeText } from '../output.js';
 import { pruneReport } from '../report/prune-report.js';
 import type { PruneResult } from '../report/prune-result.js';
@@ -24,6 +25,7 @@ import { paperName, type BlockSelection } from '../runtime/blocks.js';
 import { movesAfter, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { isolated } from './isolated.js';
+import { withLock } from './lock.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions } from './repair.js';
 import {
@@ -96,20 +98,31 @@ export function journalOf(output: string): string {
  * @throws BlockprunerError for wrong arguments, unsupported models, no room; before the search wherever possible
  */
 export async function prune(model: string, options: PruneOptions): Promise<PruneResult> {
-    const started = performance.now();
-    const { output, report, force, isolate, signal, onProgress } = options;
-    if (isolate) {
+    if (options.isolate) {
         return isolated('prune', model, options);
     }
     const { method, goal } = checkOptions(options);
-    checkJournal(method, options);
-
     const source = await findModel(model, options);
     await checkOutputs(source, options);
+    return withLock(options.output, () => {
+        checkJournal(method, options);
+        return pruneSource(source, method, goal, options);
+    });
+}
+
+async function pruneSource(
+    source: Source,
+    method: PruningMethod<Method>,
+    goal: Goal,
+    options: PruneOptions
+): Promise<PruneResult> {
+    const started = performance.now();
+    const { output, report, force, signal, onProgress } = options;
     const session = await Session.open(source, options);
     let repaired, measured;
     try {
         method.check(methodContext(session, method, undefined, options), goal);
+        await checkLeastRoom(session, output, goal);
         // These scores come first, so that a task that can't be scored is found before the long work.
         const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
         const denseScores = await scoreTasks(session.model, options.tasks ?? [], scoring);
@@ -123,7 +136,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     } finally {
         session.dispose();
     }
-    const decided = { uri: model, method: method.name, ...repaired, measured, started };
+    const decided = { uri: source.model, method: method.name, ...repaired, measured, started };
     const result = await deliver(session, decided, { ...options, speed: report !== undefined });
     if (report !== undefined) {
         writeText(report, await pruneReport(result), { force, what: 'report' });
@@ -231,6 +244,13 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
     if (report !== undefined) {
         await checkOutput(report, gguf.files, force, 'report');
     }
+}
+
+/** @throws BlockprunerError if there is no room for the smallest file that can come of it */
+async function checkLeastRoom({ gguf, blocks }: Session, output: string, { remove }: Goal): Promise<void> {
+    const largest = blocks.map(({ bytes }) => bytes).sort((a, b) => b - a);
+    const gone = largest.slice(0, remove).reduce((sum, bytes) => sum + bytes, 0);
+    await checkRoom(output, gguf.bytes - gone);
 }
 
 function methodContext(

@@ -7,6 +7,7 @@ import {
     type CalibrationOptions
 } from '../calibration/calibration.js';
 import { checkNumber, checkOneOf } from '../check.js';
+import { option } from '../errors.js';
 import { chooseHost } from '../export/choose-host.js';
 import type { Host } from '../export/host.js';
 import { MergedFiles } from '../export/merged.js';
@@ -144,6 +145,7 @@ export class Session {
             threads,
             signal,
             onNotice,
+            checkTensors: true,
             onProgress: (done: number, total: number) => onProgress?.('load', done, total)
         };
         const models = copies ? await Model.loadOnEach(file, loading) : [await Model.load(file, loading)];
@@ -153,6 +155,13 @@ export class Session {
             const calibration = await loadCalibration(models[0]!, options.calibration, signal, (done, total) =>
                 onProgress?.('calibrate', done, total)
             );
+            const { trainedContext } = models[0]!;
+            if (calibration.length > trainedContext) {
+                onNotice?.(
+                    `sequences of ${calibration.length} tokens are longer than the ${trainedContext} that the model ` +
+                        `was trained for: ${option('context')} takes fewer`
+                );
+            }
             return new Session(source, host, models, blocks, calibration);
         } catch (error) {
             models.forEach((model) => model.dispose());

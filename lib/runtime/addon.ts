@@ -48,6 +48,8 @@ export interface NativeModel {
         bos: number | null;
         hasEncoder: boolean;
         hasDecoder: boolean;
+        isDiffusion: boolean;
+        hasVocabulary: boolean;
         bytes: number;
         parameters: number;
         slidingWindow: boolean[];
@@ -213,6 +215,8 @@ export interface Addon {
      * on ends the process.
      */
     tryDevice(name: string, task: NativeTask): Promise<void>;
+    /** Takes an open file for this process until it is closed or the process ends; false if another process has it. */
+    lockFile(fd: number): boolean;
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
     /** Progress is told in bytes. */
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
@@ -222,7 +226,8 @@ export interface Addon {
     Model: {
         /**
          * `gpus`: names of devices; without any, the CPU computes. `embeddingType`: of the embeddings' tensor, which is
-         * put on the GPU too where that can look up rows of this type.
+         * put on the GPU too where that can look up rows of this type. `checkTensors`: reject where weights are not
+         * finite.
          */
         load(
             path: string,
@@ -230,6 +235,7 @@ export interface Addon {
                 gpus: string[];
                 gpuLayers?: number | undefined;
                 headerOnly?: boolean | undefined;
+                checkTensors?: boolean | undefined;
                 embeddingType?: string | undefined;
             }
         ): Promise<NativeModel>;

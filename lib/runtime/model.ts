@@ -32,6 +32,8 @@ export interface LoadOptions {
     cacheType?: 'f16' | 'f32' | undefined;
     /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
     headerOnly?: boolean | undefined;
+    /** Read all weights at once, and refuse a model with some that are not finite. Default: false. */
+    checkTensors?: boolean | undefined;
     /** Hears of a GPU that is there and can't be used, and of too many threads, and what is used instead. */
     onNotice?: ((notice: string) => void) | undefined;
     /** Hears what share of the weights is read: `done` of 1. */
@@ -251,27 +253,35 @@ export class Model {
 
     static async #loadOn(file: string, on: ChosenDevice, options: LoadOptions): Promise<Model> {
         const { gpus } = on;
-        const { gpuLayers, headerOnly, onProgress, signal } = options;
+        const { gpuLayers, headerOnly, checkTensors, onProgress, signal } = options;
         const gguf = await readGguf(file, signal);
         checkKind(file, gguf);
         const addon = await loadAddon();
         const names = gpus.map(({ name }) => name);
         const embeddingType = gguf.tensors.find(({ name }) => name === 'token_embd.weight')?.type;
         const native = await runNative(signal, (cancel) =>
-            addon.Model.load(file, { gpus: names, gpuLayers, headerOnly, embeddingType, onProgress, cancel })
+            addon.Model.load(file, {
+                gpus: names,
+                gpuLayers,
+                headerOnly,
+                checkTensors,
+                embeddingType,
+                onProgress,
+                cancel
+            })
         ).catch((error: unknown) => {
             signal?.throwIfAborted();
             throw new BlockprunerError('MODEL', `llama.cpp can't load ${file}: ${reasonIn(messageOf(error))}`, {
                 cause: error
             });
         });
-        const { architecture, hasEncoder, hasDecoder } = native.describe();
-        if (hasEncoder || !hasDecoder || gguf.metadata[`${architecture}.attention.causal`] === false) {
+        const { architecture, hasEncoder, hasDecoder, isDiffusion } = native.describe();
+        if (isDiffusion || hasEncoder || !hasDecoder || gguf.metadata[`${architecture}.attention.causal`] === false) {
             native.dispose();
             throw new BlockprunerError(
                 'UNSUPPORTED',
-                `${file} is an encoder (architecture ${architecture}), not a causal language model: it has no ` +
-                    'perplexity to prune by'
+                `${file} is ${isDiffusion ? 'a diffusion model' : 'an encoder'} (architecture ${architecture}), not ` +
+                    'a causal language model: it has no perplexity to prune by'
             );
         }
         return new Model(native, file, gguf, on, options);
@@ -300,6 +310,11 @@ export class Model {
         return countParameters(this.gguf);
     }
 
+    /** How many tokens a sequence had in training, at most. */
+    get trainedContext(): number {
+        return this.#native.describe().context;
+    }
+
     /** The BOS token, if the model wants one at the start of a text. */
     get bos(): number | null {
         return this.#native.describe().bos;
@@ -315,6 +330,10 @@ export class Model {
 
     /** Token ids of pieces, one after the other, each tokenised by itself; never an EOS that isn't written in them. */
     async tokenizePieces(pieces: readonly TextPiece[], signal?: AbortSignal): Promise<Int32Array> {
+        if (!this.#native.describe().hasVocabulary) {
+            const message = `${this.path} has no vocabulary, so no text can be read for it`;
+            throw new BlockprunerError('UNSUPPORTED', `${message}: convert it together with its tokenizer`);
+        }
         return runNative(signal, (cancel) => this.#native.tokenize(pieces, { cancel }));
     }
 
@@ -739,6 +758,10 @@ function compareTokens(a: Int32Array, b: Int32Array): number {
  * first that speaks of an error, or the first.
  */
 function reasonIn(text: string): string {
+    const broken = /tensor '([^']+)' has invalid data/.exec(text);
+    if (broken) {
+        return `tensor ${broken[1]} has values that are not finite`;
+    }
     const line = text.split('\n').find((candidate) => candidate.includes('error')) ?? text.split('\n')[0]!;
     return line.replace(/^(llama_\w+: )?(error loading model: )?/, '').replace(/\S*\/(\w+\.(cpp|c|h):\d+)/, '$1');
 }

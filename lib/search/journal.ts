@@ -67,12 +67,19 @@ export class Journal implements CandidateEvaluator {
         const known = new Map<string, Line>();
         const measured = new Map<string, number[]>();
         const complete = resume && fs.existsSync(file) ? read(file, inputs, known, measured) : 0;
-        if (complete > 0) {
-            fs.truncateSync(file, complete); // what was being written when the run was killed
-        } else {
-            fs.writeFileSync(file, JSON.stringify({ journal: 1, inputs }) + '\n');
+        try {
+            if (complete > 0) {
+                fs.truncateSync(file, complete); // what was being written when the run was killed
+            } else {
+                fs.writeFileSync(file, JSON.stringify({ journal: 1, inputs }) + '\n');
+            }
+            return new Journal(inner, file, known, measured);
+        } catch (error) {
+            if (complete === 0) {
+                fs.rmSync(file, { force: true });
+            }
+            throw new BlockprunerError('OUTPUT', `can't write the journal ${file}: ${messageOf(error)}`);
         }
-        return new Journal(inner, file, known, measured);
     }
 
     async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin?: boolean): Promise<Float32Array[]> {

@@ -1,6 +1,7 @@
 // What the addon exports. lib/runtime/addon.ts types and describes it.
 #include "binding/async.h"
 #include "binding/evaluator.h"
+#include "binding/file_lock.h"
 #include "binding/gguf.h"
 #include "binding/kept_streams.h"
 #include "binding/model.h"
@@ -76,6 +77,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     exports.Set("loadBackend", Napi::Function::New(env, load_backend));
     exports.Set("devices", Napi::Function::New(env, devices));
     exports.Set("tryDevice", Napi::Function::New(env, try_device_of));
+    exports.Set("lockFile", Napi::Function::New(env, binding::lock_file));
     exports.Set("readGguf", Napi::Function::New(env, binding::read_gguf));
     exports.Set("writeGguf", Napi::Function::New(env, binding::write_gguf));
     exports.Set("quantizeGguf", Napi::Function::New(env, binding::quantize_gguf));

@@ -36,6 +36,7 @@ struct load_options {
     std::vector<std::string> gpus;       // empty: the CPU computes
     int                      gpu_layers; // -1: all
     bool                     header_only;
+    bool                     check_tensors;
     std::string              embedding_type; // of token_embd.weight; empty: unknown
 };
 
@@ -54,6 +55,7 @@ llama_model * load_model(const load_options & options, const task_control & cont
     params.devices             = devices.data();
     params.n_gpu_layers        = options.gpus.empty() ? 0 : options.gpu_layers;
     params.no_alloc            = options.header_only;
+    params.check_tensors       = options.check_tensors;
     if (options.header_only) {
         params.load_mode = LLAMA_LOAD_MODE_NONE;
     }
@@ -175,6 +177,7 @@ Napi::Value Model::load(const Napi::CallbackInfo & info) {
         .gpus           = {},
         .gpu_layers     = layers.IsNumber() ? layers.As<Napi::Number>().Int32Value() : -1,
         .header_only    = options.Get("headerOnly").ToBoolean(),
+        .check_tensors  = options.Get("checkTensors").ToBoolean(),
         .embedding_type = embedding.IsString() ? embedding.As<Napi::String>().Utf8Value() : "",
     };
     for (uint32_t i = 0; i < gpus.Length(); i++) {
@@ -313,6 +316,8 @@ Napi::Value Model::describe(const Napi::CallbackInfo & info) {
     result.Set("bos", has_bos ? Napi::Value(Napi::Number::New(env, llama_vocab_bos(vocab))) : env.Null());
     result.Set("hasEncoder", llama_model_has_encoder(m));
     result.Set("hasDecoder", llama_model_has_decoder(m));
+    result.Set("isDiffusion", llama_model_is_diffusion(m));
+    result.Set("hasVocabulary", llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_NONE);
     result.Set("bytes", (double) llama_model_size(m));
     result.Set("parameters", (double) llama_model_n_params(m));
     return result;

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -173,7 +175,7 @@ private:
 
     void check(bool is_good) const {
         if (!is_good) {
-            throw std::runtime_error("can't write " + path);
+            throw std::runtime_error("can't write " + path + ": " + strerror(errno));
         }
     }
 };

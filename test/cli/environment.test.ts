@@ -1,0 +1,241 @@
+// What surrounds a run and goes wrong: folders, disks, names, other runs; and what is in a model that can't be used.
+import { execFileSync, spawnSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { readGguf } from '../../lib/index.js';
+import { Journal } from '../../lib/search/journal.js';
+import { readBytes } from '../gguf_bytes';
+import { fixture, temporaryFolder, tiny, withMetadata, writeGguf } from '../models';
+import { run, runJson, shortSearch, start } from './run';
+
+const folder = temporaryFolder();
+const at = (name: string) => path.join(folder, name);
+const search = (output: string, ...args: string[]) => ['prune', tiny, '-o', output, ...shortSearch, ...args];
+
+/** Expects one line and the exit code 1. */
+async function refused(says: string | RegExp, ...args: string[]): Promise<void> {
+    const { code, stderr } = await run(...args);
+    expect(stderr.trimEnd().split('\n').at(-1)).toMatch(says);
+    expect(stderr).not.toMatch(/\n {4}at /);
+    expect(code).toBe(1);
+}
+
+describe('a folder for temporary files', () => {
+    const before = process.env.TMPDIR;
+    afterEach(() => {
+        process.env.TMPDIR = before;
+        if (before === undefined) {
+            delete process.env.TMPDIR;
+        }
+    });
+
+    (process.platform === 'win32' ? test.skip : test)('that is missing is named', async () => {
+        process.env.TMPDIR = '/no/such/folder';
+        const says =
+            /^blockpruner: can't write temporary files in \/no\/such\/folder: ENOENT.*; set TMPDIR to a folder/;
+        await refused(says, ...search(at('x.gguf'), '--no-verify'));
+        await refused(says, 'inspect', tiny);
+    });
+});
+
+(process.platform === 'win32' ? test.skip : test)('a name that is too long is refused before the search', async () => {
+    const long = at(`${'x'.repeat(245)}.gguf`); // its journal's name has 258 characters
+    await refused(/^blockpruner: the name of the journal \S+ is too long for the file system$/, ...search(long));
+    expect(fs.readdirSync(folder).filter((name) => name.startsWith('xxx'))).toEqual([]);
+});
+
+(process.platform === 'win32' ? test.skip : test)(
+    'an output that is a link to nothing is refused before the search',
+    async () => {
+        fs.symlinkSync('/nowhere/model.gguf', at('link.gguf'));
+        await refused(
+            /link\.gguf is a link to \/nowhere\/model\.gguf, which isn't there: .* --force$/,
+            ...search(at('link.gguf'))
+        );
+        expect((await run(...search(at('link.gguf'), '--force', '--no-verify'))).code).toBe(0);
+        expect(fs.lstatSync(at('link.gguf')).isFile()).toBe(true);
+    }
+);
+
+test('an output has one run at a time', async () => {
+    const output = at('locked.gguf');
+    const first = start(...search(output, '--remove', '12', '--samples', '8'));
+    while (!fs.existsSync(`${output}.journal`)) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    const journal = fs.readFileSync(`${output}.journal`);
+    for (const more of [[], ['--no-resume'], ['--resume']]) {
+        await refused(
+            /^blockpruner: another process is working for the output \S*locked\.gguf: /,
+            ...search(output, ...more)
+        );
+    }
+    await refused(
+        /another process is working for/,
+        'apply',
+        tiny,
+        '-o',
+        output,
+        '--order',
+        orderFile(),
+        '--remove',
+        '1'
+    );
+    expect(fs.readFileSync(`${output}.journal`).subarray(0, journal.length).equals(journal)).toBe(true);
+    first.kill();
+    await first.ended;
+    // the dead process has no lock any more
+    expect((await run(...search(output, '--no-resume', '--no-verify'))).code).toBe(0);
+    expect(fs.readdirSync(folder).filter((name) => name.startsWith('locked'))).toEqual(['locked.gguf']);
+});
+
+function orderFile(): string {
+    fs.writeFileSync(at('order.json'), JSON.stringify({ 1: [['mha', 5]] }));
+    return at('order.json');
+}
+
+// a small file system of its own, for which one must be root
+const disk = at('disk');
+fs.mkdirSync(disk);
+const canMount =
+    process.platform === 'linux' && spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=6m', 'none', disk]).status === 0;
+(canMount ? describe : describe.skip)('a disk', () => {
+    afterAll(() => execFileSync('umount', [disk]));
+    const fill = (bytes: number) => fs.writeFileSync(path.join(disk, 'fill'), Buffer.alloc(bytes));
+    const left = () => fs.readdirSync(disk).filter((name) => name !== 'fill');
+
+    test('without room for the smallest result is refused before the search', async () => {
+        fill(6 * 2 ** 20 - 8192);
+        const output = path.join(disk, 'x.gguf');
+        await refused(
+            /^blockpruner: there is no room for \S+: about 8 MiB are needed and 0 MiB free in/,
+            ...search(output)
+        );
+        expect(left()).toEqual([]);
+    });
+
+    test('that is full when the search begins leaves no journal', () => {
+        fill(6 * 2 ** 20);
+        const file = path.join(disk, 'x.gguf.journal');
+        const evaluator = { sequences: 1, devices: 1, evaluate: () => Promise.resolve([]), remove: () => undefined };
+        expect(() => Journal.open(evaluator, file, { model: 'x' }, false)).toThrow(
+            new RegExp(`^can't write the journal ${file}: .*ENOSPC: no space left on device`)
+        );
+        expect(left()).toEqual([]);
+    });
+
+    test('that is full is said of temporary files too', async () => {
+        fill(6 * 2 ** 20);
+        const { TMPDIR } = process.env;
+        process.env.TMPDIR = disk;
+        try {
+            await refused(
+                /^blockpruner: can't write temporary files in \S+: .*[Nn]o space left.*; set TMPDIR/,
+                ...search(at('y.gguf'))
+            );
+        } finally {
+            process.env.TMPDIR = TMPDIR;
+            if (TMPDIR === undefined) {
+                delete process.env.TMPDIR;
+            }
+        }
+    });
+});
+
+test('options and names come in the forms that people type', async () => {
+    const joined = at('joined.gguf');
+    const [command, model, , ...others] = search(joined, '--no-verify');
+    expect((await run(command!, model!, `-o${joined}`, ...others.slice(1))).code).toBe(0);
+    expect(fs.existsSync(joined)).toBe(true);
+    const before = process.cwd();
+    process.chdir(folder);
+    fs.copyFileSync(tiny, at('-x.gguf'));
+    const { stdout } = await run('inspect', '--', '-x.gguf').finally(() => process.chdir(before));
+    expect(stdout).toMatch(/^architecture {2}llama\n/);
+});
+
+test('weights that are not finite are named', async () => {
+    const { tensors } = await readGguf(tiny);
+    const broken = 'blk.5.ffn_down.weight';
+    const { shape } = tensors.find(({ name }) => name === broken)!;
+    const model = at('nan.gguf');
+    await writeGguf({
+        output: model,
+        sources: [tiny],
+        tensors: tensors.map(({ name }) =>
+            name === broken ? { name, type: 'f32', shape } : { name, from: [{ file: 0, name }] }
+        )
+    });
+    const bytes = fs.readFileSync(model);
+    bytes.writeFloatLE(NaN, bytes.length - readBytes(model).data.length + offsetOf(model, broken));
+    fs.writeFileSync(model, bytes);
+    await refused(
+        /nan\.gguf: tensor blk\.5\.ffn_down\.weight has values that are not finite$/,
+        'prune',
+        model,
+        '-o',
+        at('z.gguf'),
+        ...shortSearch
+    );
+});
+
+/** Where a tensor's values begin, behind the header. */
+function offsetOf(model: string, tensor: string): number {
+    const { valuesOf } = readBytes(model);
+    const names = Object.keys(valuesOf);
+    return names.slice(0, names.indexOf(tensor)).reduce((sum, name) => sum + valuesOf[name]!.length, 0);
+}
+
+test('a model without a vocabulary is refused', async () => {
+    const model = await withMetadata(tiny, at('no-vocabulary.gguf'), [
+        { key: 'tokenizer.ggml.model', type: 'string', value: 'no_vocab' }
+    ]);
+    await refused(
+        /no-vocabulary\.gguf has no vocabulary, so no text can be read/,
+        'prune',
+        model,
+        '-o',
+        at('z.gguf'),
+        ...shortSearch
+    );
+});
+
+test('a diffusion model is called one', async () => {
+    const model = fixture('dream-dense', at('dream.gguf'));
+    await refused(/is a diffusion model \(architecture dream\)/, 'prune', model, '-o', at('z.gguf'), ...shortSearch);
+});
+
+test('sequences longer than those of the training are remarked on', async () => {
+    const model = await withMetadata(tiny, at('short.gguf'), [{ key: 'llama.context_length', type: 'u32', value: 16 }]);
+    const { code, stderr } = await run('prune', model, '-o', at('s.gguf'), ...shortSearch, '--no-verify');
+    expect(code).toBe(0);
+    expect(stderr).toMatch(
+        /^sequences of 32 tokens are longer than the 16 that the model was trained for: --context takes fewer$/m
+    );
+});
+
+test('a file that was pruned twice tells of both times', async () => {
+    const named = await withMetadata(tiny, at('named.gguf'), [
+        { key: 'general.size_label', type: 'string', value: '7.6M' }
+    ]);
+    const once = at('once.gguf'),
+        twice = at('twice.gguf');
+    const first = await runJson<{ removed: { layer: number }[] }>(
+        'prune',
+        named,
+        '-o',
+        once,
+        ...shortSearch,
+        '--no-verify'
+    );
+    const second = await runJson<typeof first>('prune', once, '-o', twice, ...shortSearch, '--no-verify');
+    const name = ({ removed }: typeof first) => `attn.${removed[0]!.layer}`;
+    const strings = (file: string, key: string) => readBytes(file).metadata.get(key)!.toString('latin1');
+    expect(strings(once, 'blockpruner.removed')).toContain(name(first));
+    expect(strings(twice, 'blockpruner.removed')).toContain(name(second));
+    expect(strings(twice, 'blockpruner.previous.removed')).toContain(name(first));
+    expect(strings(twice, 'blockpruner.previous.source.name')).toContain('named.gguf');
+    expect(strings(twice, 'blockpruner.source.name')).toContain('once.gguf');
+    expect((await readGguf(once)).metadata['general.size_label']).toBe('7.4M');
+    expect((await readGguf(twice)).metadata['general.size_label']).toBe('7.2M');
+});
