@@ -1,3 +1,5 @@
+import { tryLoading } from '../export/probe.js';
+import { readGguf } from '../runtime/gguf.js';
 import { checkLoadOptions, Model } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
 import { deviceOf, type DeviceArguments } from './options.js';
@@ -12,5 +14,6 @@ export async function loadModel(
 ): Promise<Model> {
     checkLoadOptions(deviceOf(argv)); // before a model is downloaded
     const file = await resolveModel(model, { signal, onProgress: progress.of('download') });
+    await tryLoading(await readGguf(file, signal), signal);
     return Model.load(file, { ...deviceOf(argv), signal, onProgress: progress.of('load') });
 }

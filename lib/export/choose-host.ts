@@ -12,10 +12,10 @@ import { Prober } from './probe.js';
  * @throws BlockprunerError if it is no causal language model or its blocks aren't found, or saying why there is no host
  */
 export async function chooseHost(gguf: Gguf, signal?: AbortSignal): Promise<Host> {
-    const prober = new Prober(gguf, signal);
+    const prober = new Prober(signal);
     const reasons: string[] = [];
     try {
-        const source: Source = { gguf, graph: await prober.source(), probe: (plan) => prober.probe(plan) };
+        const source: Source = { gguf, graph: await prober.source(gguf), probe: (plan) => prober.probe(gguf, plan) };
         for (const find of [deciHost, openelmHost, ownHost]) {
             const host = await find(source);
             if (typeof host !== 'string') {

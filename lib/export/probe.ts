@@ -9,6 +9,41 @@ import type { ModelGraph } from '../runtime/model.js';
 import { splitKeys, type Plan } from './host.js';
 import type { ProbeReply } from './probe-process.js';
 
+const IDLE = 5000; // milliseconds
+let idle: ChildProcess | undefined;
+
+/** A process that looks at files: one that has just become free, or a new one. */
+function takeChild(): ChildProcess {
+    const child = idle?.connected
+        ? idle
+        : fork(path.join(__dirname, 'probe-process.js'), {
+              stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
+              execArgv: [],
+              serialization: 'advanced'
+          });
+    idle = undefined;
+    child.ref();
+    child.channel?.ref();
+    return child;
+}
+
+/** Keeps a process for a while, since it starts slower than it works. It doesn't keep this one from ending. */
+function release(child: ChildProcess): void {
+    if (idle || !child.connected) {
+        child.kill();
+        return;
+    }
+    idle = child;
+    child.unref();
+    child.channel?.unref();
+    setTimeout(() => {
+        if (idle === child) {
+            idle = undefined;
+            child.kill();
+        }
+    }, IDLE).unref();
+}
+
 /**
  * Shows what stock llama.cpp would compute of a planned file before there is one: it builds the graph of the file's
  * header, with a hole in the place of the tensors. It does so in a process of its own, since llama.cpp aborts on some
@@ -17,19 +52,16 @@ import type { ProbeReply } from './probe-process.js';
 export class Prober {
     #child: ChildProcess | undefined;
 
-    constructor(
-        private readonly gguf: Gguf,
-        private readonly signal?: AbortSignal
-    ) {}
+    constructor(private readonly signal?: AbortSignal) {}
 
     /**
      * Shows what the model itself computes.
      * @throws BlockprunerError as Model.load and Model.graph do, or if llama.cpp aborts
      */
-    async source(): Promise<ModelGraph> {
-        const reply = await this.#ask(this.gguf.files[0]!);
+    async source(gguf: Gguf): Promise<ModelGraph> {
+        const reply = await this.#ask(gguf.files[0]!);
         if ('error' in reply) {
-            throw new BlockprunerError('UNSUPPORTED', reply.error);
+            throw new BlockprunerError('MODEL', reply.error);
         }
         return reply.graph;
     }
@@ -38,7 +70,7 @@ export class Prober {
      * Shows what a planned file would compute.
      * @returns undefined if llama.cpp can't load such a file
      */
-    async probe(plan: Plan): Promise<ModelGraph | undefined> {
+    async probe(gguf: Gguf, plan: Plan): Promise<ModelGraph | undefined> {
         const folder = await makeTemporaryFolder();
         const file = path.join(folder, 'header.gguf');
         try {
@@ -47,7 +79,7 @@ export class Prober {
                 addon.writeGguf(
                     {
                         output: file,
-                        sources: this.gguf.files,
+                        sources: gguf.files,
                         remove: splitKeys,
                         headerOnly: true,
                         ...plan
@@ -65,16 +97,15 @@ export class Prober {
     }
 
     close(): void {
-        this.#child?.kill();
+        if (this.#child) {
+            release(this.#child);
+        }
+        this.#child = undefined;
     }
 
     #ask(file: string): Promise<ProbeReply> {
         this.signal?.throwIfAborted();
-        this.#child ??= fork(path.join(__dirname, 'probe-process.js'), {
-            stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
-            execArgv: [],
-            serialization: 'advanced'
-        });
+        this.#child ??= takeChild();
         const child = this.#child;
         if (!child.connected) {
             // It was ended between two questions.
@@ -117,4 +148,14 @@ export class Prober {
             child.send(file, (error) => error && failed(error));
         });
     }
+}
+
+/**
+ * Shows the graph of a model in a process of its own, before it is loaded in this one: llama.cpp ends its process on
+ * some damaged files.
+ * @throws BlockprunerError if the model can't be loaded, or its blocks aren't found
+ */
+export async function tryLoading(gguf: Gguf, signal?: AbortSignal): Promise<void> {
+    const prober = new Prober(signal);
+    await prober.source(gguf).finally(() => prober.close());
 }

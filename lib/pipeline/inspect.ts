@@ -2,7 +2,7 @@ import { BlockprunerError } from '../errors.js';
 import { chooseHost } from '../export/choose-host.js';
 import type { Host } from '../export/host.js';
 import { bare, type Block, type Move } from '../runtime/blocks.js';
-import type { Gguf } from '../runtime/gguf.js';
+import { readGguf, type Gguf } from '../runtime/gguf.js';
 import { Model, type BlockInfo } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
 import type { SessionOptions } from './session.js';
@@ -39,6 +39,8 @@ export async function inspect(
         signal,
         onProgress: (done, total) => onProgress?.('download', done, total)
     });
+    // first, since it looks at the model in a process of its own, which llama.cpp may end
+    const { host, reason } = await tryHost(await readGguf(file, signal), signal);
     const loaded = await Model.load(file, {
         device: 'cpu',
         headerOnly: true,
@@ -49,7 +51,6 @@ export async function inspect(
         const graph = await loaded.graph(signal);
         const blocks = await loaded.blocks(signal);
         const { architecture, layers } = loaded;
-        const { host, reason } = await tryHost(loaded.gguf, signal);
         return {
             architecture,
             host: host?.name ?? null,

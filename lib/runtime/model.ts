@@ -617,8 +617,8 @@ export class Model {
     /** A context whose graph shows the blocks. */
     async #graphContext(signal?: AbortSignal): Promise<Context> {
         // no longer than the model was trained for: beyond, some models rotate by other factors
-        const { context } = this.#native.describe();
-        return this.#contexts.sequences ?? (await this.#contextFor(Math.min(512, context), signal, 'sequences', 1));
+        const size = Math.min(512, this.trainedContext || 512);
+        return this.#contexts.sequences ?? (await this.#contextFor(size, signal, 'sequences', 1));
     }
 
     /**

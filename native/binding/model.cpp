@@ -312,7 +312,7 @@ Napi::Value Model::describe(const Napi::CallbackInfo & info) {
                                  m->arch == LLM_ARCH_MINIMAX_M3);
     result.Set("embedding", llama_model_n_embd(m));
     result.Set("vocabulary", llama_vocab_n_tokens(vocab));
-    result.Set("context", llama_model_n_ctx_train(m));
+    result.Set("context", m->hparams.n_ctx_train); // llama_model_n_ctx_train makes it negative above 2^31
     result.Set("bos", has_bos ? Napi::Value(Napi::Number::New(env, llama_vocab_bos(vocab))) : env.Null());
     result.Set("hasEncoder", llama_model_has_encoder(m));
     result.Set("hasDecoder", llama_model_has_decoder(m));

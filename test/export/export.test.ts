@@ -210,7 +210,7 @@ test('metadata is kept, renamed and added to', async () => {
     });
     const [{ metadata: before }, { metadata: after }] = [await readGguf(tiny), await readGguf(file('metadata.gguf'))];
     const kept = Object.keys(before).filter(
-        (key) => /^(general|tokenizer)\./.test(key) && key !== 'general.architecture'
+        (key) => /^(general|tokenizer)\./.test(key) && !['general.architecture', 'general.size_label'].includes(key)
     );
     expect(kept.length).toBeGreaterThan(5);
     expect(kept.map((key) => [key, after[key]])).toEqual(kept.map((key) => [key, before[key]]));
@@ -219,6 +219,7 @@ test('metadata is kept, renamed and added to', async () => {
     expect(Object.keys(after).filter((key) => key.startsWith('llama.'))).toEqual([]);
     expect(after).toMatchObject({
         'general.architecture': 'deci',
+        'general.size_label': '7.2M',
         'deci.block_count': 12,
         'deci.context_length': before['llama.context_length'],
         'deci.feed_forward_length': [512, 512, 1, ...Array<number>(9).fill(512)],

@@ -1,0 +1,25 @@
+// Damaged files of many architectures: each is read, or refused with an error that says why; none ends this process or
+// keeps it busy. `npm run fuzz` tries more of them.
+import path from 'node:path';
+import { fixture, temporaryFolder, tiny } from '../models';
+
+const folder = temporaryFolder();
+const file = (name: string) => path.join(folder, name);
+
+test('20,000 of them are read or refused', async () => {
+    const names = [
+        'llama-moe',
+        'gemma3-dense',
+        'mamba2-dense',
+        'olmo2-dense',
+        'plamo2-dense',
+        'deepseek2-moe',
+        'jamba-dense'
+    ];
+    const models = [tiny, ...names.map((name) => fixture(name, file(`${name}.gguf`)))];
+    const { fuzz } = await import('./fuzz.mjs');
+    const { refused, read, failures } = await fuzz({ models, seed: 1, count: 20_000, workers: 2, folder });
+    expect(failures).toEqual([]);
+    expect(refused + read).toBe(20_000);
+    expect(read).toBeGreaterThan(1000); // some damage does none
+}, 600_000);
