@@ -97,9 +97,31 @@ export function temporaryError(error: unknown): BlockprunerError {
     );
 }
 
-/** Makes a name that no file has yet, for a file that isn't complete. */
+/**
+ * Makes a name that no file has yet, for a file that isn't complete. It says which process of which computer writes it.
+ */
 export function partialIn(folder: string, ending: string): string {
-    return path.join(folder, `${PARTIAL}${crypto.randomUUID()}${ending}`);
+    return path.join(folder, `${PARTIAL}${host}-${process.pid}-${crypto.randomUUID()}${ending}`);
+}
+
+const host = os.hostname().replace(/\W/g, '').slice(0, 40);
+
+/** Deletes what processes of this computer that were killed have left in a folder. */
+export function removeDeadPartials(folder: string): void {
+    for (const name of fs.readdirSync(folder).filter(isPartial)) {
+        const [owner, pid] = name.slice(PARTIAL.length).split('-');
+        if (owner === host && !isAlive(Number(pid))) {
+            fs.rmSync(path.join(folder, name), { force: true });
+        }
+    }
+}
+
+function isAlive(pid: number): boolean {
+    try {
+        return process.kill(pid, 0);
+    } catch (error) {
+        return (error as NodeJS.ErrnoException).code !== 'ESRCH'; // it may be another user's
+    }
 }
 
 /** Whether a name is that of a file that isn't complete. */

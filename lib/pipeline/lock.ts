@@ -1,10 +1,12 @@
 import fs from 'node:fs';
+import path from 'node:path';
 import { BlockprunerError, messageOf } from '../errors.js';
+import { removeDeadPartials } from '../output.js';
 import { loadAddon, type Addon } from '../runtime/addon.js';
 
 /**
- * Does some work for as long as no other process works for the same output. What says so is a file beside it, which the
- * system gives free when the process ends, however it ends.
+ * Does some work for as long as no other process works for the same output, and deletes first what killed ones left.
+ * What says so is a file beside it, which the system gives free when the process ends, however it ends.
  * @throws BlockprunerError if another process has the output
  */
 export async function withLock<T>(output: string, work: () => Promise<T>): Promise<T> {
@@ -12,6 +14,7 @@ export async function withLock<T>(output: string, work: () => Promise<T>): Promi
     const file = `${output}.lock`;
     const fd = take(file, output, addon);
     try {
+        removeDeadPartials(path.dirname(path.resolve(output)));
         return await work();
     } finally {
         fs.rmSync(file, { force: true }); // while it is ours: afterwards it may be another's

@@ -3,10 +3,11 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { readGguf } from '../../lib/index.js';
+import { partialIn } from '../../lib/output.js';
 import { Journal } from '../../lib/search/journal.js';
 import { readBytes } from '../gguf_bytes';
 import { fixture, temporaryFolder, tiny, withMetadata, writeGguf } from '../models';
-import { run, runJson, shortSearch, start } from './run';
+import { hasDraft, run, runJson, shortPrune, shortSearch, start } from './run';
 
 const folder = temporaryFolder();
 const at = (name: string) => path.join(folder, name);
@@ -87,6 +88,24 @@ test('an output has one run at a time', async () => {
     // the dead process has no lock any more
     expect((await run(...search(output, '--no-resume', '--no-verify'))).code).toBe(0);
     expect(fs.readdirSync(folder).filter((name) => name.startsWith('locked'))).toEqual(['locked.gguf']);
+});
+
+test('what a run that was killed while it wrote has left goes with the next one', async () => {
+    const own = fs.mkdtempSync(path.join(folder, 'draft-'));
+    const output = path.join(own, 'x.gguf');
+    const apply = ['apply', tiny, '-o', output, '--order', orderFile(), '--remove', '1', ...shortPrune];
+    const { ended, kill } = start(...apply);
+    while (!hasDraft(own)) {
+        await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    kill();
+    await ended;
+    expect(fs.existsSync(output)).toBe(false);
+    expect(hasDraft(own)).toBe(true);
+    const living = path.join(own, path.basename(partialIn(own, '.gguf'))); // this process's
+    fs.writeFileSync(living, '');
+    expect((await run(...apply)).code).toBe(0);
+    expect(fs.readdirSync(own).sort()).toEqual([path.basename(living), 'x.gguf']);
 });
 
 function orderFile(): string {
