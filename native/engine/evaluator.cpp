@@ -45,6 +45,17 @@ bool is_cpu(ggml_backend_dev_t device) {
     return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
+// A damaged header may want a recurrent state of any size, which llama.cpp allocates and clears: it would take all memory
+// before anything else is found to be wrong. The largest models have some 0.2 GiB.
+void check_state(const llama_hparams & hparams) {
+    constexpr double most  = 4.0 * 1024 * 1024 * 1024;
+    const double     bytes = ((double) hparams.n_embd_r() + hparams.n_embd_s()) * sizeof(float) * hparams.n_layer();
+    if (bytes > most) {
+        throw std::runtime_error("its recurrent state would take " + std::to_string((int64_t) (bytes / 1024 / 1024)) +
+                                 " MiB: its ssm keys are damaged");
+    }
+}
+
 // The memory of the GPU that computes the first layer; null where the CPU does, which has masks where they are filled.
 ggml_backend_buffer_type_t mask_memory(const llama_model & model, bool on_cpu_too) {
     ggml_backend_dev_t device = model.dev_layer(0);
@@ -61,6 +72,7 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
     patch(options.logits_bytes, this->model->hparams.f_norm_rms_eps, mask_memory(*this->model, options.keep_masks)),
     n_threads(options.n_threads),
     on_cpu(is_cpu(this->model->dev_layer(0)) && is_cpu(this->model->dev_output())) {
+    check_state(this->model->hparams);
     make_context();
     control.check();
     if (!context) {

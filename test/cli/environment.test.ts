@@ -219,6 +219,13 @@ test('a model without a vocabulary is refused', async () => {
     );
 });
 
+test('a recurrent state that would take all memory is refused before it is made', async () => {
+    const model = await withMetadata(fixture('qwen35-dense', at('qwen35.gguf')), at('large.gguf'), [
+        { key: 'qwen35.ssm.inner_size', type: 'u32', value: 2 ** 29 }
+    ]);
+    await refused(/its recurrent state would take \d+ MiB: its ssm keys are damaged$/, 'inspect', model);
+});
+
 test('a diffusion model is called one', async () => {
     const model = fixture('dream-dense', at('dream.gguf'));
     await refused(/is a diffusion model \(architecture dream\)/, 'prune', model, '-o', at('z.gguf'), ...shortSearch);

@@ -199,7 +199,8 @@ describe('beside what is only pruned', () => {
         output,
         ratios: [0.2],
         methods: ['sleb', 'laco'],
-        calibration: { samples: 2, context: 64 },
+        // what the model would write itself depends on how the processor rounds, and with it whether a repair helps
+        calibration: { file: 'embedded', samples: 4, context: 64 },
         repairTokens: 4096,
         quantize: ['Q4_0', 'Q8_0'],
         answers: false,
