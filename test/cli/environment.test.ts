@@ -116,10 +116,12 @@ function orderFile(): string {
 // a small file system of its own, for which one must be root
 const disk = at('disk');
 fs.mkdirSync(disk);
-const canMount =
-    process.platform === 'linux' && spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=6m', 'none', disk]).status === 0;
+const mount = () => spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=6m', 'none', disk]).status === 0;
+const umount = () => execFileSync('umount', [disk]);
+const canMount = process.platform === 'linux' && mount() && umount() !== undefined;
 (canMount ? describe : describe.skip)('a disk', () => {
-    afterAll(() => execFileSync('umount', [disk]));
+    beforeAll(mount);
+    afterAll(umount);
     const fill = (bytes: number) => fs.writeFileSync(path.join(disk, 'fill'), Buffer.alloc(bytes));
     const left = () => fs.readdirSync(disk).filter((name) => name !== 'fill');
 
