@@ -108,7 +108,7 @@ const host = os.hostname().replace(/\W/g, '').slice(0, 40);
 
 /** Deletes what processes of this computer that were killed have left in a folder. */
 export function removeDeadPartials(folder: string): void {
-    for (const name of fs.readdirSync(folder).filter(isPartial)) {
+    for (const name of fs.readdirSync(folder).filter((one) => one.startsWith(PARTIAL))) {
         const [owner, pid] = name.slice(PARTIAL.length).split('-');
         if (owner === host && !isAlive(Number(pid))) {
             fs.rmSync(path.join(folder, name), { force: true });
@@ -122,11 +122,6 @@ function isAlive(pid: number): boolean {
     } catch (error) {
         return (error as NodeJS.ErrnoException).code !== 'ESRCH'; // it may be another user's
     }
-}
-
-/** Whether a name is that of a file that isn't complete. */
-export function isPartial(name: string): boolean {
-    return name.startsWith(PARTIAL);
 }
 
 /**

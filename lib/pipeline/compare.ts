@@ -15,7 +15,7 @@ import {
     type MethodContext,
     type PruningMethod
 } from '../methods/method.js';
-import { checkWritable, isPartial, writeText } from '../output.js';
+import { checkWritable, removeDeadPartials, writeText } from '../output.js';
 import { comparisonReport } from '../report/comparison-report.js';
 import { comparisonCsv, comparisonText } from '../report/comparison-table.js';
 import { comparedMethods, comparisonSchema, type ComparedMethod, type Comparison } from '../report/comparison.js';
@@ -24,6 +24,7 @@ import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/
 import { quantizations, type Quantization } from '../runtime/quantize.js';
 import { differences } from '../search/journal.js';
 import { isolated } from './isolated.js';
+import { withLock } from './lock.js';
 import { prepareMeasurements, type MeasurementOptions, type Measurements } from './measurements.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions, type RepairPlan } from './repair.js';
 import {
@@ -92,32 +93,34 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
         const searchedWith = await session.searchInputs(options.search, options.confidence, signal);
         const known = reusable(previous, { searchedWith, evaluatedWith: measurements.inputs }, options);
         fs.mkdirSync(output, { recursive: true });
-        onProgress?.('the model as it is');
-        const comparison: Comparison = {
-            model: uri,
-            calibration: session.calibrationInfo,
-            text: options.text === undefined ? null : nameOf(options.text),
-            blocks: bare(session.blocks),
-            searchedWith,
-            evaluatedWith: measurements.inputs,
-            dense: known.dense ?? (await measurements.measure(session.model)),
-            quantized: known.quantized,
-            searches: known.searches,
-            pruned: known.pruned,
-            seconds: 0
-        };
-        const save = async () => {
-            comparison.seconds = (previous?.seconds ?? 0) + (performance.now() - started) / 1000;
-            await writeFolder(output, comparison);
-        };
-        await save();
-        const plan = await planRepair(session, { ...options, onProgress: undefined });
-        const run = { session, options, ratios, comparison, save, measure: measurements.measure, plan };
-        await compareQuantized(run, quantize);
-        for (const contestant of contestants) {
-            await compareMethod(run, contestant);
-        }
-        return comparison;
+        return await withLock(path.resolve(output), async () => {
+            onProgress?.('the model as it is');
+            const comparison: Comparison = {
+                model: uri,
+                calibration: session.calibrationInfo,
+                text: options.text === undefined ? null : nameOf(options.text),
+                blocks: bare(session.blocks),
+                searchedWith,
+                evaluatedWith: measurements.inputs,
+                dense: known.dense ?? (await measurements.measure(session.model)),
+                quantized: known.quantized,
+                searches: known.searches,
+                pruned: known.pruned,
+                seconds: 0
+            };
+            const save = async () => {
+                comparison.seconds = (previous?.seconds ?? 0) + (performance.now() - started) / 1000;
+                await writeFolder(output, comparison);
+            };
+            await save();
+            const plan = await planRepair(session, { ...options, onProgress: undefined });
+            const run = { session, options, ratios, comparison, save, measure: measurements.measure, plan };
+            await compareQuantized(run, quantize);
+            for (const contestant of contestants) {
+                await compareMethod(run, contestant);
+            }
+            return comparison;
+        });
     } finally {
         session.dispose();
     }
@@ -433,8 +436,7 @@ async function readFolder(folder: string, resume: boolean): Promise<Comparison |
         const message = `${results} holds no results of a comparison by this version: choose another folder`;
         throw new BlockprunerError('INPUT', message);
     }
-    // A run that was killed may have left files that aren't complete.
-    names.filter(isPartial).forEach((name) => fs.rmSync(path.join(folder, name), { force: true }));
+    removeDeadPartials(folder);
     return comparison;
 }
 

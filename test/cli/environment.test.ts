@@ -7,7 +7,7 @@ import { partialIn } from '../../lib/output.js';
 import { Journal } from '../../lib/search/journal.js';
 import { readBytes } from '../gguf_bytes';
 import { fixture, temporaryFolder, tiny, withMetadata, writeGguf } from '../models';
-import { hasDraft, run, runJson, shortPrune, shortSearch, start } from './run';
+import { hasDraft, run, runJson, short, shortPrune, shortSearch, start } from './run';
 
 const folder = temporaryFolder();
 const at = (name: string) => path.join(folder, name);
@@ -88,6 +88,18 @@ test('an output has one run at a time', async () => {
     // the dead process has no lock any more
     expect((await run(...search(output, '--no-resume', '--no-verify'))).code).toBe(0);
     expect(fs.readdirSync(folder).filter((name) => name.startsWith('locked'))).toEqual(['locked.gguf']);
+});
+
+test('a folder of results has one comparison at a time', async () => {
+    const output = at('compared');
+    const compare = ['compare', tiny, '-o', output, '--ratios', '0.1', '--methods', 'sleb', '--quantize', 'none'];
+    const first = start(...compare, '--no-answers', ...short);
+    while (!fs.existsSync(path.join(output, 'results.json'))) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    await refused(/another process is working for/, ...compare, '--no-answers', ...short, '--resume');
+    first.kill();
+    await first.ended;
 });
 
 test('what a run that was killed while it wrote has left goes with the next one', async () => {

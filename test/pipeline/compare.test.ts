@@ -1,4 +1,5 @@
 // The comparison of methods: what it reports against single evaluations, and its tables.
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import {
@@ -18,6 +19,7 @@ import {
     type Comparison,
     type Task
 } from '../../lib/index.js';
+import { partialIn } from '../../lib/output.js';
 import { expectRefused, onCpu, run, start } from '../cli/run';
 import { quantize, temporaryFolder, tiny } from '../models';
 
@@ -429,7 +431,8 @@ test('a higher ratio goes on with the search of a lower one', async () => {
     } = await compare(tiny, { ...options, ratios: [0.05] });
     const journal = () => fs.readFileSync(path.join(output, 'sleb.journal'), 'utf8');
     const before = journal();
-    fs.writeFileSync(path.join(output, '.blockpruner-partial-of-a-killed-run.gguf'), '');
+    const dead = spawnSync(process.execPath, ['--version']).pid;
+    fs.writeFileSync(partialIn(output, '.gguf').replace(`-${process.pid}-`, `-${dead}-`), '');
     const {
         searches: [high]
     } = await compare(tiny, { ...options, ratios: [0.3], resume: true });
