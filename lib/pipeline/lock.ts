@@ -30,6 +30,10 @@ function take(file: string, output: string, addon: Addon): number {
         } catch (error) {
             throw new BlockprunerError('OUTPUT', `can't write beside the output ${output}: ${messageOf(error)}`);
         }
+        if (fs.fstatSync(fd).size > 0) {
+            fs.closeSync(fd);
+            throw new BlockprunerError('OUTPUT', `${file} is a file of something else: choose another output`);
+        }
         if (!addon.lockFile(fd)) {
             fs.closeSync(fd);
             const message = `another process is working for the output ${output}: wait for it, or choose another name`;

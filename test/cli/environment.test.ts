@@ -90,6 +90,15 @@ test('an output has one run at a time', async () => {
     expect(fs.readdirSync(folder).filter((name) => name.startsWith('locked'))).toEqual(['locked.gguf']);
 });
 
+test('a file that is none of ours stays where a lock would be', async () => {
+    fs.writeFileSync(at('theirs.gguf.lock'), 'theirs');
+    await refused(
+        /theirs\.gguf\.lock is a file of something else: choose another output$/,
+        ...search(at('theirs.gguf'))
+    );
+    expect(fs.readFileSync(at('theirs.gguf.lock'), 'utf8')).toBe('theirs');
+});
+
 test('a folder of results has one comparison at a time', async () => {
     const output = at('compared');
     const compare = ['compare', tiny, '-o', output, '--ratios', '0.1', '--methods', 'sleb', '--quantize', 'none'];
