@@ -1,5 +1,4 @@
 import { tryLoading } from '../export/probe.js';
-import { readGguf } from '../runtime/gguf.js';
 import { checkLoadOptions, Model } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
 import { deviceOf, type DeviceArguments } from './options.js';
@@ -14,6 +13,6 @@ export async function loadModel(
 ): Promise<Model> {
     checkLoadOptions(deviceOf(argv)); // before a model is downloaded
     const file = await resolveModel(model, { signal, onProgress: progress.of('download') });
-    await tryLoading(await readGguf(file, signal), signal);
+    await tryLoading(file, signal);
     return Model.load(file, { ...deviceOf(argv), signal, onProgress: progress.of('load') });
 }

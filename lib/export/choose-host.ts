@@ -15,7 +15,11 @@ export async function chooseHost(gguf: Gguf, signal?: AbortSignal): Promise<Host
     const prober = new Prober(signal);
     const reasons: string[] = [];
     try {
-        const source: Source = { gguf, graph: await prober.source(gguf), probe: (plan) => prober.probe(gguf, plan) };
+        const source: Source = {
+            gguf,
+            graph: await prober.source(gguf.files[0]!),
+            probe: (plan) => prober.probe(gguf, plan)
+        };
         for (const find of [deciHost, openelmHost, ownHost]) {
             const host = await find(source);
             if (typeof host !== 'string') {

@@ -58,8 +58,8 @@ export class Prober {
      * Shows what the model itself computes.
      * @throws BlockprunerError as Model.load and Model.graph do, or if llama.cpp aborts
      */
-    async source(gguf: Gguf): Promise<ModelGraph> {
-        const reply = await this.#ask(gguf.files[0]!);
+    async source(file: string): Promise<ModelGraph> {
+        const reply = await this.#ask(file);
         if ('error' in reply) {
             throw new BlockprunerError('MODEL', reply.error);
         }
@@ -155,7 +155,7 @@ export class Prober {
  * some damaged files.
  * @throws BlockprunerError if the model can't be loaded, or its blocks aren't found
  */
-export async function tryLoading(gguf: Gguf, signal?: AbortSignal): Promise<void> {
+export async function tryLoading(file: string, signal?: AbortSignal): Promise<void> {
     const prober = new Prober(signal);
-    await prober.source(gguf).finally(() => prober.close());
+    await prober.source(file).finally(() => prober.close());
 }

@@ -1,5 +1,5 @@
-import { fork } from 'node:child_process';
 import path from 'node:path';
+import { startChild } from '../child.js';
 import { ArgumentError, BlockprunerError, messageOf, MethodError, option, type ErrorCode } from '../errors.js';
 import type { SessionOptions } from './session.js';
 
@@ -42,15 +42,7 @@ export async function isolated<Result>(
         callbacks: [...callbacks.keys()]
     };
     return new Promise((resolve, reject) => {
-        const child = fork(path.join(__dirname, 'isolated-process.js'), {
-            serialization: 'advanced', // typed arrays and NaN as they are
-            stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-            execArgv: []
-        });
-        let stderr = '';
-        child.stderr!.on('data', (data: Buffer) => {
-            stderr = (stderr + data.toString()).slice(-2000);
-        });
+        const { child, lastLine } = startChild(path.join(__dirname, 'isolated-process.js'));
         const stop = () => child.send('stop', () => undefined); // it may have ended
         signal?.addEventListener('abort', stop, { once: true });
         let reply: Exclude<IsolatedReply, { callback: string }> | undefined;
@@ -71,7 +63,7 @@ export async function isolated<Result>(
             } else if (reply) {
                 reject(fromData(reply.error));
             } else {
-                const last = stderr.trim().split('\n').at(-1) || `it ended with ${killed ?? `code ${code}`}`;
+                const last = lastLine() || `it ended with ${killed ?? `code ${code}`}`;
                 const then = task === 'apply' ? '' : `; ${option('resume', true)} goes on with what was found`;
                 reject(new BlockprunerError('RUNTIME', `the process that did the work was ended: ${last}${then}`));
             }

@@ -1,5 +1,5 @@
-import { fork } from 'node:child_process';
 import path from 'node:path';
+import { startChild } from '../child.js';
 import { BlockprunerError } from '../errors.js';
 import type { Device } from '../runtime/device.js';
 import type { Sequences } from '../runtime/sequences.js';
@@ -81,15 +81,7 @@ function ask(
     const { device, gpuLayers, threads, flashAttention, onProgress, signal } = options;
     return new Promise((resolve, reject) => {
         signal?.throwIfAborted();
-        const child = fork(path.join(__dirname, 'stock-process.js'), {
-            serialization: 'advanced', // typed arrays as they are
-            stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-            execArgv: []
-        });
-        let stderr = '';
-        child.stderr!.on('data', (data: Buffer) => {
-            stderr = (stderr + data.toString()).slice(-2000);
-        });
+        const { child, lastLine } = startChild(path.join(__dirname, 'stock-process.js'));
         const stop = () => child.kill('SIGKILL');
         signal?.addEventListener('abort', stop, { once: true });
         let reply: StockReply | undefined;
@@ -112,7 +104,7 @@ function ask(
                 const why =
                     reply && 'error' in reply
                         ? reply.error
-                        : `it ended with ${killed ?? `code ${code}`}: ${stderr.trim().split('\n').at(-1)}`;
+                        : `it ended with ${killed ?? `code ${code}`}: ${lastLine()}`;
                 reject(
                     new BlockprunerError(
                         'RUNTIME',

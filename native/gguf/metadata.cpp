@@ -92,12 +92,6 @@ void copy_value(gguf_context * file, int64_t id, const char * to) {
     }
 }
 
-std::vector<char> bytes_of(const gguf_context * file) {
-    std::vector<char> bytes(gguf_get_meta_size(file));
-    gguf_get_meta_data(file, bytes.data());
-    return bytes;
-}
-
 // The length of a string value in the file, which stands behind its key and its type. ggml gives strings as they are in
 // C, where they end at their first NUL.
 uint64_t stored_length(const gguf_context * file, const std::string & key) {

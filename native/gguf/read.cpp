@@ -17,6 +17,12 @@ gguf_ptr open_gguf(const std::string & path) {
     return file;
 }
 
+std::vector<char> bytes_of(const gguf_context * header) {
+    std::vector<char> bytes(gguf_get_meta_size(header));
+    gguf_get_meta_data(header, bytes.data());
+    return bytes;
+}
+
 size_t gguf_scalar_size(gguf_type type) {
     switch (type) {
         case GGUF_TYPE_UINT8:

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <vector>
 
 using gguf_ptr = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
 
@@ -17,6 +18,9 @@ std::filesystem::path path_of(const std::string & utf8);
 
 // The header of a file; throws where it can't be read.
 gguf_ptr open_gguf(const std::string & path);
+
+// A header as it stands in a file.
+std::vector<char> bytes_of(const gguf_context * header);
 
 // The bytes of a number in the metadata.
 size_t gguf_scalar_size(gguf_type type);

@@ -318,17 +318,15 @@ void check_written(const std::string &       path,
             throw std::runtime_error("can't write " + path + ": " + what + " was read back otherwise than written");
         }
     };
-    gguf_source       written(path);
-    std::vector<char> read(gguf_get_meta_size(written.header()));
-    gguf_get_meta_data(written.header(), read.data());
-    check(read == meta, "the header");
+    gguf_source written(path);
+    check(bytes_of(written.header()) == meta, "the header");
     std::vector<char> there(CHUNK_BYTES), source(CHUNK_BYTES);
     for (const auto & planned : plan.tensors) {
-        const int64_t id     = written.find(planned.name);
-        size_t        offset = 0; // of the part
         if (planned.rope_head) {
             continue; // its rows have another order
         }
+        const int64_t id     = written.find(planned.name);
+        size_t        offset = 0; // of the part
         for (const auto & part : planned.from) {
             gguf_source & from = *files[part.tensor.file];
             const int64_t its  = from.find(part.tensor.name);
@@ -373,10 +371,9 @@ void write_gguf(const gguf_plan & plan, const task_control & control) {
         total += (double) ggml_nbytes(t);
     }
 
-    const size_t      alignment = gguf_get_alignment(header.get());
-    std::vector<char> meta(gguf_get_meta_size(header.get()));
-    gguf_get_meta_data(header.get(), meta.data());
-    output_file out(plan.output);
+    const size_t            alignment = gguf_get_alignment(header.get());
+    const std::vector<char> meta      = bytes_of(header.get());
+    output_file             out(plan.output);
     out.write(meta.data(), meta.size());
     if (plan.header_only) {
         out.close();

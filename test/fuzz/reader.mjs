@@ -23,7 +23,8 @@ for (let seed = Number(first); seed < Number(last); seed += Number(step)) {
     fs.writeFileSync(file, bytes);
     fs.truncateSync(file, Math.max(base.size, bytes.length)); // zeros for weights, which nothing here reads
     try {
-        await prober.source(await readGguf(file));
+        await readGguf(file);
+        await prober.source(file);
         counts.read++;
     } catch (error) {
         if (!(error instanceof BlockprunerError) || !error.message) {
