@@ -6,7 +6,8 @@
 //              the package tries again
 //
 // With BLOCKPRUNER_BUILD_FROM_SOURCE=1 in the environment, ggml is compiled too (from llama.cpp's source, for the CPU
-// only), even where node-llama-cpp has a prebuilt one.
+// only), even where node-llama-cpp has a prebuilt one. With BLOCKPRUNER_BUILD_FOLDER=FOLDER, another folder takes the
+// place of build/: where the package's own can't be written, or for an addon that is compiled in another way.
 //
 // build/ holds:
 //
@@ -25,7 +26,7 @@ const { BuildError, buildOnce, isBuilt } = require('./once.js');
 const { checkTools } = require('./tools.js');
 
 const packageFolder = path.resolve(__dirname, '..');
-const buildFolder = path.join(packageFolder, 'build');
+const buildFolder = path.resolve(process.env.BLOCKPRUNER_BUILD_FOLDER || path.join(packageFolder, 'build'));
 const addonPath = path.join(buildFolder, 'blockpruner.node');
 const cmakeFolder = path.join(buildFolder, 'cmake');
 const logFile = path.join(buildFolder, 'build.log');
@@ -216,6 +217,7 @@ async function compile({ usesPrebuilt, progress, stopped }) {
         cmake(
             'configure',
             `--CDBLOCKPRUNER_PREBUILT_GGML=${usesPrebuilt ? 'ON' : 'OFF'}`,
+            `--CDBLOCKPRUNER_BUILD_FOLDER=${buildFolder}`,
             `--CDNODE_EXECUTABLE=${process.execPath}`
         );
 

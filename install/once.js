@@ -114,7 +114,8 @@ function readOnlyError(error, folder) {
     return ['EACCES', 'EPERM', 'EROFS'].includes(error.code)
         ? new BuildError(
               `The addon of blockpruner must be built, and ${parent} can't be written (${error.code}).\n` +
-                  `Build it once as a user who can: node "${path.join(parent, 'install', 'build.js')}"`,
+                  `Build it once as a user who can: node "${path.join(__dirname, 'build.js')}"\n` +
+                  'or set BLOCKPRUNER_BUILD_FOLDER to a folder that you can write',
               'BUILD_IMPOSSIBLE'
           )
         : undefined;

@@ -30,6 +30,9 @@ interface Line {
  * The file is JSON Lines and only ever appended to. The first line has the inputs; then each sequence of each
  * evaluation has a line, with the NLLs as base64 of little-endian 32-bit floats. Values are read from the file when
  * they are asked for. What else was measured, such as times, has a line too, since it would not be the same again.
+ *
+ * The first line, and all lines at each removal, are flushed to the disk. Of later ones, a power cut may leave a last
+ * line without its end, or zeros where a page was not written: such lines are computed again.
  */
 export class Journal implements CandidateEvaluator {
     readonly sequences: number;
@@ -60,8 +63,8 @@ export class Journal implements CandidateEvaluator {
     /**
      * Begins a journal, or goes on with one.
      * @param resume whether to go on with the journal, if there is one, or to begin anew
-     * @throws BlockprunerError if the journal has other inputs, or is damaged elsewhere than in a last line that was
-     * cut off
+     * @throws BlockprunerError if the journal has other inputs, or is damaged otherwise than a process that is killed
+     * or a power cut leaves it
      */
     static open(inner: CandidateEvaluator, file: string, inputs: JournalInputs, resume: boolean): Journal {
         const known = new Map<string, Line>();
@@ -71,7 +74,7 @@ export class Journal implements CandidateEvaluator {
             if (complete > 0) {
                 fs.truncateSync(file, complete); // what was being written when the run was killed
             } else {
-                fs.writeFileSync(file, JSON.stringify({ journal: 1, inputs }) + '\n');
+                fs.writeFileSync(file, JSON.stringify({ journal: 1, inputs }) + '\n', { flush: true });
             }
             return new Journal(inner, file, known, measured);
         } catch (error) {
@@ -97,6 +100,7 @@ export class Journal implements CandidateEvaluator {
 
     remove(removed: readonly Block[]): void {
         this.inner.remove(removed);
+        this.#write(() => fs.fdatasyncSync(this.#fd));
     }
 
     /** Measures something, or gives what was measured under this name before the search was stopped. */
@@ -120,12 +124,18 @@ export class Journal implements CandidateEvaluator {
     }
 
     #append(records: z.infer<typeof recordSchema>[]): void {
+        this.#write(() => {
+            fs.writeFileSync(this.#fd, records.map((record) => JSON.stringify(record) + '\n').join(''));
+            this.#empty = false;
+        });
+    }
+
+    #write(work: () => void): void {
         if (this.#closed) {
             return; // an evaluation on another device has failed meanwhile, and ended the search
         }
         try {
-            fs.writeFileSync(this.#fd, records.map((record) => JSON.stringify(record) + '\n').join(''));
-            this.#empty = false;
+            work();
         } catch (error) {
             throw new BlockprunerError(
                 'OUTPUT',
@@ -164,7 +174,7 @@ function read(file: string, inputs: JournalInputs, known: Map<string, Line>, mea
                             `give the same, or begin anew with ${option('resume', false)}`
                     );
                 }
-            } else {
+            } else if (!line.includes(0)) {
                 const record = recordSchema.parse(JSON.parse(line.toString('utf8')));
                 if ('measured' in record) {
                     measured.set(record.measured, record.values);

@@ -4,9 +4,13 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <stdexcept>
 #include <utility>
+#ifndef _WIN32
+#    include <unistd.h>
+#endif
 
 namespace {
 
@@ -37,11 +41,31 @@ void on_ggml_abort(const char * message) {
     fprintf(stderr, "llama.cpp gave up: %s%s%s\n", reason.c_str(), reason.empty() ? "" : "; ", message);
 }
 
+#ifndef _WIN32
+// Weights are read from the model's file as they are needed. Where that is no longer possible, the system ends the
+// process: what can be done is to say why.
+void on_bus_error(int signal) {
+    constexpr char message[] = "the model's file became shorter while it was used, or its disk failed\n";
+    [[maybe_unused]] const auto written = write(STDERR_FILENO, message, sizeof(message) - 1);
+    std::signal(signal, SIG_DFL); // it is raised again where it came from
+}
+
+void explain_bus_errors() {
+    struct sigaction before {};
+    if (sigaction(SIGBUS, nullptr, &before) == 0 && before.sa_handler == SIG_DFL) {
+        std::signal(SIGBUS, on_bus_error);
+    }
+}
+#else
+void explain_bus_errors() {}
+#endif
+
 } // namespace
 
 void install_error_handlers() {
     llama_log_set(on_log, nullptr);
     ggml_set_abort_callback(on_ggml_abort);
+    explain_bus_errors();
 }
 
 std::string take_logged_errors(const std::string & otherwise) {

@@ -6,8 +6,9 @@ import { readGguf } from '../../lib/index.js';
 import { partialIn } from '../../lib/output.js';
 import { Journal } from '../../lib/search/journal.js';
 import { readBytes } from '../gguf_bytes';
-import { fixture, temporaryFolder, tiny, withMetadata, writeGguf } from '../models';
-import { hasDraft, run, runJson, short, shortPrune, shortSearch, start } from './run';
+import { backendFolders } from '../../lib/runtime/addon.js';
+import { fakeGpu, fixture, temporaryFolder, tiny, withMetadata, writeGguf } from '../models';
+import { hasDraft, onCpu, run, runJson, short, shortPrune, shortSearch, start } from './run';
 
 const folder = temporaryFolder();
 const at = (name: string) => path.join(folder, name);
@@ -137,7 +138,8 @@ function orderFile(): string {
 // a small file system of its own, for which one must be root
 const disk = at('disk');
 fs.mkdirSync(disk);
-const mount = () => spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=6m', 'none', disk]).status === 0;
+const mounted = 16 * 2 ** 20;
+const mount = () => spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${mounted}`, 'none', disk]).status === 0;
 const umount = () => execFileSync('umount', [disk]);
 const canMount = process.platform === 'linux' && mount() && umount() !== undefined;
 (canMount ? describe : describe.skip)('a disk', () => {
@@ -147,7 +149,7 @@ const canMount = process.platform === 'linux' && mount() && umount() !== undefin
     const left = () => fs.readdirSync(disk).filter((name) => name !== 'fill');
 
     test('without room for the smallest result is refused before the search', async () => {
-        fill(6 * 2 ** 20 - 8192);
+        fill(mounted - 8192);
         const output = path.join(disk, 'x.gguf');
         await refused(
             /^blockpruner: there is no room for \S+: about 8 MiB are needed and 0 MiB free in/,
@@ -156,8 +158,38 @@ const canMount = process.platform === 'linux' && mount() && umount() !== undefin
         expect(left()).toEqual([]);
     });
 
+    test.each([0.01, 0.5, 0.99])('that is full when %d of a file is written', async (share) => {
+        const size = fs.statSync(tiny).size;
+        fill(Math.ceil(mounted - share * size));
+        const output = path.join(disk, 'x.gguf');
+        const { tensors } = await readGguf(tiny);
+        const copies = tensors.map(({ name }) => ({ name, from: [{ file: 0, name }] }));
+        await expect(writeGguf({ output, sources: [tiny], tensors: copies })).rejects.toThrow(
+            `can't write ${output}: No space left on device`
+        );
+        expect(fs.statSync(output).size).toBeLessThan(size);
+        fs.rmSync(output);
+    });
+
+    test('that fills up while an output is written leaves nothing of it', async () => {
+        fs.rmSync(path.join(disk, 'fill'));
+        const output = path.join(disk, 'x.gguf');
+        const apply = ['apply', tiny, '-o', output, '--order', orderFile(), '--remove', '1', ...shortPrune];
+        const { ended, pause, goOn } = start(...apply);
+        while (!hasDraft(disk)) {
+            await new Promise((resolve) => setImmediate(resolve));
+        }
+        pause();
+        const { bavail, bsize } = fs.statfsSync(disk);
+        fill(bavail * bsize);
+        goOn();
+        const { code, stderr } = await ended;
+        expect(stderr.trimEnd().split('\n').at(-1)).toMatch(/^blockpruner: can't write \S+partial\S+: No space left/);
+        expect([code, left()]).toEqual([1, []]);
+    });
+
     test('that is full when the search begins leaves no journal', () => {
-        fill(6 * 2 ** 20);
+        fill(mounted);
         const file = path.join(disk, 'x.gguf.journal');
         const evaluator = { sequences: 1, devices: 1, evaluate: () => Promise.resolve([]), remove: () => undefined };
         expect(() => Journal.open(evaluator, file, { model: 'x' }, false)).toThrow(
@@ -167,7 +199,7 @@ const canMount = process.platform === 'linux' && mount() && umount() !== undefin
     });
 
     test('that is full is said of temporary files too', async () => {
-        fill(6 * 2 ** 20);
+        fill(mounted);
         const { TMPDIR } = process.env;
         process.env.TMPDIR = disk;
         try {
@@ -227,6 +259,74 @@ function offsetOf(model: string, tensor: string): number {
     const names = Object.keys(valuesOf);
     return names.slice(0, names.indexOf(tensor)).reduce((sum, name) => sum + valuesOf[name]!.length, 0);
 }
+
+test('a model that is larger than the memory is refused before it is loaded', async () => {
+    // a file that takes no room on the disk
+    const model = at('large-ffn.gguf');
+    const ffn = 2 ** 24;
+    const { tensors } = await readGguf(tiny);
+    await writeGguf({
+        output: model,
+        sources: [tiny],
+        set: [{ key: 'llama.feed_forward_length', type: 'u32', value: ffn }],
+        tensors: tensors.map(({ name, type, shape }) => {
+            const [row, rows] = shape as [number, number];
+            return /ffn_(gate|up)/.test(name)
+                ? { name, type: 'f32', shape: [row, ffn] }
+                : /ffn_down/.test(name)
+                  ? { name, type: 'f32', shape: [ffn, rows] }
+                  : { name, type, shape };
+        }),
+        headerOnly: true
+    });
+    const says = (where: string) =>
+        new RegExp(`large-ffn.gguf needs \\d+\\.\\d\\d GiB of memory for its weights alone, and ${where}`);
+    await refused(says('this computer has \\d+\\.\\d\\d GiB$'), 'prune', model, '-o', at('z.gguf'), ...shortSearch);
+    if (process.platform === 'linux' && backendFolders.cpu !== '') {
+        const before = { ...process.env };
+        Object.assign(process.env, fakeGpu());
+        const onGpu = shortSearch.map((argument) => (argument === 'cpu' ? 'cuda' : argument));
+        await refused(
+            says('the GPU has 2.00 GiB: --gpu-layers \\d+ puts so many layers there, --device cpu none$'),
+            ...['prune', model, '-o', at('z.gguf'), ...onGpu]
+        );
+        process.env = before;
+    }
+});
+
+(process.platform === 'linux' ? test : test.skip)('a model that is cut off while it is used', async () => {
+    const model = at('cut.gguf');
+    fs.copyFileSync(tiny, model);
+    const output = at('of-cut.gguf');
+    const { ended } = start(
+        'prune',
+        model,
+        '-o',
+        output,
+        '--remove',
+        '4',
+        '--samples',
+        '4',
+        '--context',
+        '64',
+        ...onCpu
+    );
+    while (!fs.existsSync(`${output}.journal`)) {
+        await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    fs.truncateSync(model, 100_000);
+    const { code, signal, stderr } = await ended;
+    expect({ code, signal }).toEqual({ code: null, signal: 'SIGBUS' });
+    expect(stderr.trimEnd().split('\n').at(-1)).toBe(
+        "the model's file became shorter while it was used, or its disk failed"
+    );
+    expect(
+        fs
+            .readdirSync(folder)
+            .filter((name) => name.startsWith('of-cut'))
+            .sort()
+    ).toEqual(['of-cut.gguf.journal', 'of-cut.gguf.lock']);
+});
 
 test('a model without a vocabulary is refused', async () => {
     const model = await withMetadata(tiny, at('no-vocabulary.gguf'), [

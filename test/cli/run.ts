@@ -25,6 +25,8 @@ export function startNode(args: string[]): {
     stderr: () => string;
     interrupt: () => void;
     kill: () => void;
+    pause: () => void;
+    goOn: () => void;
 } {
     const child = spawn(process.execPath, args, {
         env: process.env,
@@ -39,7 +41,9 @@ export function startNode(args: string[]): {
         ended: new Promise((resolve) => child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }))),
         stderr: () => stderr,
         interrupt: () => process.kill(-child.pid!, 'SIGINT'),
-        kill: () => child.kill('SIGKILL')
+        kill: () => child.kill('SIGKILL'),
+        pause: () => child.kill('SIGSTOP'),
+        goOn: () => child.kill('SIGCONT')
     };
 }
 

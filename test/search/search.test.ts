@@ -554,6 +554,24 @@ describe('the journal', () => {
         expect(await searchWith('race', true)).toEqual(whole);
     });
 
+    test('survives pages that a power cut left as zeros', async () => {
+        const whole = await searchWith('race', false);
+        await expect(searchWith('race', false, 30)).rejects.toThrow('killed');
+        const stopped = fs.readFileSync(file);
+        const lines = stopped.toString().trimEnd().split('\n');
+        const middle = stopped.indexOf('\n', stopped.length / 2);
+        for (const [from, to, lost] of [
+            [middle - 20, middle + 20, 2], // with the end of a line
+            [middle + 10, middle + 20, 1],
+            [stopped.length - 20, stopped.length, 1]
+        ] as const) {
+            fs.writeFileSync(file, Buffer.from(stopped).fill(0, from, to));
+            const resumed = await searchWith('race', true);
+            expect([resumed.order, resumed.fresh]).toEqual([whole.order, whole.fresh - (lines.length - 1 - lost)]);
+            expect((await searchWith('race', true)).fresh).toBe(0);
+        }
+    });
+
     test('may have been through an editor that ends lines as Windows does', async () => {
         const whole = await searchWith('race', false);
         await expect(searchWith('race', false, 30)).rejects.toThrow('killed');
