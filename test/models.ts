@@ -182,6 +182,29 @@ export async function withMetadata(model: string, output: string, set: GgufPlan[
     return output;
 }
 
+/** Writes a model as three files, as llama.cpp's gguf-split does; gives the first. */
+export async function split(model: string, prefix: string): Promise<string> {
+    const { tensors } = await readGguf(model);
+    const name = (part: number) => `${prefix}-0000${part + 1}-of-00003.gguf`;
+    for (let part = 0; part < 3; part++) {
+        const [from, to] = [part, part + 1].map((n) => Math.floor((n * tensors.length) / 3));
+        await writeGguf({
+            output: name(part),
+            sources: [model],
+            set: [
+                { key: 'split.no', type: 'u16', value: part },
+                { key: 'split.count', type: 'u16', value: 3 },
+                { key: 'split.tensors.count', type: 'i32', value: tensors.length }
+            ],
+            tensors: tensors.slice(from, to).map((tensor) => ({
+                name: tensor.name,
+                from: [{ file: 0, name: tensor.name }]
+            }))
+        });
+    }
+    return name(0);
+}
+
 export async function writeGguf(
     plan: Pick<GgufPlan, 'output' | 'sources' | 'tensors'> & Partial<GgufPlan>
 ): Promise<void> {

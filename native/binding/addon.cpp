@@ -14,8 +14,29 @@
 
 #include <stdexcept>
 #include <string>
+#ifdef _WIN32
+#    define NOMINMAX
+#    include <windows.h>
+#else
+#    include <dlfcn.h>
+#endif
 
 namespace {
+
+// Keeps the addon in the process. Node.js unloads it when the last worker thread that loaded it ends, and ggml with it,
+// which leaves its handlers behind and aborts when it is loaded again.
+void stay_loaded() {
+    static const char here = 0;
+#ifdef _WIN32
+    HMODULE module;
+    GetModuleHandleExA(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_PIN, &here, &module);
+#else
+    Dl_info info;
+    if (dladdr(&here, &info) != 0) {
+        dlopen(info.dli_fname, RTLD_NOW | RTLD_NODELETE);
+    }
+#endif
+}
 
 // A ggml that was built from source has its backends compiled in, and must not meet the prebuilt ones.
 void load_backends([[maybe_unused]] const Napi::CallbackInfo & info) {
@@ -70,6 +91,7 @@ Napi::Value try_device_of(const Napi::CallbackInfo & info) {
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
+    stay_loaded();
     install_error_handlers();
     env.SetInstanceData(new addon_data);
     llama_backend_init();

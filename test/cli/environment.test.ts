@@ -309,6 +309,8 @@ test('a model that is larger than the memory is refused before it is loaded', as
         '4',
         '--context',
         '64',
+        '--repair',
+        'none',
         ...onCpu
     );
     while (!fs.existsSync(`${output}.journal`)) {

@@ -24,6 +24,7 @@ import {
     quantize,
     randomModel,
     randomNumbers,
+    split,
     temporaryFolder,
     tiny,
     withModel,
@@ -235,28 +236,15 @@ test('metadata is kept, renamed and added to', async () => {
 });
 
 test('a split model gives the same file as a whole one', async () => {
-    const { tensors } = await readGguf(tiny);
-    const parts = [tensors.slice(0, 40), tensors.slice(40, 80), tensors.slice(80)];
-    for (const [index, part] of parts.entries()) {
-        await writeGguf({
-            output: file(`split-0000${index + 1}-of-00003.gguf`),
-            sources: [tiny],
-            set: [
-                { key: 'split.no', type: 'u16', value: index },
-                { key: 'split.count', type: 'u16', value: 3 },
-                { key: 'split.tensors.count', type: 'i32', value: tensors.length }
-            ],
-            tensors: part.map(({ name }) => ({ name, from: [{ file: 0, name }] }))
-        });
-    }
+    await split(tiny, file('split'));
     const removed: Block[] = [{ kind: 'attn', layer: 5 }];
     await withModel(tiny, (model, calibration) => write(model, removed, calibration, file('from-whole.gguf')));
     await withModel(file('split-00001-of-00003.gguf'), (model, calibration) =>
         write(model, removed, calibration, file('from-split.gguf'))
     );
-    const [whole, split] = [await readGguf(file('from-whole.gguf')), await readGguf(file('from-split.gguf'))];
-    expect(split.tensors.map(({ name }) => name)).toEqual(whole.tensors.map(({ name }) => name));
-    expect(Object.keys(split.metadata).filter((key) => key.startsWith('split.'))).toEqual([]);
+    const [whole, ofSplit] = [await readGguf(file('from-whole.gguf')), await readGguf(file('from-split.gguf'))];
+    expect(ofSplit.tensors.map(({ name }) => name)).toEqual(whole.tensors.map(({ name }) => name));
+    expect(Object.keys(ofSplit.metadata).filter((key) => key.startsWith('split.'))).toEqual([]);
     // the tensors are the end of both files; the headers differ in the source's name and hash
     const bytes = whole.tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
     expect(

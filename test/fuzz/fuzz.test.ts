@@ -1,7 +1,7 @@
 // Damaged files of many architectures: each is read, or refused with an error that says why; none ends this process or
 // keeps it busy. `npm run fuzz` tries more of them.
 import path from 'node:path';
-import { fixture, temporaryFolder, tiny } from '../models';
+import { fixture, split, temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
@@ -16,7 +16,8 @@ test('20,000 of them are read or refused', async () => {
         'deepseek2-moe',
         'jamba-dense'
     ];
-    const models = [tiny, ...names.map((name) => fixture(name, file(`${name}.gguf`)))];
+    const parts = await split(tiny, file('split'));
+    const models = [tiny, parts, ...names.map((name) => fixture(name, file(`${name}.gguf`)))];
     const { fuzz } = await import('./fuzz.mjs');
     const { refused, read, failures } = await fuzz({ models, seed: 1, count: 20_000, workers: 2, folder });
     expect(failures).toEqual([]);

@@ -62,3 +62,22 @@ test('README.md names the version of the backends that blockpruner needs', () =>
     expect(new Set(named)).toEqual(new Set([version]));
     expect(read('README.md')).toContain(`blockpruner has, ${version}.`);
 });
+
+test('the packages that users get are listed with their licences, and those whose scripts run named in SECURITY.md', () => {
+    const root = path.resolve(__dirname, '../..');
+    const npm = process.platform === 'win32' ? 'npm.cmd' : 'npm';
+    const args = ['sbom', '--sbom-format', 'cyclonedx', '--omit', 'dev'];
+    const printed = execFileSync(npm, args, { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 26 });
+    const { components } = JSON.parse(printed) as { components: { name: string; licenses?: object[] }[] };
+    expect(components.map(({ name }) => name)).toEqual(expect.arrayContaining(['node-llama-cpp', 'zod', 'yargs']));
+    expect(components.filter(({ licenses = [] }) => licenses.length === 0)).toEqual([]);
+
+    const lock = JSON.parse(fs.readFileSync(path.join(root, 'package-lock.json'), 'utf8')) as {
+        packages: Record<string, { hasInstallScript?: boolean; dev?: boolean }>;
+    };
+    const withScripts = Object.entries(lock.packages)
+        .filter(([folder, { hasInstallScript, dev }]) => folder !== '' && hasInstallScript && !dev)
+        .map(([folder]) => folder.split('node_modules/').at(-1)!);
+    const security = fs.readFileSync(path.join(root, 'SECURITY.md'), 'utf8');
+    expect(withScripts.filter((name) => !security.includes(`\`${name}\``))).toEqual([]);
+});
