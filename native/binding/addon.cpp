@@ -15,10 +15,10 @@
 #include <stdexcept>
 #include <string>
 #ifdef _WIN32
-#    define NOMINMAX
-#    include <windows.h>
+#define NOMINMAX
+#include <windows.h>
 #else
-#    include <dlfcn.h>
+#include <dlfcn.h>
 #endif
 
 namespace {

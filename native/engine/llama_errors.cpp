@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <utility>
 #ifndef _WIN32
-#    include <unistd.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -45,13 +45,13 @@ void on_ggml_abort(const char * message) {
 // Weights are read from the model's file as they are needed. Where that is no longer possible, the system ends the
 // process: what can be done is to say why.
 void on_bus_error(int signal) {
-    constexpr char message[] = "the model's file became shorter while it was used, or its disk failed\n";
-    [[maybe_unused]] const auto written = write(STDERR_FILENO, message, sizeof(message) - 1);
+    constexpr char              message[] = "the model's file became shorter while it was used, or its disk failed\n";
+    [[maybe_unused]] const auto written   = write(STDERR_FILENO, message, sizeof(message) - 1);
     std::signal(signal, SIG_DFL); // it is raised again where it came from
 }
 
 void explain_bus_errors() {
-    struct sigaction before {};
+    struct sigaction before{};
     if (sigaction(SIGBUS, nullptr, &before) == 0 && before.sa_handler == SIG_DFL) {
         std::signal(SIGBUS, on_bus_error);
     }
