@@ -1,5 +1,6 @@
 import type { Argv } from 'yargs';
-import { formatMebibytes, formatMillions } from '../format.js';
+import type { PastPruning } from '../export/provenance.js';
+import { formatFixed, formatMebibytes, formatMillions } from '../format.js';
 import { inspect, type Inspection } from '../pipeline/inspect.js';
 import { formatBlock, formatMove } from '../runtime/blocks.js';
 import { interruptSignal } from './interrupt.js';
@@ -20,7 +21,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
 }
 
 function inspectionLines(inspection: Inspection): string[] {
-    const { architecture, host, reason, layers, blocks, moves } = inspection;
+    const { architecture, host, reason, layers, blocks, moves, history } = inspection;
     const goTogether = moves.some(({ length }) => length > 1);
     return [
         `architecture  ${architecture}`,
@@ -32,8 +33,27 @@ function inspectionLines(inspection: Inspection): string[] {
             const parameters = formatMillions(block.parameters).padStart(9);
             const bytes = formatMebibytes(block.bytes).padStart(10);
             return `  ${formatBlock(block).padEnd(9)} ${parameters} parameters  ${bytes}`;
-        })
+        }),
+        ...history.map(pruningLine),
+        ...(history.length > 0
+            ? [
+                  'Importance matrices, LoRA adapters and control vectors of the model before the pruning name layers ' +
+                      'that are others now: they are taken for those without a word, and do harm.'
+              ]
+            : [])
     ];
+}
+
+/** Says what a pruning left out, and what it put in. */
+function pruningLine({ source, removed, merged, linear, refitted, calibration, perplexity }: PastPruning): string {
+    const changes = [
+        merged.length > 0 ? `merged ${merged.join(', ')}` : `without ${removed.join(', ')}`,
+        ...(linear.length > 0 ? [`linear blocks ${linear.join(', ')}`] : []),
+        ...(refitted.length > 0 ? [`${refitted.length} tensors fitted anew`] : [])
+    ];
+    const [dense, pruned] = [perplexity.dense, perplexity.pruned].map((value) => formatFixed(value, 4, 1e6));
+    const text = `${calibration.name}, ${calibration.sequences} × ${calibration.context} tokens`;
+    return `pruned        from ${source.name}: ${changes.join('; ')}; perplexity ${dense} → ${pruned} (${text})`;
 }
 
 /** Says what a repair can do. */

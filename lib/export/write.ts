@@ -3,18 +3,10 @@ import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 import { checkOutput, giveName, partialIn } from '../output.js';
 import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../runtime/addon.js';
-import {
-    formatBlock,
-    formatLinear,
-    formatMerges,
-    without,
-    type Block,
-    type Removal,
-    type TensorChange
-} from '../runtime/blocks.js';
+import { without, type Block, type Removal, type TensorChange } from '../runtime/blocks.js';
 import { hashGguf, parametersOf, type Gguf } from '../runtime/gguf.js';
-import { version } from '../version.js';
-import { architectureOf, splitKeys, splitName, type Host } from './host.js';
+import { splitKeys, splitName, type Host } from './host.js';
+import { previousKeys, provenanceKeys, type Provenance } from './provenance.js';
 
 /**
  * A model to prune: its files, its blocks in the order of the residual stream, and how it is written without some of
@@ -24,25 +16,6 @@ export interface DenseModel {
     gguf: Gguf;
     blocks: readonly Block[];
     host: Host;
-}
-
-/**
- * Metadata keys: what layers became, where linear blocks were put in, and which of the source's tensors were fitted
- * anew. Only files that have such have them.
- */
-const mergedKey = 'blockpruner.merged',
-    linearKey = 'blockpruner.linear',
-    refittedKey = 'blockpruner.refitted';
-
-/** What a file tells of the pruning before the last one, and of that before it as `blockpruner.previous.previous.*`. */
-const previous = 'blockpruner.previous.';
-const told = ['version', 'source.', 'removed', 'merged', 'linear', 'refitted', 'calibration.', 'perplexity.'];
-
-/** What a file remembers, as `blockpruner.*` keys, of how it was made, beside what was removed. */
-export interface Provenance {
-    /** The text that the perplexities are on: its name, and how many sequences of how many tokens. */
-    calibration: { name: string; sequences: number; context: number };
-    perplexity: { dense: number; pruned: number };
 }
 
 export interface WriteOptions {
@@ -153,11 +126,7 @@ export function planFile({ gguf, host, blocks }: DenseModel, removal: Removal): 
         sources: gguf.files,
         remove: [...splitKeys],
         // what made the source, if that was pruned too, is its history
-        rename: [
-            ...plan.rename,
-            [previous, `${previous}previous.`],
-            ...told.map((key): [string, string] => [`blockpruner.${key}`, `${previous}${key}`])
-        ],
+        rename: [...plan.rename, ...previousKeys],
         tensors: plan.tensors.map((tensor) =>
             'from' in tensor ? { ...tensor, from: tensor.from.map((from) => changed(merged(from))) } : tensor
         )
@@ -220,24 +189,4 @@ function sizeLabel(gguf: Gguf, plan: Omit<GgufPlan, 'output'>): GgufValue[] {
     ).find(([size]) => count > size || size === 1e3)!;
     const scaled = count / unit;
     return [{ key, type: 'string', value: `${scaled.toFixed(scaled < 9.5 ? 1 : 0)}${letter}` }];
-}
-
-function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provenance, hash: string): GgufValue[] {
-    const { removed, merges, linear = [], changes } = removal;
-    const { calibration, perplexity } = provenance;
-    return [
-        { key: 'blockpruner.version', type: 'string', value: version },
-        { key: 'blockpruner.source.name', type: 'string', value: path.basename(gguf.files[0]!) },
-        { key: 'blockpruner.source.sha256', type: 'string', value: hash },
-        { key: 'blockpruner.source.architecture', type: 'string', value: architectureOf(gguf) },
-        { key: 'blockpruner.removed', type: 'string[]', value: removed.map(formatBlock) },
-        ...(merges ? [{ key: mergedKey, type: 'string[]' as const, value: formatMerges(merges) }] : []),
-        ...(linear.length > 0 ? [{ key: linearKey, type: 'string[]' as const, value: formatLinear(linear) }] : []),
-        ...(changes?.size ? [{ key: refittedKey, type: 'string[]' as const, value: [...changes.keys()] }] : []),
-        { key: 'blockpruner.calibration.name', type: 'string', value: calibration.name },
-        { key: 'blockpruner.calibration.sequences', type: 'u32', value: calibration.sequences },
-        { key: 'blockpruner.calibration.context', type: 'u32', value: calibration.context },
-        { key: 'blockpruner.perplexity.dense', type: 'f64', value: perplexity.dense },
-        { key: 'blockpruner.perplexity.pruned', type: 'f64', value: perplexity.pruned }
-    ];
 }

@@ -59,6 +59,10 @@ function checkOrder({ blocks, host, model }: Session, order: readonly Block[]): 
                 `its layers are 0 to ${model.layers - 1}`
         );
     }
+    const twice = order.find((block, i) => new SkipSet(order.slice(0, i)).has(block));
+    if (twice) {
+        throw new BlockprunerError('ARGUMENT', `the block ${formatBlock(twice)} is to be removed twice`);
+    }
     if (order.length >= blocks.length) {
         throw new BlockprunerError('ARGUMENT', `can't remove all ${blocks.length} blocks: one must stay`);
     }

@@ -1,6 +1,7 @@
 import { BlockprunerError } from '../errors.js';
 import { chooseHost } from '../export/choose-host.js';
 import type { Host } from '../export/host.js';
+import { historyOf, type PastPruning } from '../export/provenance.js';
 import { bare, type Block, type Move } from '../runtime/blocks.js';
 import { readGguf, type Gguf } from '../runtime/gguf.js';
 import { Model, type BlockInfo } from '../runtime/model.js';
@@ -24,6 +25,8 @@ export interface Inspection {
     };
     layers: number;
     blocks: BlockInfo[];
+    /** How the model was pruned before, the last time first. */
+    history: PastPruning[];
 }
 
 /**
@@ -61,7 +64,8 @@ export async function inspect(
                 unfitted: bare(graph.blocks.filter(({ refittable }) => !refittable))
             },
             layers,
-            blocks
+            blocks,
+            history: historyOf(loaded.gguf)
         };
     } finally {
         loaded.dispose();

@@ -141,8 +141,8 @@ export interface NativeKeptStreams {
 }
 
 export interface NativeGguf {
-    /** Arrays of strings and arrays of more than 4096 values are undefined. */
-    metadata: Record<string, string | number | boolean | (number | boolean)[] | undefined>;
+    /** Arrays of more than 4096 values are undefined. */
+    metadata: Record<string, string | number | boolean | (string | number | boolean)[] | undefined>;
     tensors: { name: string; type: string; shape: number[]; bytes: number }[];
     /** bytes that the file must have at least */
     end: number;

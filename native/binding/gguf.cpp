@@ -21,7 +21,7 @@ Napi::Value number_or_boolean(Napi::Env env, gguf_type type, const void * data) 
                                     Napi::Value(Napi::Number::New(env, value));
 }
 
-// Undefined for long arrays and arrays of strings, such as the vocabulary.
+// Undefined for long arrays, such as the vocabulary.
 Napi::Value metadata_value_of(Napi::Env env, const gguf_context * file, int64_t id) {
     const gguf_type type = gguf_get_kv_type(file, id);
     if (type == GGUF_TYPE_STRING) {
@@ -32,10 +32,16 @@ Napi::Value metadata_value_of(Napi::Env env, const gguf_context * file, int64_t 
     }
     const gguf_type element = gguf_get_arr_type(file, id);
     const size_t    n       = gguf_get_arr_n(file, id);
-    if (element == GGUF_TYPE_STRING || n > LONGEST_ARRAY) {
+    if (n > LONGEST_ARRAY) {
         return env.Undefined();
     }
-    auto         array = Napi::Array::New(env, n);
+    auto array = Napi::Array::New(env, n);
+    if (element == GGUF_TYPE_STRING) {
+        for (size_t i = 0; i < n; i++) {
+            array.Set((uint32_t) i, gguf_get_arr_str(file, id, i));
+        }
+        return array;
+    }
     const char * data  = static_cast<const char *>(gguf_get_arr_data(file, id));
     for (size_t i = 0; i < n; i++) {
         array.Set((uint32_t) i, number_or_boolean(env, element, data + i * gguf_scalar_size(element)));

@@ -181,6 +181,21 @@ test('an encoder', async () => {
     );
 });
 
+test.each<[string[], string]>([
+    [
+        [],
+        'say which blocks to remove: either by their names, --blocks attn.6,ffn.16, or by --order FILE and --remove N'
+    ],
+    [['--blocks', ','], 'say which blocks to remove'],
+    [['--blocks', 'attn.5', '--remove', '1'], 'say which blocks to remove'],
+    [['--order', 'order.json'], 'say which blocks to remove'],
+    [['--blocks', 'atn.5'], "'atn.5' is no block: write attn.LAYER, ffn.LAYER or linear.LAYER, such as attn.12"],
+    [['--blocks', 'attn.5,mha.5'], 'the block attn.5 is to be removed twice'],
+    [['--blocks', 'attn.12'], 'it has no block attn.12, its layers are 0 to 11']
+])('apply with %j', async (blocks, says) => {
+    await expectRefused(outputs, ['apply', tiny, '-o', path.join(outputs, 'new.gguf'), ...blocks, ...shortPrune], says);
+});
+
 test('an architecture that no host has', async () => {
     // the residual stream's scale depends on the number of layers
     const model = fixture('minicpm3-dense', input('minicpm3.gguf'));

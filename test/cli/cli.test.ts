@@ -50,6 +50,7 @@ describe('--help', () => {
         [
             'apply',
             [
+                '--blocks',
                 '--order',
                 '--remove',
                 '--output',
@@ -177,19 +178,11 @@ describe('prune and apply', () => {
         expect(JSON.parse(fs.readFileSync(order, 'utf8'))).toEqual({ 1: [first], 2: [first, second] });
     });
 
-    test('write the same file, by a search and by its order', async () => {
-        const again = file('applied.gguf');
-        const applied = await runJson<PruneResult>(
-            'apply',
-            tiny,
-            '-o',
-            again,
-            '--order',
-            order,
-            '--remove',
-            '2',
-            ...shortPrune
-        );
+    test.each(['order', 'names'])('write the same file, by a search and by its %s', async (by) => {
+        const again = file(`applied-by-${by}.gguf`);
+        const blocks = result.removed.map(({ layer }) => `attn.${layer}`).join();
+        const which = by === 'names' ? ['--blocks', blocks] : ['--order', order, '--remove', '2'];
+        const applied = await runJson<PruneResult>('apply', tiny, '-o', again, ...which, ...shortPrune);
         expect(applied).toEqual({
             ...result,
             output: again,
@@ -424,7 +417,11 @@ test('prune by another method', async () => {
 });
 
 test('inspect lists the blocks', async () => {
-    const { architecture, host, reason, moves, layers, blocks, ...rest } = await runJson<Inspection>('inspect', tiny);
+    const { architecture, host, reason, moves, layers, blocks, history, ...rest } = await runJson<Inspection>(
+        'inspect',
+        tiny
+    );
+    expect(history).toEqual([]);
     expect({ architecture, host, layers, rest }).toEqual({
         architecture: 'llama',
         host: 'deci',

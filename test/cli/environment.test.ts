@@ -2,7 +2,7 @@
 import { execFileSync, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { readGguf } from '../../lib/index.js';
+import { readGguf, type Inspection } from '../../lib/index.js';
 import { partialIn } from '../../lib/output.js';
 import { Journal } from '../../lib/search/journal.js';
 import { readBytes } from '../gguf_bytes';
@@ -387,6 +387,15 @@ test('a file that was pruned twice tells of both times', async () => {
     expect(strings(twice, 'blockpruner.previous.removed')).toContain(name(first));
     expect(strings(twice, 'blockpruner.previous.source.name')).toContain('named.gguf');
     expect(strings(twice, 'blockpruner.source.name')).toContain('once.gguf');
+    const { history } = await runJson<Inspection>('inspect', twice);
+    expect(history.map(({ source, removed }) => [source.name, removed])).toEqual([
+        ['once.gguf', [name(second)]],
+        ['named.gguf', [name(first)]]
+    ]);
+    const { stdout } = await run('inspect', twice);
+    expect(stdout).toMatch(
+        /^pruned {8}from once\.gguf: without attn\.\d+; perplexity .*\npruned {8}from named\.gguf: /m
+    );
     expect((await readGguf(once)).metadata['general.size_label']).toBe('7.4M');
     expect((await readGguf(twice)).metadata['general.size_label']).toBe('7.2M');
 });
