@@ -37,8 +37,8 @@ function inspectionLines(inspection: Inspection): string[] {
         ...history.map(pruningLine),
         ...(history.length > 0
             ? [
-                  'Importance matrices, LoRA adapters and control vectors of the model before the pruning name layers ' +
-                      'that are others now: they are taken for those without a word, and do harm.'
+                  'Importance matrices, LoRA adapters and control vectors of the model before the pruning name ' +
+                      'layers that are others now: they are taken for those without a word, and do harm.'
               ]
             : [])
     ];

@@ -75,7 +75,7 @@ export function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provena
                 ? { key, type: 'string', value }
                 : typeof value === 'number'
                   ? { key, type: name.startsWith('perplexity.') ? 'f64' : 'u32', value }
-                  : { key, type: 'string[]', value: value! };
+                  : { key, type: 'string[]', value: value };
         });
 }
 
