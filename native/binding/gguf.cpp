@@ -42,7 +42,7 @@ Napi::Value metadata_value_of(Napi::Env env, const gguf_context * file, int64_t 
         }
         return array;
     }
-    const char * data  = static_cast<const char *>(gguf_get_arr_data(file, id));
+    const char * data = static_cast<const char *>(gguf_get_arr_data(file, id));
     for (size_t i = 0; i < n; i++) {
         array.Set((uint32_t) i, number_or_boolean(env, element, data + i * gguf_scalar_size(element)));
     }
