@@ -1,6 +1,6 @@
 import type { Argv } from 'yargs';
-import { apply } from '../pipeline/apply.js';
 import { BlockprunerError } from '../errors.js';
+import { apply } from '../pipeline/apply.js';
 import { parseBlocks, type Block } from '../runtime/blocks.js';
 import { readOrder } from '../search/order.js';
 import { interruptSignal, NOTHING_WRITTEN } from './interrupt.js';

@@ -158,29 +158,6 @@ const FULL_TOKENS = 2048;
 /** How many endings are computed at once, at most. */
 const ENDINGS_AT_ONCE = 64;
 
-/**
- * @throws BlockprunerError where the weights alone take more memory than there is, so that they would be read from the
- * disk again in each pass, or not be loaded at all
- */
-function checkMemory(file: string, gguf: Gguf, gpus: readonly Gpu[], gpuLayers: number | undefined): void {
-    const layers = Number(gguf.metadata[`${String(gguf.metadata['general.architecture'])}.block_count`]);
-    const onGpus = gpus.length === 0 ? 0 : Math.min(1, (gpuLayers ?? Infinity) / (layers + 1));
-    const gpuMemory = gpus.reduce((sum, { memoryTotal }) => sum + memoryTotal, 0);
-    const memory = Math.min(os.totalmem(), process.constrainedMemory() || Infinity);
-    const refuse = (bytes: number, where: string, room: number, advice: string) => {
-        const needed = `${formatBytes(bytes)} of memory for its weights alone`;
-        throw new BlockprunerError('DEVICE', `${file} needs ${needed}, and ${where} ${formatBytes(room)}${advice}`);
-    };
-    if (gpuMemory > 0 && gguf.bytes * onGpus > gpuMemory) {
-        const fit = Math.floor((0.8 * gpuMemory * layers) / gguf.bytes);
-        const advice = `: ${option('gpuLayers')} ${fit} puts so many layers there, ${option('device')} cpu none`;
-        refuse(gguf.bytes * onGpus, gpus.length === 1 ? 'the GPU has' : 'the GPUs have', gpuMemory, advice);
-    }
-    if (gguf.bytes * (1 - onGpus) > memory) {
-        refuse(gguf.bytes * (1 - onGpus), 'this computer has', memory, '');
-    }
-}
-
 /** A context of llama.cpp for so many tokens, and the blocks that were found in its graph. */
 interface Context {
     size: number;
@@ -740,6 +717,29 @@ function checkKind(file: string, gguf: Gguf): void {
     }
     if (gguf.tensors.length === 0) {
         throw new BlockprunerError('UNSUPPORTED', `${file} holds only a vocabulary, no weights: nothing can be pruned`);
+    }
+}
+
+/**
+ * @throws BlockprunerError where the weights alone take more memory than there is, so that they would be read from the
+ * disk again in each pass, or not be loaded at all
+ */
+function checkMemory(file: string, gguf: Gguf, gpus: readonly Gpu[], gpuLayers: number | undefined): void {
+    const layers = Number(gguf.metadata[`${String(gguf.metadata['general.architecture'])}.block_count`]);
+    const onGpus = gpus.length === 0 ? 0 : Math.min(1, (gpuLayers ?? Infinity) / (layers + 1));
+    const gpuMemory = gpus.reduce((sum, { memoryTotal }) => sum + memoryTotal, 0);
+    const memory = Math.min(os.totalmem(), process.constrainedMemory() || Infinity);
+    const refuse = (bytes: number, where: string, room: number, advice: string) => {
+        const needed = `${formatBytes(bytes)} of memory for its weights alone`;
+        throw new BlockprunerError('DEVICE', `${file} needs ${needed}, and ${where} ${formatBytes(room)}${advice}`);
+    };
+    if (gpuMemory > 0 && gguf.bytes * onGpus > gpuMemory) {
+        const fit = Math.floor((0.8 * gpuMemory * layers) / gguf.bytes);
+        const advice = `: ${option('gpuLayers')} ${fit} puts so many layers there, ${option('device')} cpu none`;
+        refuse(gguf.bytes * onGpus, gpus.length === 1 ? 'the GPU has' : 'the GPUs have', gpuMemory, advice);
+    }
+    if (gguf.bytes * (1 - onGpus) > memory) {
+        refuse(gguf.bytes * (1 - onGpus), 'this computer has', memory, '');
     }
 }
 

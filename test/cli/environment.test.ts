@@ -4,9 +4,9 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { readGguf, type Inspection } from '../../lib/index.js';
 import { partialIn } from '../../lib/output.js';
+import { backendFolders } from '../../lib/runtime/addon.js';
 import { Journal } from '../../lib/search/journal.js';
 import { readBytes } from '../gguf_bytes';
-import { backendFolders } from '../../lib/runtime/addon.js';
 import { fakeGpu, fixture, temporaryFolder, tiny, withMetadata, writeGguf } from '../models';
 import { hasDraft, onCpu, run, runJson, short, shortPrune, shortSearch, start } from './run';
 
@@ -22,22 +22,16 @@ async function refused(says: string | RegExp, ...args: string[]): Promise<void> 
     expect(code).toBe(1);
 }
 
-describe('a folder for temporary files', () => {
-    const before = process.env.TMPDIR;
-    afterEach(() => {
-        process.env.TMPDIR = before;
-        if (before === undefined) {
-            delete process.env.TMPDIR;
-        }
-    });
+const environment = { ...process.env };
+afterEach(() => {
+    process.env = { ...environment };
+});
 
-    (process.platform === 'win32' ? test.skip : test)('that is missing is named', async () => {
-        process.env.TMPDIR = '/no/such/folder';
-        const says =
-            /^blockpruner: can't write temporary files in \/no\/such\/folder: ENOENT.*; set TMPDIR to a folder/;
-        await refused(says, ...search(at('x.gguf'), '--no-verify'));
-        await refused(says, 'inspect', tiny);
-    });
+(process.platform === 'win32' ? test.skip : test)('a folder for temporary files that is missing is named', async () => {
+    process.env.TMPDIR = '/no/such/folder';
+    const says = /^blockpruner: can't write temporary files in \/no\/such\/folder: ENOENT.*; set TMPDIR to a folder/;
+    await refused(says, ...search(at('x.gguf'), '--no-verify'));
+    await refused(says, 'inspect', tiny);
 });
 
 (process.platform === 'win32' ? test.skip : test)('a name that is too long is refused before the search', async () => {
@@ -221,19 +215,11 @@ const canMount = process.platform === 'linux' && mount() && umount() !== undefin
 
     test('that is full is said of temporary files too', async () => {
         fill(mounted);
-        const { TMPDIR } = process.env;
         process.env.TMPDIR = disk;
-        try {
-            await refused(
-                /^blockpruner: can't write temporary files in \S+: .*[Nn]o space left.*; set TMPDIR/,
-                ...search(at('y.gguf'))
-            );
-        } finally {
-            process.env.TMPDIR = TMPDIR;
-            if (TMPDIR === undefined) {
-                delete process.env.TMPDIR;
-            }
-        }
+        await refused(
+            /^blockpruner: can't write temporary files in \S+: .*[Nn]o space left.*; set TMPDIR/,
+            ...search(at('y.gguf'))
+        );
     });
 });
 
@@ -304,14 +290,12 @@ test('a model that is larger than the memory is refused before it is loaded', as
         new RegExp(`large-ffn.gguf needs \\d+\\.\\d\\d GiB of memory for its weights alone, and ${where}`);
     await refused(says('this computer has \\d+\\.\\d\\d GiB$'), 'prune', model, '-o', at('z.gguf'), ...shortSearch);
     if (process.platform === 'linux' && backendFolders.cpu !== '') {
-        const before = { ...process.env };
         Object.assign(process.env, fakeGpu());
         const onGpu = shortSearch.map((argument) => (argument === 'cpu' ? 'cuda' : argument));
         await refused(
             says('the GPU has 2.00 GiB: --gpu-layers \\d+ puts so many layers there, --device cpu none$'),
             ...['prune', model, '-o', at('z.gguf'), ...onGpu]
         );
-        process.env = before;
     }
 });
 

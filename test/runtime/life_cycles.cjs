@@ -2,18 +2,16 @@
 // of it as one JSON object.
 const path = require('node:path');
 const { isMainThread, parentPort, Worker } = require('node:worker_threads');
-const { loadCalibration, Model } = require('../../dist/index.js');
+const { loadCalibration, Model, perplexityOf } = require('../../dist/index.js');
 
 const tiny = path.resolve(__dirname, '..', '..', 'models', 'blockpruner-tiny.gguf');
 const load = () => Model.load(tiny, { device: 'cpu', threads: 1 });
 const textFor = (model) => loadCalibration(model, { file: 'embedded', samples: 1, context: 32 });
 
-async function perplexity(use = (model) => model) {
+async function perplexity() {
     const model = await load();
     try {
-        const calibration = await textFor(model);
-        const nll = await use(model).evaluate(calibration);
-        return Math.exp(nll.reduce((sum, value) => sum + value, 0) / nll.length);
+        return await perplexityOf(model, await textFor(model));
     } finally {
         model.dispose();
     }
@@ -55,11 +53,10 @@ async function main() {
     const last = await perplexity();
 
     // an addon that is loaded a second time, as by two versions of a package that depends on this one
-    const before = Object.keys(require.cache);
-    before.forEach((file) => delete require.cache[file]);
+    Object.keys(require.cache).forEach((file) => delete require.cache[file]);
     const again = require('../../dist/index.js');
     const model = await again.Model.load(tiny, { device: 'cpu', threads: 1 });
-    const twice = Math.exp((await model.evaluate(text)).reduce((sum, value, _, all) => sum + value / all.length, 0));
+    const twice = await again.perplexityOf(model, text);
     model.dispose();
     console.log(JSON.stringify({ expected, resident, disposed, afterwards, together, last, twice }));
 }

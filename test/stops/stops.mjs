@@ -35,7 +35,7 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
             throw new Error(whole.stderr);
         }
         const bytes = fs.readFileSync(at('whole.gguf'));
-        const expected = fs.readdirSync(folder).sort().join();
+        const always = fs.readdirSync(folder);
 
         const stopOnce = async (output, stop, resume) => {
             const run = prune(output, ...(resume ? ['--resume'] : []));
@@ -58,9 +58,7 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
         };
         const nothingIsLeft = async (name, allowed) => {
             const orphans = await living(folder);
-            const left = fs
-                .readdirSync(folder)
-                .filter((file) => !expected.split(',').includes(file) && !allowed.test(file));
+            const left = fs.readdirSync(folder).filter((file) => !always.includes(file) && !allowed.test(file));
             if (orphans.length > 0 || left.length > 0) {
                 failures.push(`${name} left ${[...orphans, ...left].join(', ')}`);
             }
@@ -68,8 +66,8 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
 
         for (let i = 0; i < kill; i++) {
             const [name, output] = [`kill ${i}`, at(`${i}.gguf`)];
-            // a first life, and every other time a second one
-            for (let life = 0; life < 1 + (i % 2); life++) {
+            const lives = 1 + (i % 2);
+            for (let life = 0; life < lives; life++) {
                 const { over, code, signal, stderr } = await stopOnce(output, (run) => run.kill(), life > 0);
                 if (!over && signal !== 'SIGKILL' && code !== 0) {
                     failures.push(`${name}: ${code} ${stderr}`);
@@ -100,6 +98,12 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
                 failures.push(`${name}: code ${code}, ${stderr.slice(-300)}`);
             }
             await nothingIsLeft(name, /^\d+\.gguf(\.journal)?$/);
+            const temporaries = fs.readdirSync(temporary);
+            if (temporaries.length > 0) {
+                failures.push(`${name} left ${temporaries.join(', ')} among temporary files`);
+                fs.rmSync(temporary, { recursive: true });
+                fs.mkdirSync(temporary);
+            }
             fs.rmSync(output, { force: true });
             await resumed(name, output);
             fs.rmSync(output, { force: true });
@@ -123,11 +127,10 @@ function start(temporary, args) {
         over = false;
     child.stderr.on('data', (data) => (stderr += data));
     return {
-        // the streams are closed when the last of its children has ended
         ended: new Promise((resolve) =>
-            child.on('exit', (code, signal) => {
+            child.on('close', (code, signal) => {
                 over = true;
-                setImmediate(() => resolve({ code, signal, stderr }));
+                resolve({ code, signal, stderr });
             })
         ),
         isOver: () => over,
