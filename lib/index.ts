@@ -76,6 +76,7 @@ export {
     type TextOptions
 } from './evaluation/perplexity.js';
 export { type Host, type Plan } from './export/host.js';
+export { adapt, type Adaptable, type Adapted, type AdaptOptions } from './export/adapt.js';
 export { chooseHost } from './export/choose-host.js';
 export { stockGenerate, stockNll, stockSpeed, type Speed, type StockOptions } from './stock/stock.js';
 export type { PastPruning, Provenance } from './export/provenance.js';
@@ -95,7 +96,17 @@ export {
     type RunOptions
 } from './runtime/model.js';
 export { KeptStreams, type KeepOptions } from './runtime/kept-streams.js';
-export { quantizations, quantizeGguf, type Quantization } from './runtime/quantize.js';
+export {
+    fileTypes,
+    parseTensorType,
+    quantizations,
+    quantizeGguf,
+    writeImatrix,
+    type FileType,
+    type Quantization,
+    type TensorTypeRule
+} from './runtime/quantize.js';
+export { type TensorImportance } from './runtime/addon.js';
 export { resolveModel } from './runtime/resolve.js';
 export { type Sequences } from './runtime/sequences.js';
 export { apply, type ApplyOptions } from './pipeline/apply.js';

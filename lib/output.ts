@@ -6,6 +6,7 @@ import path from 'node:path';
 import { BlockprunerError, messageOf, option } from './errors.js';
 
 const PARTIAL = '.blockpruner-partial-';
+const TEMPORARY = 'blockpruner-temporary-';
 
 /**
  * Finds out, before any long work, that a file can be written.
@@ -77,12 +78,13 @@ export async function checkWritable(folder: string): Promise<void> {
 }
 
 /**
- * Makes a folder for temporary files.
+ * Makes a folder for temporary files, and deletes those that killed processes have left.
  * @throws BlockprunerError if there is no place for one
  */
 export async function makeTemporaryFolder(): Promise<string> {
     try {
-        return await fs.promises.mkdtemp(path.join(os.tmpdir(), 'blockpruner-'));
+        removeDead(os.tmpdir(), TEMPORARY);
+        return await fs.promises.mkdtemp(path.join(os.tmpdir(), `${TEMPORARY}${host}-${process.pid}-`));
     } catch (error) {
         throw temporaryError(error);
     }
@@ -108,10 +110,18 @@ const host = os.hostname().replace(/\W/g, '').slice(0, 40);
 
 /** Deletes what processes of this computer that were killed have left in a folder. */
 export function removeDeadPartials(folder: string): void {
-    for (const name of fs.readdirSync(folder).filter((one) => one.startsWith(PARTIAL))) {
-        const [owner, pid] = name.slice(PARTIAL.length).split('-');
+    removeDead(folder, PARTIAL);
+}
+
+function removeDead(folder: string, prefix: string): void {
+    for (const name of fs.readdirSync(folder).filter((one) => one.startsWith(prefix))) {
+        const [owner, pid] = name.slice(prefix.length).split('-');
         if (owner === host && !isAlive(Number(pid))) {
-            fs.rmSync(path.join(folder, name), { force: true });
+            try {
+                fs.rmSync(path.join(folder, name), { recursive: true, force: true });
+            } catch {
+                // it is another user's
+            }
         }
     }
 }

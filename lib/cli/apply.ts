@@ -12,6 +12,8 @@ import {
     jsonOption,
     modelArgument,
     outputOptions,
+    quantizeOf,
+    quantizeOptions,
     repairOf,
     repairOptions
 } from './options.js';
@@ -32,6 +34,7 @@ export const builder = (yargs: Argv) =>
             remove: { type: 'number', describe: 'Remove so many blocks of the order' },
             ...outputOptions,
             ...repairOptions,
+            ...quantizeOptions,
             ...calibrationOptions,
             ...deviceOptions,
             json: jsonOption
@@ -53,6 +56,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             force,
             verify,
             ...repairOf(argv),
+            ...quantizeOf(argv),
             calibration: calibrationOf(argv),
             ...deviceOf(argv),
             signal,

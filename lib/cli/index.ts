@@ -2,6 +2,7 @@
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import { BlockprunerError } from '../errors.js';
+import * as adapt from './adapt.js';
 import * as apply from './apply.js';
 import * as compare from './compare.js';
 import * as devices from './devices.js';
@@ -21,12 +22,13 @@ async function main(): Promise<void> {
         )
         .command(prune)
         .command(apply)
+        .command(adapt)
         .command(perplexity)
         .command(evaluate)
         .command(compare)
         .command(inspect)
         .command(devices)
-        .demandCommand(1, 'say what to do: prune, apply, perplexity, eval, compare, inspect or devices')
+        .demandCommand(1, 'say what to do: prune, apply, adapt, perplexity, eval, compare, inspect or devices')
         .strict()
         .recommendCommands()
         .parserConfiguration({ 'duplicate-arguments-array': false }) // the last one counts

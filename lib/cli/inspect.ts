@@ -38,7 +38,7 @@ function inspectionLines(inspection: Inspection): string[] {
         ...(history.length > 0
             ? [
                   'Importance matrices, LoRA adapters and control vectors of the model before the pruning name ' +
-                      'layers that are others now: they are taken for those without a word, and do harm.'
+                      "layers that are others now, and do harm: 'blockpruner adapt' makes them fit."
               ]
             : [])
     ];

@@ -4,9 +4,11 @@ import type { Argv } from 'yargs';
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { checkInteger } from '../check.js';
 import { taskNames } from '../evaluation/tasks.js';
+import type { QuantizeOptions } from '../pipeline/quantize.js';
 import { repairTypes, type RepairOptions } from '../pipeline/repair.js';
 import { repairs } from '../repair/fit.js';
 import { devices, type Device } from '../runtime/device.js';
+import { fileTypes, type FileType } from '../runtime/quantize.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
 import { messageInWords } from './words.js';
 
@@ -37,6 +39,36 @@ export const outputOptions = {
         describe: "Check the result's perplexity in the stock runtime; --no-verify skips it"
     }
 } as const;
+
+export const quantizeOptions = {
+    type: {
+        choices: fileTypes,
+        describe:
+            'Quantize the result to this type, by its importance matrix on the text that was used: a model in F16 or ' +
+            'BF16 loses least so',
+        defaultDescription: 'tensors keep their types'
+    },
+    'tensor-type': {
+        type: 'string',
+        array: true,
+        nargs: 1,
+        describe: 'Tensors of another type, such as attn_v=q8_0, the first part a regular expression; repeatable'
+    },
+    'imatrix-out': {
+        type: 'string',
+        describe: 'Write the importance matrix of the result there, for llama-quantize'
+    }
+} as const;
+
+export interface QuantizeArguments {
+    type?: FileType | undefined;
+    tensorType?: readonly string[] | undefined;
+    imatrixOut?: string | undefined;
+}
+
+export function quantizeOf({ type, tensorType, imatrixOut }: QuantizeArguments): QuantizeOptions {
+    return { type, tensorTypes: tensorType, imatrixOut };
+}
 
 export const deviceOptions = {
     device: {

@@ -1,7 +1,7 @@
 // What commands print on stdout: one JSON object for programs, or lines for a person.
 import type { TaskScores } from '../evaluation/scores.js';
 import { formatFixed, formatMebibytes, formatMillions, formatPercent, formatScore, formatSeconds } from '../format.js';
-import { formatRepair, type PruneResult } from '../report/prune-result.js';
+import { formatQuantized, formatRepair, type PruneResult } from '../report/prune-result.js';
 import { formatBlock } from '../runtime/blocks.js';
 
 /** Prints a result as JSON, or as the lines that a person is to read. */
@@ -21,6 +21,7 @@ export function pruneResultLines(result: PruneResult, verified: boolean): string
         ...(result.merged ?? []).map((sum) => `merged      ${sum}`),
         `repair      ${formatRepair(result.repair)}`,
         `perplexity  ${perplexities} (${formatRise(perplexity)}, calibration text)`,
+        ...(result.quantized ? [`quantized   ${formatQuantized(result.quantized)}`] : []),
         `parameters  ${formatPair(parameters, formatMillions)} (${formatRise(parameters)})`,
         `size        ${formatPair(bytes, formatMebibytes)} (${formatRise(bytes)})`,
         ...tasks.dense.flatMap((dense, i) => [

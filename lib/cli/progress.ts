@@ -15,6 +15,7 @@ const phases: Record<Phase, string> = {
     score: 'Scoring',
     write: 'Writing',
     verify: 'Verifying',
+    quantize: 'Quantizing',
     speed: 'Speed'
 };
 

@@ -15,6 +15,8 @@ import {
     jsonOption,
     modelArgument,
     outputOptions,
+    quantizeOf,
+    quantizeOptions,
     repairOf,
     repairOptions,
     repeatableTask,
@@ -71,6 +73,7 @@ export const builder = (yargs: Argv) =>
             },
             ...searchOptions,
             ...repairOptions,
+            ...quantizeOptions,
             resume: {
                 type: 'boolean',
                 describe: 'Go on with the search for this output that was stopped; --no-resume begins anew',
@@ -92,6 +95,7 @@ export const builder = (yargs: Argv) =>
         })
         .example('$0 prune model.gguf --ratio 0.2 -o smaller.gguf', 'a fifth of the parameters')
         .example('$0 prune model.gguf --max-increase 0.1 -o smaller.gguf', 'all that costs at most 10 % perplexity')
+        .example('$0 prune model-f16.gguf --ratio 0.1 --type Q4_K_M -o smaller.gguf', 'and quantized, in one go')
         .example(
             '$0 prune model.gguf --ratio 0.2 --method blockpruner --repair none --search exact -o paper.gguf',
             'exactly the method of the paper'
@@ -132,6 +136,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 limit,
                 ...search,
                 ...repairOf(argv),
+                ...quantizeOf(argv),
                 resume,
                 calibration: calibrationOf(argv),
                 ...deviceOf(argv),

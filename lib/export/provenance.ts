@@ -1,7 +1,7 @@
 // What a pruned file remembers, as `blockpruner.*` metadata keys, of how it was made, and of the prunings before.
 import path from 'node:path';
 import { z } from 'zod';
-import type { GgufValue } from '../runtime/addon.js';
+import type { GgufTensor, GgufValue } from '../runtime/addon.js';
 import { formatBlock, formatLinear, formatMerges, type Removal } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
 import { version } from '../version.js';
@@ -25,6 +25,7 @@ const pruningSchema = z.object({
     merged: listed,
     linear: listed,
     refitted: listed,
+    tensors: listed,
     'calibration.name': z.string(),
     'calibration.sequences': z.number(),
     'calibration.context': z.number(),
@@ -48,8 +49,26 @@ export interface PastPruning extends Provenance {
     refitted: string[];
 }
 
-/** The keys of a file that was just pruned. Lists are left out where they are empty. */
-export function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provenance, hash: string): GgufValue[] {
+/** What a tensor of a pruned file was made of. */
+export interface TensorOrigin {
+    name: string;
+    /** Tensors of the source; several where their rows were joined. */
+    from: string[];
+    /** The rows of heads of this size have another order, from NEOX to NORM rope order. */
+    ropeHead?: number | undefined;
+}
+
+/**
+ * The keys of a file that was just pruned. Lists are left out where they are empty.
+ * @param tensors of the file
+ */
+export function provenanceKeys(
+    gguf: Gguf,
+    removal: Removal,
+    tensors: readonly GgufTensor[],
+    provenance: Provenance,
+    hash: string
+): GgufValue[] {
     const { removed, merges, linear = [], changes } = removal;
     const { calibration, perplexity } = provenance;
     const values: z.infer<typeof pruningSchema> = {
@@ -61,6 +80,7 @@ export function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provena
         merged: merges && formatMerges(merges),
         linear: linear.length > 0 ? formatLinear(linear) : undefined,
         refitted: changes?.size ? [...changes.keys()] : undefined,
+        tensors: tensors.flatMap(formatOrigin),
         'calibration.name': calibration.name,
         'calibration.sequences': calibration.sequences,
         'calibration.context': calibration.context,
@@ -77,6 +97,24 @@ export function provenanceKeys(gguf: Gguf, removal: Removal, provenance: Provena
                   ? { key, type: name.startsWith('perplexity.') ? 'f64' : 'u32', value }
                   : { key, type: 'string[]', value: value };
         });
+}
+
+/** `blk.3.attn_q.weight blk.5.attn_q.weight rope 64`: what was made of what, and how. */
+function formatOrigin(tensor: GgufTensor): string[] {
+    if (!('from' in tensor)) {
+        return [];
+    }
+    const rope = tensor.ropeHead === undefined ? '' : ` rope ${tensor.ropeHead}`;
+    return [`${tensor.name} ${tensor.from.map(({ name }) => name).join('+')}${rope}`];
+}
+
+/** What the tensors of a pruned file were made of; those that are new are left out. Undefined: it doesn't tell. */
+export function originsOf({ metadata }: Gguf): TensorOrigin[] | undefined {
+    const found = z.array(z.string()).safeParse(metadata['blockpruner.tensors']);
+    return found.data?.map((text) => {
+        const [name, from = '', , head] = text.split(' ') as [string, ...(string | undefined)[]];
+        return { name, from: from.split('+'), ropeHead: head === undefined ? undefined : Number(head) };
+    });
 }
 
 /** What a file tells of the pruning before the last one, and of that before it as `blockpruner.previous.previous.*`. */

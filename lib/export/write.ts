@@ -60,22 +60,26 @@ export async function writeDraft(
     const folder = path.dirname(path.resolve(output));
 
     const file = partialIn(folder, '.gguf');
-    const discard = () => fs.rm(file, { force: true });
     try {
-        const keys = provenanceKeys(gguf, removal, provenance, await hashGguf(gguf, signal));
+        const keys = provenanceKeys(gguf, removal, plan.tensors, provenance, await hashGguf(gguf, signal));
         await runNative(signal, (cancel) =>
             addon.writeGguf(
                 { ...plan, output: file, set: [...plan.set, ...sizeLabel(gguf, plan), ...keys] },
                 { cancel, ...(onProgress && { onProgress }) }
             )
         );
-        const handle = await fs.open(file, 'r+');
-        await handle.sync().finally(() => handle.close());
+        return await draftOf(file, output, force);
     } catch (error) {
-        await discard();
+        await fs.rm(file, { force: true });
         throw error;
     }
-    return { file, publish: () => giveName(file, output, force), discard };
+}
+
+/** Flushes a file that is complete, so that it is on the disk before it gets its name. */
+export async function draftOf(file: string, output: string, force: boolean | undefined): Promise<Draft> {
+    const handle = await fs.open(file, 'r+');
+    await handle.sync().finally(() => handle.close());
+    return { file, publish: () => giveName(file, output, force), discard: () => fs.rm(file, { force: true }) };
 }
 
 /**

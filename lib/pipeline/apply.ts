@@ -6,6 +6,7 @@ import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/bloc
 import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
+import { checkQuantization, checkQuantizeOptions } from './quantize.js';
 import { checkRepairOptions, planRepair, repair, type RepairOptions } from './repair.js';
 import { checkSessionOptions, findModel, Session, type SessionOptions, type Source } from './session.js';
 
@@ -25,8 +26,10 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
     }
     checkSessionOptions(options);
     checkRepairOptions(options);
+    checkQuantizeOptions(options);
     const source = await findModel(model, options);
     await checkOutput(output, source.gguf.files, force);
+    await checkQuantization(source.gguf, options);
     return withLock(output, () => applyTo(source, options));
 }
 
@@ -35,16 +38,17 @@ async function applyTo(source: Source, options: ApplyOptions): Promise<PruneResu
     const { order, output } = options;
     const session = await Session.open(source, options, { copies: false });
     const folder = path.dirname(output);
-    let repaired, measured;
+    let repaired, fitted, measured;
     try {
         checkOrder(session, order);
         const plan = await planRepair(session, options);
+        fitted = plan.kind === 'none' ? undefined : plan.text;
         repaired = await repair(session, { removed: bare(order), steps: [] }, plan, folder, options);
         measured = await measure(session, repaired.decision, { ...options, folder });
     } finally {
         session.dispose();
     }
-    const decided = { uri: source.model, method: null, ...repaired, measured, started };
+    const decided = { uri: source.model, method: null, ...repaired, fitted, measured, started };
     return deliver(session, decided, { ...options, speed: false });
 }
 

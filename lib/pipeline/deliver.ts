@@ -13,6 +13,7 @@ import { countParameters, readGguf } from '../runtime/gguf.js';
 import { Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 import { stockNll, stockSpeed, type StockOptions } from '../stock/stock.js';
+import { quantizePruned, type QuantizeOptions } from './quantize.js';
 import type { Session, SessionOptions } from './session.js';
 
 /** The speed is measured on a prompt of so many tokens and as many generated ones. */
@@ -30,7 +31,7 @@ const VERIFIED_LOGITS = 2 ** 25;
 /** Where the stock runtime has no backend for the GPU, so many tokens are compared on the CPU, or one sequence. */
 const CPU_TOKENS = 1024;
 
-export interface DeliverOptions extends Pick<SessionOptions, 'onProgress' | 'signal'> {
+export interface DeliverOptions extends QuantizeOptions, Pick<SessionOptions, 'onProgress' | 'signal'> {
     /** The pruned GGUF to write. */
     output: string;
     /** Replace an existing file. Default: false. */
@@ -95,8 +96,8 @@ export function scoringOptions({
 }
 
 /**
- * Writes a pruned model, checks it in the stock runtime, measures its speed there if that is asked for, and gives it
- * its name. The session is disposed before, so that the stock runtime has room for its copy.
+ * Writes a pruned model, checks it in the stock runtime, quantizes it and measures its speed there if that is asked
+ * for, and gives it its name. The session is disposed before, so that the stock runtime has room for its copy.
  * @throws BlockprunerError if the file can't be written or computes something else; no file is left behind then
  */
 export async function deliver(
@@ -106,12 +107,15 @@ export async function deliver(
         method: Method | null;
         decision: Decision;
         repair: RepairResult;
+        /** What the repair was fitted to, if it was. */
+        fitted: Sequences | undefined;
         measured: Measured;
         started: number;
     },
-    { output, force, verify = true, signal, onProgress, speed: withSpeed }: DeliverOptions & { speed: boolean }
+    options: DeliverOptions & { speed: boolean }
 ): Promise<PruneResult> {
-    const { uri, method, decision, repair, measured, started } = decided;
+    const { uri, method, decision, repair, fitted, measured, started } = decided;
+    const { output, force, verify = true, signal, onProgress } = options;
     const { gguf, host, blocks, calibrationInfo, parameters, model } = session;
     const provenance = { calibration: calibrationInfo, perplexity: measured.perplexity };
     const stock = stockOptions(model, signal);
@@ -121,21 +125,31 @@ export async function deliver(
         signal,
         onProgress: (done, total) => onProgress?.('write', done, total)
     });
-    let speed: PruneResult['speed'] = null;
-    try {
+    const check = async (file: string, nll: Float32Array) => {
         if (verify) {
             const reportVerified = (done: number, total: number) => onProgress?.('verify', done, total);
-            const check = model.prebuilt ? checkInStockRuntime : checkOnCpu;
-            await check(session, draft.file, measured.nll, { ...stock, onProgress: reportVerified });
+            const run = model.prebuilt ? checkInStockRuntime : checkOnCpu;
+            await run(session, file, nll, { ...stock, onProgress: reportVerified });
         }
-        if (withSpeed) {
+    };
+    let speed: PruneResult['speed'] = null;
+    let quantized;
+    try {
+        await check(draft.file, measured.nll);
+        quantized = await quantizePruned(session, await readGguf(draft.file, signal), fitted, options);
+        if (quantized) {
+            await check(quantized.draft.file, quantized.nll);
+        }
+        const last = quantized?.draft ?? draft;
+        if (options.speed) {
             const reportRound = (round: number) => onProgress?.('speed', round, SPEED_ROUNDS);
-            speed = await measureSpeeds(gguf.files[0]!, draft.file, stock, reportRound);
+            speed = await measureSpeeds(gguf.files[0]!, last.file, stock, reportRound);
         }
         signal?.throwIfAborted();
-        draft.publish();
+        last.publish();
     } finally {
         await draft.discard();
+        await quantized?.draft.discard();
     }
 
     const written = await readGguf(output); // without the signal, since the file is there
@@ -155,6 +169,13 @@ export async function deliver(
         perplexity: measured.perplexity,
         parameters: { dense: parameters, pruned: countParameters(written) },
         bytes: { dense: gguf.bytes, pruned: written.bytes },
+        quantized: quantized
+            ? {
+                  type: quantized.type,
+                  tokens: quantized.tokens,
+                  perplexity: Math.exp(meanNll(quantized.nll, session.calibration.length))
+              }
+            : null,
         tasks: measured.tasks,
         speed,
         seconds: (performance.now() - started) / 1000

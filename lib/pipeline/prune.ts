@@ -27,6 +27,7 @@ import { formatOrder } from '../search/order.js';
 import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
+import { checkQuantization, checkQuantizeOptions } from './quantize.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
@@ -119,7 +120,7 @@ async function pruneSource(
     const started = performance.now();
     const { output, report, force, signal, onProgress } = options;
     const session = await Session.open(source, options);
-    let repaired, measured;
+    let repaired, fitted, measured;
     try {
         method.check(methodContext(session, method, undefined, options), goal);
         await checkLeastRoom(session, output, goal);
@@ -128,6 +129,7 @@ async function pruneSource(
         const denseScores = await scoreTasks(session.model, options.tasks ?? [], scoring);
         const plan = await planRepair(session, { ...options, merges: !method.stepwise });
         const linear = plan.kind === 'none' ? undefined : plan.linear;
+        fitted = plan.kind === 'none' ? undefined : plan.text;
         const context = methodContext(session, method, linear, options);
         const decision = await method.decide(context, goal);
         checkReached(context, goal, decision);
@@ -136,7 +138,7 @@ async function pruneSource(
     } finally {
         session.dispose();
     }
-    const decided = { uri: source.model, method: method.name, ...repaired, measured, started };
+    const decided = { uri: source.model, method: method.name, ...repaired, fitted, measured, started };
     const result = await deliver(session, decided, { ...options, speed: report !== undefined });
     if (report !== undefined) {
         writeText(report, await pruneReport(result), { force, what: 'report' });
@@ -189,13 +191,20 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
     checkTaskOptions({ limit: options.limit });
     checkSessionOptions(options);
     checkRepairOptions(options);
+    checkQuantizeOptions(options);
     checkNames(options);
     return { method, goal: { remove, ratio, maxIncrease } };
 }
 
 /** @throws BlockprunerError if two of the files that are written have the same name */
-function checkNames({ output, orderFile, report }: PruneOptions): void {
-    const names = { 'order file': orderFile, report, output, journal: journalOf(output) };
+function checkNames({ output, orderFile, report, imatrixOut }: PruneOptions): void {
+    const names = {
+        'order file': orderFile,
+        report,
+        'importance matrix': imatrixOut,
+        output,
+        journal: journalOf(output)
+    };
     const files = Object.entries(names).flatMap(([what, name]) => (name === undefined ? [] : [{ what, name }]));
     for (const [i, { what, name }] of files.entries()) {
         const same = files.slice(i + 1).find((other) => path.resolve(name) === path.resolve(other.name));
@@ -244,6 +253,7 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
     if (report !== undefined) {
         await checkOutput(report, gguf.files, force, 'report');
     }
+    await checkQuantization(gguf, options);
 }
 
 /** @throws BlockprunerError if there is no room for the smallest file that can come of it */

@@ -23,7 +23,8 @@ import { checkConfidence, DEFAULT_CONFIDENCE } from '../search/race.js';
 import { version } from '../version.js';
 
 /** What is being worked on, for progress bars. `done` and `total` are in the unit of the phase. */
-export type Phase = 'download' | 'load' | 'calibrate' | 'score' | 'search' | 'repair' | 'write' | 'verify' | 'speed';
+export type Phase =
+    'download' | 'load' | 'calibrate' | 'score' | 'search' | 'repair' | 'write' | 'verify' | 'quantize' | 'speed';
 
 export type PhaseProgress = (phase: Phase, done: number, total: number) => void;
 

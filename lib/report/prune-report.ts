@@ -18,7 +18,7 @@ import { version } from '../version.js';
 import { barChart, layerMaps, lineChart, removedAxis, scoreChart, type Bar } from './charts.js';
 import { importanceFigure } from './importance-figure.js';
 import { page, type Detail, type Fact, type Figure, type LegendItem } from './page.js';
-import { formatRepair, unrepairedPerplexity, type PruneResult } from './prune-result.js';
+import { formatQuantized, formatRepair, unrepairedPerplexity, type PruneResult } from './prune-result.js';
 
 /**
  * A page that shows what came of pruning a model, as one HTML file that needs nothing else: perplexity against
@@ -94,6 +94,9 @@ function detailsOf(result: PruneResult): Detail[] {
         details.push(['Merged', merged.join('; ')]);
     }
     details.push(['Repair', formatRepair(result.repair)]);
+    if (result.quantized) {
+        details.push(['Quantized', formatQuantized(result.quantized)]);
+    }
     details.push(['Calibration', `${calibration.name}: ${calibration.sequences} × ${calibration.context} tokens`]);
     if (speed) {
         const threads = `${speed.threads} ${speed.threads === 1 ? 'thread' : 'threads'}`;

@@ -6,6 +6,7 @@ import type { Repair } from '../repair/fit.js';
 import type { Device } from '../runtime/device.js';
 import { formatLinear, type Block } from '../runtime/blocks.js';
 import type { BlockInfo } from '../runtime/model.js';
+import type { FileType } from '../runtime/quantize.js';
 import type { Step } from '../search/greedy.js';
 import type { Speed } from '../stock/stock.js';
 
@@ -58,6 +59,11 @@ export interface PruneResult {
     parameters: { dense: number; pruned: number };
     /** Sizes of the files. */
     bytes: { dense: number; pruned: number };
+    /**
+     * The type that the pruned model was quantized to, of how many tokens its importance matrix is, and the perplexity
+     * on the calibration text of what is in the file; null where tensors have kept their types.
+     */
+    quantized: { type: FileType; tokens: number; perplexity: number } | null;
     /** Scores of the tasks that were asked for, in their order. */
     tasks: { dense: TaskScores[]; pruned: TaskScores[] };
     /**
@@ -72,6 +78,11 @@ export interface PruneResult {
 /** The perplexity on the calibration text after all removals, before any repair. */
 export function unrepairedPerplexity({ repair, perplexity }: PruneResult): number {
     return repair.kind === 'none' ? perplexity.pruned : repair.unrepaired;
+}
+
+/** Says what a model was quantized to, and at what loss. */
+export function formatQuantized({ type, tokens, perplexity }: NonNullable<PruneResult['quantized']>): string {
+    return `${type}, by the importance of ${tokens} tokens; perplexity ${formatFixed(perplexity, 4)}`;
 }
 
 /** Says what a repair did, or why there was none. */

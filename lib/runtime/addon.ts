@@ -111,6 +111,8 @@ export interface NativeEvaluator {
         dense: NativeEvaluator,
         task: NativeTask
     ): Promise<Float32Array>;
+    /** How large the values are that the tensors of the layers multiply. */
+    importance(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<TensorImportance[]>;
     /** `gaps`: the boundaries before and behind each, as in `influence`. Matrices are row after row. */
     fitRepair(
         tokens: Int32Array,
@@ -179,6 +181,16 @@ export type GgufTensor =
     | { name: string; from: GgufSource[]; ropeHead?: number }
     | { name: string; type: string; shape: number[]; data?: Float32Array };
 
+/** How large the values are that a tensor multiplies; see {@link Model.importance}. */
+export interface TensorImportance {
+    /** Its name, such as `blk.3.ffn_down.weight`. */
+    tensor: string;
+    /** Sums of squares by column: [matrices × columns]; a tensor of experts has several matrices. */
+    sums: Float32Array;
+    /** How many rows were multiplied, by matrix, or once for all. */
+    counts: Float32Array;
+}
+
 /** A GGUF file that is made of parts of others. */
 export interface GgufPlan {
     output: string;
@@ -221,7 +233,16 @@ export interface Addon {
     /** Progress is told in bytes. */
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
     /** Progress is told in tensors. */
-    quantizeGguf(input: string, output: string, options: NativeTask & { type: string; threads: number }): Promise<void>;
+    quantizeGguf(
+        input: string,
+        output: string,
+        options: NativeTask & {
+            type: string;
+            threads: number;
+            importance?: readonly TensorImportance[] | undefined;
+            tensorTypes?: readonly (readonly [pattern: string, type: string])[] | undefined;
+        }
+    ): Promise<void>;
     Cancellation: new () => Cancellation;
     Model: {
         /**

@@ -9,6 +9,7 @@ import {
     type NativeEvaluator,
     type NativeModel,
     type NativeTask,
+    type TensorImportance,
     type TextPiece
 } from './addon.js';
 import { bare, formatBlock, SkipSet, without, type Block } from './blocks.js';
@@ -560,6 +561,18 @@ export class Model {
         const pairs = Uint32Array.from(gaps.flatMap((gap) => this.#boundariesAround(context, gap)));
         return this.#runOn(context, options, (evaluator, _, task) =>
             evaluator.fitRepair(sequences.tokens, sequences.length, pairs, { ...task, ...fit })
+        );
+    }
+
+    /**
+     * The importance matrix of the model, which tells a quantizer how much the columns of each matrix matter: of all
+     * tensors of the layers that are multiplied, as llama-imatrix gathers it. Memory: 8 bytes for each column, and a
+     * context of its own.
+     * @throws ArgumentError unless the tokens are whole sequences; BlockprunerError where values are not finite
+     */
+    async importance(sequences: Sequences, options: EvaluateOptions = {}): Promise<TensorImportance[]> {
+        return this.#run(sequences, options, (evaluator, skip, task) =>
+            evaluator.importance(sequences.tokens, sequences.length, skip, task)
         );
     }
 

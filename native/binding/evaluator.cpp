@@ -4,6 +4,7 @@
 #include "binding/model.h"
 #include "engine/divergence.h"
 #include "engine/endings.h"
+#include "engine/importance.h"
 #include "engine/influence.h"
 #include "engine/repair.h"
 #include "llama-model.h"
@@ -116,6 +117,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
                                          InstanceMethod<&Evaluator::hidden>("hidden"),
                                          InstanceMethod<&Evaluator::diverge>("diverge"),
                                          InstanceMethod<&Evaluator::fit_repair>("fitRepair"),
+                                         InstanceMethod<&Evaluator::importance>("importance"),
                                          InstanceMethod<&Evaluator::dispose>("dispose"),
                                      });
 
@@ -309,6 +311,27 @@ Napi::Value Evaluator::fit_repair(const Napi::CallbackInfo & info) {
             result.Set("linear", linear);
             result.Set("refits", refits);
             return result;
+        });
+}
+
+Napi::Value Evaluator::importance(const Napi::CallbackInfo & info) {
+    const auto on        = engine(info.Env());
+    const auto sequences = std::make_shared<token_sequences>(read_sequences(*on, info[0], info[1]));
+    const auto skip      = read_skip_set(*on, info[2]);
+    auto       found     = std::make_shared<std::vector<tensor_importance>>();
+    return run_on(
+        info.Env(), { on }, info[3],
+        [=](const task_control & control) { *found = importance_of(*on, *sequences, skip, control); },
+        [found](Napi::Env env) {
+            auto all = Napi::Array::New(env);
+            for (const auto & [tensor, sums, counts] : *found) {
+                auto one = Napi::Object::New(env);
+                one.Set("tensor", tensor);
+                one.Set("sums", typed_array<Napi::Float32Array>(env, sums));
+                one.Set("counts", typed_array<Napi::Float32Array>(env, counts));
+                all.Set(all.Length(), one);
+            }
+            return all;
         });
 }
 

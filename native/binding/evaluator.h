@@ -31,6 +31,7 @@ private:
     Napi::Value hidden(const Napi::CallbackInfo & info);
     Napi::Value diverge(const Napi::CallbackInfo & info);
     Napi::Value fit_repair(const Napi::CallbackInfo & info);
+    Napi::Value importance(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };
 

@@ -1,6 +1,7 @@
 #include "binding/gguf.h"
 
 #include "binding/async.h"
+#include "engine/importance.h"
 #include "gguf/quantize.h"
 #include "gguf/read.h"
 #include "gguf/write.h"
@@ -192,6 +193,22 @@ std::pair<std::string, std::vector<uint32_t>> read_selection(const Napi::Value &
     return { read_string(pair.Get(0u)), read_each(indexes, read_index) };
 }
 
+// How much columns matter, by the tensor's name.
+std::pair<std::string, std::vector<float>> read_importance(const Napi::Value & value) {
+    const auto              object = value.As<Napi::Object>();
+    const tensor_importance read   = {
+        .tensor = read_string(object.Get("tensor")),
+        .sums   = read_floats(object.Get("sums")),
+        .counts = read_floats(object.Get("counts")),
+    };
+    return { read.tensor, mean_squares_of(read) };
+}
+
+std::pair<std::string, ggml_type> read_tensor_type(const Napi::Value & value) {
+    const auto names = read_each(value, read_string);
+    return { names.at(0), tensor_type_of(names.at(1)) };
+}
+
 gguf_plan read_plan(const Napi::Object & object) {
     return {
         .output      = read_string(object.Get("output")),
@@ -230,13 +247,25 @@ Napi::Value binding::write_gguf(const Napi::CallbackInfo & info) {
 }
 
 Napi::Value binding::quantize_gguf(const Napi::CallbackInfo & info) {
-    const std::string input   = info[0].As<Napi::String>();
-    const std::string output  = info[1].As<Napi::String>();
-    const auto        options = info[2].As<Napi::Object>();
-    const std::string type    = options.Get("type").As<Napi::String>();
-    const int         threads = options.Get("threads").As<Napi::Number>();
+    const auto options = info[2].As<Napi::Object>();
+    auto       request = std::make_shared<quantize_request>();
+    request->input     = info[0].As<Napi::String>();
+    request->output    = info[1].As<Napi::String>();
+    request->type      = options.Get("type").As<Napi::String>();
+    request->n_threads = options.Get("threads").As<Napi::Number>();
+    try {
+        if (options.Get("importance").IsArray()) {
+            request->importance = read_each(options.Get("importance"), read_importance);
+        }
+        if (options.Get("tensorTypes").IsArray()) {
+            request->tensor_types = read_each(options.Get("tensorTypes"), read_tensor_type);
+        }
+    } catch (const Napi::Error &) {
+        throw;
+    } catch (const std::exception & e) { // of an unknown tensor type
+        throw Napi::Error::New(info.Env(), e.what());
+    }
     return run_async(
-        info.Env(), options,
-        [=](const task_control & control) { ::quantize_gguf(input, output, type, threads, control); },
+        info.Env(), options, [request](const task_control & control) { ::quantize_gguf(*request, control); },
         [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
 }

@@ -2,7 +2,6 @@
 
 #include "engine/llama_errors.h"
 #include "engine/token_batch.h"
-#include "ggml-backend.h"
 #include "llama-context.h"
 #include "llama-model.h"
 #include "llama.h"
@@ -26,10 +25,12 @@ llama_context_params context_params(const evaluator_options & options) {
     params.n_threads       = options.n_threads;
     params.n_threads_batch = options.n_threads;
     // never "auto": llama.cpp decides that by looking at a graph, and a skip set would change the decision
-    params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    params.type_k          = options.cache_type;
-    params.type_v          = options.cache_type;
-    params.graph_hook      = graph_patch::hook;
+    params.flash_attn_type   = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.type_k            = options.cache_type;
+    params.type_v            = options.cache_type;
+    params.graph_hook        = graph_patch::hook;
+    params.cb_eval           = options.on_operation;
+    params.cb_eval_user_data = options.on_operation_data;
     return params;
 }
 

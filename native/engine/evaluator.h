@@ -3,6 +3,7 @@
 
 #include "engine/task.h"
 #include "engine/threads.h"
+#include "ggml-backend.h"
 #include "ggml.h"
 #include "graph/graph_patch.h"
 
@@ -35,6 +36,10 @@ struct evaluator_options {
     ggml_type cache_type      = GGML_TYPE_F16;
     bool      keep_masks      = false;             // on the CPU too, for tests
     size_t    logits_bytes    = 256 * 1024 * 1024; // memory for logits; those of longer batches are computed in parts
+
+    // Is asked of each operation of a run whether its values are wanted, and called when they are there.
+    ggml_backend_sched_eval_callback on_operation      = nullptr;
+    void *                           on_operation_data = nullptr;
 };
 
 class evaluator {

@@ -196,6 +196,21 @@ test.each<[string[], string]>([
     await expectRefused(outputs, ['apply', tiny, '-o', path.join(outputs, 'new.gguf'), ...blocks, ...shortPrune], says);
 });
 
+test.each<[string[], string | RegExp]>([
+    [['--type', 'Q9_9'], /--help tells more/],
+    [['--tensor-type', 'attn_v=q8_0'], '--tensor-type is for a model that is quantized: give --type too'],
+    [
+        ['--type', 'Q4_0', '--tensor-type', 'attn_v'],
+        "--tensor-type must be NAME=TYPE, such as attn_v=q8_0, not 'attn_v'"
+    ],
+    [['--type', 'Q4_0', '--tensor-type', 'attn_v=q9'], /--tensor-type must be one of f32, f16, .*, not 'q9'/],
+    [['--type', 'Q4_0', '--tensor-type', '(v=q8_0'], /--tensor-type must be a regular expression, = and a type/],
+    [['--imatrix-out', output], /the importance matrix and the output are both \S+new.gguf: choose two names/],
+    [['--imatrix-out', path.join(inputs, 'none', 'x')], /there is no such folder/]
+])('quantization: %s', async (options, says) => {
+    await expectRefused(outputs, ['apply', tiny, '-o', output, '--blocks', 'attn.3', ...shortPrune, ...options], says);
+});
+
 test('an architecture that no host has', async () => {
     // the residual stream's scale depends on the number of layers
     const model = fixture('minicpm3-dense', input('minicpm3.gguf'));

@@ -6,6 +6,7 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 
 const SILENT = 20_000; // ms with one file
+const MOST_FAILURES = 100; // then something else is wrong
 
 /**
  * Reads files that are made of others by seeds.
@@ -14,7 +15,7 @@ const SILENT = 20_000; // ms with one file
 export async function fuzz({ models, seed, count, workers = 2, folder }) {
     const result = { refused: 0, read: 0, failures: [] };
     const work = async (start) => {
-        for (let at = start; at < seed + count;) {
+        for (let at = start; at < seed + count && result.failures.length < MOST_FAILURES;) {
             const { last, lines, why } = await readSome(folder, at, seed + count, workers, models);
             const counts = lines.findLast((line) => line.startsWith('{'));
             if (counts) {

@@ -9,6 +9,7 @@ const { BlockprunerError, readGguf } = require('../../dist/index.js');
 const { Prober } = require('../../dist/export/probe.js');
 
 const [folder, first, last, step, ...models] = process.argv.slice(2);
+const reader = Number(first) % Number(step); // one that goes on after another takes its files
 // a model's files: of a split one all, of which one is changed
 const bases = models.map((model, i) => {
     const [, count] = /-00001-of-(\d{5})\.gguf$/.exec(model) ?? [];
@@ -16,7 +17,7 @@ const bases = models.map((model, i) => {
     const endings = count ? Array.from({ length: Number(count) }, (_, n) => part(n + 1)) : ['.gguf'];
     return endings.map((ending) => {
         const bytes = fs.readFileSync(model.replace(endings[0], ending));
-        const file = path.join(folder, `${first}-${i}${ending}`);
+        const file = path.join(folder, `${reader}-${i}${ending}`);
         fs.writeFileSync(file, bytes);
         return { file, bytes, size: bytes.length, ...fieldsOf(bytes) };
     });

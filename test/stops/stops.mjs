@@ -58,7 +58,8 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
         };
         const nothingIsLeft = async (name, allowed) => {
             const orphans = await living(folder);
-            const left = fs.readdirSync(folder).filter((file) => !always.includes(file) && !allowed.test(file));
+            const files = [...fs.readdirSync(folder), ...fs.readdirSync(temporary)];
+            const left = files.filter((file) => !always.includes(file) && !allowed.test(file));
             if (orphans.length > 0 || left.length > 0) {
                 failures.push(`${name} left ${[...orphans, ...left].join(', ')}`);
             }
@@ -78,7 +79,7 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
                     }
                     fs.rmSync(output); // it had been given its name already
                 }
-                await nothingIsLeft(name, /^\d+\.gguf\.(journal|lock)$|partial/);
+                await nothingIsLeft(name, /^\d+\.gguf\.(journal|lock)$|partial|temporary/);
             }
             await resumed(name, output);
             fs.rmSync(output, { force: true });
@@ -98,12 +99,6 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
                 failures.push(`${name}: code ${code}, ${stderr.slice(-300)}`);
             }
             await nothingIsLeft(name, /^\d+\.gguf(\.journal)?$/);
-            const temporaries = fs.readdirSync(temporary);
-            if (temporaries.length > 0) {
-                failures.push(`${name} left ${temporaries.join(', ')} among temporary files`);
-                fs.rmSync(temporary, { recursive: true });
-                fs.mkdirSync(temporary);
-            }
             fs.rmSync(output, { force: true });
             await resumed(name, output);
             fs.rmSync(output, { force: true });

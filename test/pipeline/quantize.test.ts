@@ -1,0 +1,136 @@
+// A pruned model quantized by its own importance matrix: both are what llama.cpp's own tools make of the same file.
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { apply, Model, parseBlocks, readGguf, type TensorImportance } from '../../lib/index.js';
+import { backendFolders } from '../../lib/runtime/addon.js';
+import { readBytes } from '../gguf_bytes';
+import { fixture, quantize, temporaryFolder, tiny, tools, withModel } from '../models';
+
+const folder = temporaryFolder();
+const at = (name: string) => path.join(folder, name);
+const calibration = { file: 'embedded', samples: 2, context: 64 };
+const onCpu = { device: 'cpu', threads: 1, calibration } as const;
+let f32: string;
+beforeAll(async () => {
+    f32 = await quantize(tiny, at('f32.gguf'), 'F32');
+});
+
+function tool(name: string, ...args: string[]): void {
+    execFileSync(path.join(tools, name), args, { cwd: backendFolders.cpu, stdio: ['ignore', 'ignore', 'pipe'] });
+}
+
+const floats = (bytes: Buffer) => new Float32Array(Uint8Array.from(bytes).buffer);
+
+/** The mean squares of an importance matrix, by tensor. */
+function meanSquares(file: string): Map<string, number[]> {
+    const { valuesOf } = readBytes(file);
+    const sums = Object.entries(valuesOf).filter(([name]) => name.endsWith('.in_sum2'));
+    return new Map(
+        sums.map(([name, bytes]) => {
+            const tensor = name.replace('.in_sum2', '');
+            const count = floats(valuesOf[`${tensor}.counts`]!)[0]!;
+            return [tensor, [...floats(bytes)].map((sum) => sum / count)];
+        })
+    );
+}
+
+test('the importance matrix is that of llama-imatrix', async () => {
+    const text = at('text.txt');
+    fs.writeFileSync(text, fs.readFileSync('models/calibration.txt', 'utf8').slice(0, 4000));
+    const pruned = at('imatrix-of.gguf');
+    await apply(f32, { ...onCpu, order: parseBlocks('attn.3,ffn.5'), output: pruned, repair: 'none' });
+    tool('llama-imatrix', '-m', pruned, '-f', text, '-o', at('tool.gguf'), '-c', '128', '--chunks', '4', '-t', '1');
+
+    const model = await Model.load(pruned, { device: 'cpu', threads: 1 });
+    const tokens = await model.tokenize(fs.readFileSync(text, 'utf8'));
+    const found = await model.importance({ tokens: tokens.slice(0, 4 * 128), length: 128 });
+    model.dispose();
+
+    const expected = meanSquares(at('tool.gguf'));
+    expect(found.map(({ tensor }) => tensor).sort()).toEqual([...expected.keys()].sort());
+    for (const { tensor, sums, counts } of found) {
+        const theirs = expected.get(tensor)!.slice(0, sums.length);
+        const total = theirs.reduce((sum, value) => sum + value, 0);
+        if (total === 0) {
+            expect(tensor).toMatch(/^blk\.\d+\.ffn_/); // filler: it is told that there is nothing to tell
+            expect(counts[0]).toBe(0);
+            continue;
+        }
+        const difference = theirs.reduce((sum, value, i) => sum + Math.abs(value - sums[i]! / counts[0]!), 0);
+        // they count the last token of a sequence in the last block too, where it predicts nothing that is known
+        expect(difference / total).toBeLessThan(0.03);
+    }
+});
+
+test('what is written is what llama-quantize makes of the pruned file and its importance matrix', async () => {
+    const order = parseBlocks('attn.3,ffn.5');
+    const plain = at('plain.gguf');
+    const [output, imatrixOut] = [at('quantized.gguf'), at('own.imatrix.gguf')];
+    await apply(f32, { ...onCpu, order, output: plain, repair: 'none' });
+    const { quantized, bytes } = await apply(f32, {
+        ...onCpu,
+        ...{ order, output, repair: 'none', type: 'Q3_K_M', tensorTypes: ['Attn_V=Q6_K'], imatrixOut }
+    });
+    const rule = ['--tensor-type', 'Attn_V=Q6_K'];
+    tool('llama-quantize', '--imatrix', imatrixOut, ...rule, plain, at('theirs.gguf'), 'Q3_K_M', '1');
+    tool('llama-quantize', ...rule, plain, at('without.gguf'), 'Q3_K_M', '1');
+
+    const [ours, theirs, without] = [output, at('theirs.gguf'), at('without.gguf')].map((file) => readBytes(file));
+    expect(ours!.tensors.equals(theirs!.tensors)).toBe(true);
+    expect(ours!.data.equals(theirs!.data)).toBe(true);
+    expect(ours!.data.equals(without!.data)).toBe(false);
+    const values = (await readGguf(output)).tensors.filter(({ name }) => name.includes('attn_v'));
+    expect(new Set(values.map(({ type }) => type))).toEqual(new Set(['q6_K']));
+
+    expect(bytes.pruned).toBe(fs.statSync(output).size);
+    expect(quantized).toMatchObject({ type: 'Q3_K_M', tokens: 128 });
+    const perplexity = await withModel(output, async (model, text) => {
+        const nll = await model.evaluate(text);
+        return Math.exp(nll.reduce((sum, value) => sum + value, 0) / nll.length);
+    });
+    expect(quantized!.perplexity).toBeCloseTo(perplexity, 4);
+});
+
+test.each(['Q4_K_M', 'Q2_K_S'] as const)('filler stays as it is in %s, of both quantizers', async (type) => {
+    const order = parseBlocks('attn.0,ffn.2,attn.3'); // layer 0 gets a head of zeros, layer 2 an FFN of zeros
+    const [plain, output, imatrixOut] = ['filled.gguf', `filled-${type}.gguf`, `filled-${type}.imatrix.gguf`].map(at);
+    await apply(f32, { ...onCpu, order, output: plain!, repair: 'none', force: true });
+    const { quantized } = await apply(f32, {
+        ...onCpu,
+        ...{ order, output: output!, repair: 'none', type, imatrixOut: imatrixOut! }
+    });
+    const { tensors } = await readGguf(output!);
+    const filler = tensors.filter(({ name }) => name.startsWith('blk.0.attn') && !name.includes('norm'));
+    expect(filler.map((tensor) => tensor.type)).toEqual(['f16', 'f16', 'f16', 'f16']);
+    expect(quantized!.perplexity).toBeGreaterThan(1);
+    tool('llama-quantize', '--imatrix', imatrixOut!, plain!, at('tool.gguf'), type, '1');
+    const theirs = await withModel(at('tool.gguf'), async (model, text) => {
+        const nll = await model.evaluate(text);
+        return Math.exp(nll.reduce((sum, value) => sum + value, 0) / nll.length);
+    });
+    // not the same: what the tool does with filler changes which layers it gives more bits
+    expect(Math.abs(theirs / quantized!.perplexity - 1)).toBeLessThan(0.02);
+});
+
+test('experts count what is given to them', async () => {
+    const file = fixture('llama-moe', at('moe.gguf'));
+    const model = await Model.load(file, { device: 'cpu', threads: 1 });
+    const tokens = Int32Array.from({ length: 64 }, (_, i) => (i * 7) % model.vocabulary);
+    const found = await model.importance({ tokens, length: 32 });
+    const { tensors, metadata } = model.gguf;
+    model.dispose();
+    const of = (part: string): TensorImportance[] => found.filter(({ tensor }) => tensor.includes(part));
+    const used = Number(metadata['llama.expert_used_count']);
+    for (const { tensor, sums, counts } of of('_exps')) {
+        const [columns, , experts] = tensors.find(({ name }) => name === tensor)!.shape as [number, number, number];
+        expect([sums.length, counts.length]).toEqual([columns * experts, experts]);
+        const isLast = tensor.startsWith('blk.5.'); // of the last block, no more is computed than predicts something
+        expect(counts.reduce((sum, value) => sum + value, 0)).toBe(used * (isLast ? 62 : 64));
+    }
+    // what goes into the experts of a layer is what its router sees, each row as often as there are experts for it
+    const rows = (one: TensorImportance) => one.sums.reduce((sum, value) => sum + value, 0);
+    const [router] = of('blk.1.ffn_gate_inp');
+    const [experts] = of('blk.1.ffn_up_exps');
+    expect(rows(experts!) / rows(router!)).toBeCloseTo(used, 4);
+});
