@@ -78,7 +78,15 @@ export {
 export { type Host, type Plan } from './export/host.js';
 export { adapt, type Adaptable, type Adapted, type AdaptOptions } from './export/adapt.js';
 export { chooseHost } from './export/choose-host.js';
-export { stockGenerate, stockNll, stockSpeed, type Speed, type StockOptions } from './stock/stock.js';
+export {
+    stockDraft,
+    stockGenerate,
+    stockNll,
+    stockSpeed,
+    type Drafting,
+    type Speed,
+    type StockOptions
+} from './stock/stock.js';
 export type { PastPruning, Provenance } from './export/provenance.js';
 export { writeDraft, type DenseModel, type Draft, type WriteOptions } from './export/write.js';
 export { readGguf, type Gguf, type GgufTensorInfo } from './runtime/gguf.js';

@@ -47,6 +47,11 @@ export const builder = (yargs: Argv) =>
                 describe: 'Ask simple questions that are answered in free text; --no-answers leaves them out'
             },
             speed: { type: 'boolean', default: false, describe: 'Measure how fast each file is in the stock runtime' },
+            draft: {
+                type: 'boolean',
+                default: false,
+                describe: 'Measure what each file gains as the draft of the model in speculative decoding'
+            },
             text: { type: 'string', describe: 'A text on which the perplexity is measured too' },
             'text-samples': {
                 type: 'number',
@@ -77,7 +82,7 @@ export const builder = (yargs: Argv) =>
         );
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
-    const { output, resume, remeasure, seeds, answers, speed, limit, text, textSamples } = argv;
+    const { output, resume, remeasure, seeds, answers, speed, draft, limit, text, textSamples } = argv;
     const ratios = parseRatios(argv.ratios);
     const methods = argv.methods.split(',').map((name) => name.trim()) as ComparedMethod[];
     const search = searchOf(argv);
@@ -93,6 +98,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             quantize: parseTypes(argv.quantize),
             answers,
             speed,
+            draft,
             tasks: await loadTasks(argv.task ?? [], { signal }),
             limit,
             text,

@@ -75,7 +75,10 @@ export function comparisonCsv(comparison: Comparison): string {
             'bytes',
             'cache_bytes_per_token',
             'prompt_speed',
-            'writing_speed'
+            'writing_speed',
+            'draft_acceptance',
+            'draft_speed_expected',
+            'draft_speed_measured'
         ],
         ...comparedRows(comparison).map(({ cost, text, answers, ...row }) => [
             row.method,
@@ -94,7 +97,10 @@ export function comparisonCsv(comparison: Comparison): string {
             cost.bytes,
             cost.cacheBytes,
             cost.speed?.prompt,
-            cost.speed?.generation
+            cost.speed?.generation,
+            cost.draft?.acceptance,
+            cost.draft?.expected,
+            cost.draft?.measured
         ])
     ]);
 }

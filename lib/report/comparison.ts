@@ -25,7 +25,13 @@ const costSchema = z.object({
      * The speed in the stock runtime, of reading a prompt and of writing, as a multiple of the speed of the model as it
      * is, which was measured in turns with it; null where that wasn't asked for.
      */
-    speed: z.object({ prompt: z.number(), generation: z.number() }).nullable()
+    speed: z.object({ prompt: z.number(), generation: z.number() }).nullable(),
+    /**
+     * The model as the draft of the one as it is, in speculative decoding (Leviathan et al. 2023): the share of tokens
+     * that it guesses, and how much faster the two write than the one as it is alone, by the paper's formula (theorem
+     * 3.8) and measured; null where that wasn't asked for.
+     */
+    draft: z.object({ acceptance: z.number(), expected: z.number(), measured: z.number() }).nullable().default(null)
 });
 const qualitySchema = z.object({
     /** The perplexity on the calibration text. */
@@ -178,6 +184,11 @@ function meanQuality(
             speed: dense.cost.speed && {
                 prompt: mean(models, ({ cost }) => cost.speed!.prompt),
                 generation: mean(models, ({ cost }) => cost.speed!.generation)
+            },
+            draft: dense.cost.draft && {
+                acceptance: mean(models, ({ cost }) => cost.draft!.acceptance),
+                expected: mean(models, ({ cost }) => cost.draft!.expected),
+                measured: mean(models, ({ cost }) => cost.draft!.measured)
             }
         }
     };
@@ -231,6 +242,24 @@ export function comparedColumns({ text, dense }: Comparison): ComparedColumn[] {
         columns.push(
             { title: 'Prompt speed', unit: 'factor', better: null, of: ({ cost }) => exact(cost.speed!.prompt) },
             { title: 'Writing speed', unit: 'factor', better: null, of: ({ cost }) => exact(cost.speed!.generation) }
+        );
+    }
+    if (dense.cost.draft !== null) {
+        const factor = (title: string, of: (draft: NonNullable<Cost['draft']>) => number): ComparedColumn => ({
+            title,
+            unit: 'factor',
+            better: null,
+            of: ({ cost }) => exact(of(cost.draft!))
+        });
+        columns.push(
+            {
+                title: 'Guessed as draft',
+                unit: 'share',
+                better: 'higher',
+                of: ({ cost }) => exact(cost.draft!.acceptance)
+            },
+            factor('Draft speed-up, expected', ({ expected }) => expected),
+            factor('Draft speed-up, measured', ({ measured: found }) => found)
         );
     }
     return columns;

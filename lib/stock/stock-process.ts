@@ -1,10 +1,10 @@
 // The child process of stock.ts answers a request: it tells its progress, and then the result. Another one on the same
 // device may follow, as it does in the tests: llama.cpp takes longer to start than to evaluate a small model.
-import type { Llama, LlamaContextSequence, LlamaModel, Token } from 'node-llama-cpp' with {
+import type { Llama, LlamaContext, LlamaContextSequence, LlamaModel, Token } from 'node-llama-cpp' with {
     'resolution-mode': 'import'
 };
 import { messageOf } from '../errors.js';
-import type { Speed, StockReply, StockRequest } from './stock.js';
+import type { Drafting, StockReply, StockRequest, StockResult } from './stock.js';
 
 process.on('message', (request: StockRequest) => {
     run(request).then(
@@ -33,20 +33,29 @@ async function startLlama(device: StockRequest['device']): Promise<Llama> {
     });
 }
 
-async function run(request: StockRequest): Promise<Float32Array | string | Speed> {
-    llama ??= await startLlama(request.device);
-    const model = await llama.loadModel({
-        modelPath: request.model,
-        gpuLayers: request.device === 'cpu' ? 0 : (request.gpuLayers ?? 'max')
-    });
+async function run(request: StockRequest): Promise<StockResult> {
+    return withModel(request.model, request, (model) =>
+        request.task === 'draft'
+            ? withModel(request.draft, request, (draft) => speculate(model, draft, request))
+            : answer(model, request)
+    );
+}
+
+async function withModel<T>(
+    modelPath: string,
+    { device, gpuLayers }: StockRequest,
+    work: (model: LlamaModel) => Promise<T>
+): Promise<T> {
+    llama ??= await startLlama(device);
+    const model = await llama.loadModel({ modelPath, gpuLayers: device === 'cpu' ? 0 : (gpuLayers ?? 'max') });
     try {
-        return await answer(model, request);
+        return await work(model);
     } finally {
         await model.dispose();
     }
 }
 
-async function answer(model: LlamaModel, request: StockRequest): Promise<Float32Array | string | Speed> {
+async function answer(model: LlamaModel, request: Exclude<StockRequest, DraftRequest>): Promise<StockResult> {
     const size = request.task === 'nll' ? request.length : request.task === 'speed' ? 2 * request.tokens : 512;
     const context = await model.createContext({
         contextSize: size + 1, // a context that is full is shifted, at its last token already
@@ -81,6 +90,78 @@ async function answer(model: LlamaModel, request: StockRequest): Promise<Float32
     return {
         prompt: (request.tokens / (prompted - start)) * 1000,
         generation: (request.tokens / (ended - prompted)) * 1000
+    };
+}
+
+type DraftRequest = Extract<StockRequest, { task: 'draft' }>;
+
+/** Writes after prompts with the target, the draft, and both, and counts where they find the same token likeliest. */
+async function speculate(target: LlamaModel, draft: LlamaModel, request: DraftRequest): Promise<Drafting> {
+    const { DraftSequenceTokenPredictor } = await import('node-llama-cpp');
+    const { prompts, tokens, ahead, threads, flashAttention } = request;
+    const contextSize = Math.max(...prompts.map(({ length }) => length)) + tokens + ahead + 2;
+    const sequenceOf = async (model: LlamaModel, ...options: Parameters<LlamaContext['getSequence']>) => {
+        const context = await model.createContext({ contextSize, batchSize: contextSize, threads, flashAttention });
+        return context.getSequence(...options);
+    };
+    const alone = { target: await sequenceOf(target), draft: await sequenceOf(draft) };
+    const tokenPredictor = new DraftSequenceTokenPredictor(await sequenceOf(draft), {
+        minTokens: ahead,
+        maxTokens: ahead,
+        minConfidence: 0
+    });
+    const both = await sequenceOf(target, { tokenPredictor });
+
+    /** What is written after a prompt, and how many tokens a millisecond. The prompt isn't part of the time. */
+    const write = async (sequence: LlamaContextSequence, prompt: number[]) => {
+        const written: Token[] = [];
+        await sequence.clearHistory();
+        await sequence.evaluateWithoutGeneratingNewTokens(prompt.slice(0, -1) as Token[]);
+        const start = performance.now();
+        for await (const token of sequence.evaluate(prompt.slice(-1) as Token[], { temperature: 0 })) {
+            if (written.push(token) === tokens) {
+                break;
+            }
+        }
+        return { written, time: performance.now() - start };
+    };
+    const total = { target: 0, draft: 0, together: 0 };
+    const written = { ...total };
+    const measure = async (who: keyof typeof total, sequence: LlamaContextSequence, prompt: number[]) => {
+        const one = await write(sequence, prompt);
+        total[who] += one.time;
+        written[who] += one.written.length;
+        return one.written;
+    };
+    let [same, compared] = [0, 0];
+    await write(both, prompts[0]!); // so that nothing is compiled or allocated while the time is taken
+    for (const [i, prompt] of prompts.entries()) {
+        const expected = await measure('target', alone.target, prompt);
+        await measure('draft', alone.draft, prompt);
+        await measure('together', both, prompt);
+        await alone.draft.clearHistory();
+        const known = [...prompt, ...expected] as Token[];
+        const found = await alone.draft.controlledEvaluate(
+            known.map((token, at) =>
+                at >= prompt.length - 1 && at < known.length - 1
+                    ? [token, { generateNext: { token: true, options: { temperature: 0 } } }]
+                    : token
+            )
+        );
+        found.forEach((result, at) => {
+            if (result?.next.token !== undefined && result.next.token !== null) {
+                compared++;
+                same += Number(result.next.token === known[at + 1]);
+            }
+        });
+        reply({ progress: [i + 1, prompts.length] });
+    }
+    const speed = (who: keyof typeof total) => (1000 * written[who]) / total[who];
+    return {
+        acceptance: same / compared,
+        target: speed('target'),
+        draft: speed('draft'),
+        together: speed('together')
     };
 }
 

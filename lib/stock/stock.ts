@@ -22,15 +22,29 @@ export type StockRequest = { model: string } & Pick<
         | { task: 'nll'; tokens: Int32Array; length: number; stride: number }
         | { task: 'generate'; prompt: string; tokens: number }
         | { task: 'speed'; tokens: number }
+        | { task: 'draft'; draft: string; prompts: number[][]; tokens: number; ahead: number }
     );
-export type StockReply =
-    { progress: [done: number, total: number] } | { result: Float32Array | string | Speed } | { error: string };
+export type StockResult = Float32Array | string | Speed | Drafting;
+export type StockReply = { progress: [done: number, total: number] } | { result: StockResult } | { error: string };
 
 export interface Speed {
     /** How many tokens of a prompt are processed in a second. */
     prompt: number;
     /** How many tokens are generated in a second. */
     generation: number;
+}
+
+/** What one model does as the draft of another in speculative decoding (Leviathan et al. 2023, arXiv 2211.17192). */
+export interface Drafting {
+    /**
+     * The share of the tokens that the target finds likeliest in what it writes, of which the draft finds the same
+     * likeliest: the paper's α.
+     */
+    acceptance: number;
+    /** Tokens a second that the target writes by itself, that the draft does, and the target with the draft. */
+    target: number;
+    draft: number;
+    together: number;
 }
 
 /**
@@ -71,13 +85,27 @@ export async function stockSpeed(model: string, tokens: number, options: StockOp
 }
 
 /**
+ * Measures a model as the draft of another one with the same vocabulary, in the stock runtime: both write greedily
+ * after some prompts, alone and together. Errors are those of {@link stockNll}.
+ * @param prompts tokens
+ * @param tokens how many are written after each prompt, at most
+ * @param ahead how many the draft writes ahead at a time
+ */
+export async function stockDraft(
+    target: string,
+    draft: string,
+    { prompts, tokens, ahead }: { prompts: readonly Int32Array[]; tokens: number; ahead: number },
+    options: StockOptions
+): Promise<Drafting> {
+    const plain = prompts.map((prompt) => [...prompt]);
+    return (await ask({ task: 'draft', model: target, draft, prompts: plain, tokens, ahead }, options)) as Drafting;
+}
+
+/**
  * Asks the stock runtime, which works in a process of its own, so that whatever a file does to it comes back as an
  * error.
  */
-function ask(
-    request: Record<string, unknown> & { model: string },
-    options: StockOptions
-): Promise<Float32Array | string | Speed> {
+function ask(request: Record<string, unknown> & { model: string }, options: StockOptions): Promise<StockResult> {
     const { device, gpuLayers, threads, flashAttention, onProgress, signal } = options;
     return new Promise((resolve, reject) => {
         signal?.throwIfAborted();

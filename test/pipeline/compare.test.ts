@@ -180,10 +180,13 @@ test('the table has a row for each, with the mean of the random ones, and marks 
         'bytes',
         'cache_bytes_per_token',
         'prompt_speed',
-        'writing_speed'
+        'writing_speed',
+        'draft_acceptance',
+        'draft_speed_expected',
+        'draft_speed_measured'
     ]);
     expect(csv).toHaveLength(8);
-    expect(csv.every((fields) => fields.length === 18)).toBe(true);
+    expect(csv.every((fields) => fields.length === 21)).toBe(true);
     const calibrated = ({ method, ratio }: Pick<ComparedModel, 'method' | 'ratio'>) => {
         const same = comparison.pruned.filter((one) => one.method === method && one.ratio === ratio);
         return same.reduce((sum, one) => sum + one.calibration, 0) / same.length;
@@ -267,7 +270,8 @@ describe('beside what is only pruned', () => {
         expect(dense.cost).toEqual({
             bytes: fs.statSync(tiny).size,
             cacheBytes: cacheOf(12),
-            speed: null
+            speed: null,
+            draft: null
         });
         expect(quantized.map(({ cost }) => cost.cacheBytes)).toEqual([cacheOf(12), cacheOf(12)]);
         const gone = pruned[0]!.removed.filter(({ kind }) => kind === 'attn').length;
@@ -315,7 +319,7 @@ describe('beside what is only pruned', () => {
     });
 
     test('speeds are told as multiples of that of the model as it is', async () => {
-        const timed = { ...options, methods: [], quantize: ['Q4_0'], speed: true } as const;
+        const timed = { ...options, methods: [], quantize: ['Q4_0'], speed: true, draft: true } as const;
         const output = path.join(folder, 'timed');
         const { dense, quantized } = await compare(tiny, { ...timed, output });
         expect(dense.cost.speed).toEqual({ prompt: 1, generation: 1 });
@@ -323,6 +327,14 @@ describe('beside what is only pruned', () => {
         expect(Math.min(prompt, generation)).toBeGreaterThan(0);
         const table = fs.readFileSync(path.join(output, 'table.md'), 'utf8');
         expect(table).toContain(`| ${prompt.toFixed(2)} × | ${generation.toFixed(2)} × |`);
+        // as drafts: itself, which guesses all but what rounding decides, and a copy that is nearly it
+        expect(dense.cost.draft!.acceptance).toBeGreaterThan(0.97);
+        const { acceptance, expected, measured } = quantized[0]!.cost.draft!;
+        expect(acceptance).toBeGreaterThan(0.3);
+        expect(acceptance).toBeLessThan(1);
+        expect(table).toContain(
+            `| ${(100 * acceptance).toFixed(1)} | ${expected.toFixed(2)} × | ${measured.toFixed(2)} × |`
+        );
     });
 });
 

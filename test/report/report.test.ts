@@ -42,7 +42,12 @@ const quality = (calibration: number): Quality => ({
         { task: hostile, questions: 50, acc: score(1 / calibration), acc_norm: null }
     ],
     answers: score(0.5 / calibration),
-    cost: { bytes: 2 ** 30 / calibration, cacheBytes: 3072, speed: { prompt: calibration / 2, generation: 1.5 } }
+    cost: {
+        bytes: 2 ** 30 / calibration,
+        cacheBytes: 3072,
+        speed: { prompt: calibration / 2, generation: 1.5 },
+        draft: null
+    }
 });
 /** Made up; one method can't remove the higher ratio. */
 const comparison: Comparison = {

@@ -1,6 +1,6 @@
 // The stock runtime in contexts of all lengths: below, at and above the one that a model was trained for.
 import path from 'node:path';
-import { Model, stockNll, stockSpeed } from '../../lib/index.js';
+import { apply, Model, parseBlocks, stockDraft, stockNll, stockSpeed } from '../../lib/index.js';
 import { fixture, temporaryFolder, tiny, withMetadata } from '../models';
 
 const folder = temporaryFolder();
@@ -25,6 +25,30 @@ test.each([
 test('the speed is measured to the last token of what a model was trained for', async () => {
     const { prompt, generation } = await stockSpeed(await short(), 32, options);
     expect(Math.min(prompt, generation)).toBeGreaterThan(0);
+});
+
+test('a pruned copy is a draft of its model, and guesses less than the model itself', async () => {
+    const pruned = path.join(folder, 'pruned.gguf');
+    const calibration = { file: 'embedded', samples: 2, context: 64 };
+    const order = parseBlocks('attn.3,ffn.5,attn.7');
+    await apply(tiny, { output: pruned, order, repair: 'none', calibration, device: 'cpu', threads: 1 });
+    const model = await Model.load(tiny, { device: 'cpu', headerOnly: true });
+    const texts = ['The whale was', 'My friends, we are'];
+    const prompts = await Promise.all(texts.map((text) => model.tokenize(text)));
+    model.dispose();
+    const request = { prompts, tokens: 48, ahead: 4 };
+    const [itself, copy] = [
+        await stockDraft(tiny, tiny, request, options),
+        await stockDraft(tiny, pruned, request, options)
+    ];
+    expect(itself.acceptance).toBeGreaterThan(0.95); // rounding may decide a token
+    expect(copy.acceptance).toBeGreaterThan(0.1);
+    expect(copy.acceptance).toBeLessThan(itself.acceptance);
+    expect(Math.min(copy.target, copy.draft, copy.together)).toBeGreaterThan(0);
+    const unlike = fixture('llama-dense', path.join(folder, 'unlike.gguf'));
+    await expect(stockDraft(tiny, unlike, request, options)).rejects.toThrow(
+        'the stock runtime (node-llama-cpp) failed'
+    );
 });
 
 function short(): Promise<string> {
