@@ -18,6 +18,7 @@ const node = Object.fromEntries(
         'AbortController',
         'performance',
         'structuredClone',
+        'fetch',
         'setTimeout',
         'clearTimeout',
         'setInterval',

@@ -171,6 +171,11 @@ export function isNested({ stepwise, per = 'removal' }: PruningMethod): boolean 
     return stepwise && per === 'removal'; // otherwise the last removals depend on how much is to go
 }
 
+/** In how many of the gaps that removed blocks leave a linear block is to stand. */
+export function linearCount(blocks: readonly Block[], removed: readonly Block[]): number {
+    return gapsOf(blocks, removed).filter(({ linear }) => linear).length;
+}
+
 /**
  * The share of the model's parameters that is gone without some of its blocks, 0 … 1, less what a repair will put into
  * the gaps: below 0 where that is more.
@@ -179,6 +184,6 @@ export function removedShare(
     { blocks, model, linear }: Pick<MethodContext, 'blocks' | 'model' | 'linear'>,
     removed: readonly Block[]
 ): number {
-    const added = linear ? linear.parameters * gapsOf(blocks, removed).length : 0;
+    const added = linear ? linear.parameters * linearCount(blocks, removed) : 0;
     return shareOf(blocks, removed, model.parameters) - added / model.parameters;
 }

@@ -2,12 +2,13 @@
 // reached, and the search, which also gives the perplexity after each removal of a method that ranks once.
 import { BlockprunerError } from '../errors.js';
 import { formatPercent } from '../format.js';
-import { formatBlock, type Block, type Move } from '../runtime/blocks.js';
+import { bare, formatBlock, type Block, type Move } from '../runtime/blocks.js';
 import { movesAfter, searchOrder, type SearchOptions } from '../search/greedy.js';
 import { Journal } from '../search/journal.js';
 import { PrefixEvaluator } from '../search/prefix.js';
 import {
     gapText,
+    linearCount,
     removedShare,
     type Candidates,
     type Decision,
@@ -46,9 +47,10 @@ export function stepwise<Name extends string>(
 async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal): Promise<Decision> {
     const { models, calibration, signal, onProgress } = context;
     const { keepBytes, per = method.per, swaps = 0 } = context.search;
-    const candidates = await method.candidates(context);
+    const found = await method.candidates(context);
     const total = onProgress ? expectedSteps(method, context, goal) * (1 + swaps) : 0;
     const linear = gapText(method, context.linear);
+    const candidates = linear ? inBothStates(found, context) : found;
     const evaluator = await PrefixEvaluator.create(models, calibration, {
         keepBytes,
         linear,
@@ -104,6 +106,19 @@ async function search(
     }).finally(() => journal.close());
     const removed = movesAfter(steps).flat();
     return { removed, steps, dense, ...(evaluator.linear ? { linearGaps: true } : { nll: concatenate(nll) }) };
+}
+
+/**
+ * Each move twice where that makes a difference: as one that a linear block makes up for, at its price in parameters,
+ * and as one that leaves its gap empty.
+ */
+function inBothStates(candidates: Candidates, { blocks }: MethodContext): Candidates {
+    return (removed, most) =>
+        candidates(removed, most).flatMap((move) => {
+            const empty = bare(move).map((block) => ({ ...block, empty: true as const }));
+            const isOther = linearCount(blocks, [...removed, ...empty]) < linearCount(blocks, [...removed, ...move]);
+            return isOther ? [move, empty] : [move];
+        });
 }
 
 /** What may go in the place of a move, so that no less goes than is wanted. */

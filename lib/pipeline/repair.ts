@@ -7,7 +7,7 @@ import { gapText, type Decision, type LinearGaps, type PruningMethod } from '../
 import { fitText, searchText } from '../repair/fit-text.js';
 import { fitRepair, repairs, usualType, type Repair } from '../repair/fit.js';
 import type { RepairResult } from '../report/prune-result.js';
-import { bare } from '../runtime/blocks.js';
+import { bare, gapsOf } from '../runtime/blocks.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 import type { JournalInputs } from '../search/journal.js';
 import type { PhaseProgress, SearchChoice, Session } from './session.js';
@@ -156,6 +156,9 @@ export async function repair(
     try {
         if (removed.length === 0) {
             throw impossible('nothing was removed');
+        }
+        if (kind === 'linear' && gapsOf(blocks, removed).every((gap) => !gap.linear)) {
+            return { decision, repair: { kind: 'none', reason: 'the search has left all gaps empty' } };
         }
         onProgress?.('repair', 0, 1);
         const type = repairType ?? usualType(gguf, model.embedding);

@@ -27,7 +27,7 @@ export const repairs: readonly Repair[] = ['none', 'linear', 'adjacent', 'all'];
  * Memory on the host: 8 bytes for each token and value of the residual stream, and the matrices that are found, F32; on
  * the device, for a matrix of n_in columns and n_out rows, 4·n_in² + 32·n_in·n_out bytes.
  * @param blocks all blocks of the model, in the order of the residual stream
- * @param linear whether linear blocks can be put in
+ * @param linear whether linear blocks can be put in; where the gaps are to be empty, none are
  * @param correction of linear blocks, see {@link RepairFit}
  * @param type the tensor type that linear blocks are to be written in
  * @throws BlockprunerError if nothing of the model can be fitted so
@@ -46,7 +46,9 @@ export async function fitRepair(
     options?: RunOptions
 ): Promise<Pick<Removal, 'linear' | 'changes'>> {
     const gaps = gapsOf(blocks, removed);
-    const fit = { linear, correction, refit: repair === 'linear' ? 'none' : repair } as const;
+    const filled = gaps.filter((gap) => linear && gap.linear);
+    const wanted = gaps.map((gap) => filled.includes(gap));
+    const fit = { linear: wanted, correction, refit: repair === 'linear' ? 'none' : repair } as const;
     const found = await model.fitRepair(
         sequences,
         gaps.map((gap) => gap.removed),
@@ -61,7 +63,7 @@ export async function fitRepair(
         );
     }
     return {
-        linear: found.linear.map((weights, i) => ({ before: gaps[i]!.before, weights, type })),
+        linear: found.linear.map((weights, i) => ({ before: filled[i]!.before, weights, type })),
         changes: new Map(found.refits.map(({ tensor, change, importance }) => [tensor, { change, importance }]))
     };
 }

@@ -14,7 +14,11 @@ const measured = z
     .number()
     .nullable()
     .transform((value) => value ?? Infinity);
-const blockSchema = z.object({ kind: z.enum(['attn', 'ffn', 'linear']), layer: z.number().int().nonnegative() });
+const blockSchema = z.object({
+    kind: z.enum(['attn', 'ffn', 'linear']),
+    layer: z.number().int().nonnegative(),
+    empty: z.literal(true).optional()
+});
 const scoreSchema = z.object({ value: z.number(), stderr: z.number().nullable() });
 const costSchema = z.object({
     /** The size of the file. */

@@ -119,7 +119,8 @@ export interface NativeEvaluator {
         length: number,
         gaps: Uint32Array,
         options: NativeTask & {
-            linear: boolean;
+            /** by gap */
+            linear: boolean[];
             refit: 'none' | 'adjacent' | 'all';
             linearRidge?: number | undefined;
             correction?: number | undefined;
@@ -135,10 +136,19 @@ export interface NativeEvaluator {
 export interface NativeKeptStreams {
     readonly room: number;
     readonly work: { blocks: number; keptBytes: number };
-    /** From then on, linear blocks that are fitted to these sequences stand in the gaps of skip sets. */
+    /**
+     * From then on, linear blocks that are fitted to these sequences stand in the gaps of skip sets, but where all of a
+     * gap's blocks are among the `empty` ones.
+     */
     putInLinear(tokens: Int32Array, length: number, task: NativeTask): Promise<void>;
-    evaluate(skip: number[], sequences: Uint32Array, mayWin: boolean, task: NativeTask): Promise<Float32Array>;
-    remove(removed: number[]): void;
+    evaluate(
+        skip: number[],
+        empty: number[],
+        sequences: Uint32Array,
+        mayWin: boolean,
+        task: NativeTask
+    ): Promise<Float32Array>;
+    remove(removed: number[], empty: number[]): void;
     dispose(): void;
 }
 

@@ -10,6 +10,11 @@ export type BlockKind = 'attn' | 'ffn' | 'linear';
 export interface Block {
     readonly kind: BlockKind;
     readonly layer: number;
+    /**
+     * Of a block that goes, where linear blocks stand in gaps: none need stand in the one that it leaves. A gap is
+     * empty where that holds for all of its blocks.
+     */
+    readonly empty?: true;
 }
 
 /** Blocks that are removed together: one, or where only more can go, those. */
@@ -25,14 +30,15 @@ export function formatBlock(block: Block): string {
     return `${block.kind}.${block.layer}`;
 }
 
-/** `attn.12`, `attn.12 ffn.12` */
+/** `attn.12`, `attn.12 ffn.12`, `attn.12 (empty gap)` */
 export function formatMove(move: Move): string {
-    return move.map(formatBlock).join(' ');
+    const isEmpty = move.length > 0 && move.every(({ empty }) => empty);
+    return `${move.map(formatBlock).join(' ')}${isEmpty ? ' (empty gap)' : ''}`;
 }
 
 /** Blocks without anything else that is known of them. */
 export function bare(blocks: readonly Block[]): Block[] {
-    return blocks.map(({ kind, layer }) => ({ kind, layer }));
+    return blocks.map(({ kind, layer, empty }) => ({ kind, layer, ...(empty && { empty }) }));
 }
 
 /**
@@ -82,25 +88,30 @@ export interface Gap {
     removed: Block[];
     /** The block behind them that stays; undefined: they were the last. */
     before: Block | undefined;
+    /** Whether a linear block is to stand in it, where the host has such blocks. */
+    linear: boolean;
 }
 
 /** The gaps that removed blocks leave, in the order of the residual stream. */
 export function gapsOf(blocks: readonly Block[], removed: readonly Block[]): Gap[] {
-    const gone = new SkipSet(removed);
+    const gone = new Map(removed.map((block) => [formatBlock(block), block]));
     const gaps: Gap[] = [];
     let open: Gap | undefined;
     for (const block of blocks) {
-        if (!gone.has(block)) {
+        const found = gone.get(formatBlock(block));
+        if (!found) {
             if (open) {
                 open.before = block;
             }
             open = undefined;
-        } else if (open) {
-            open.removed.push(block);
-        } else {
-            open = { removed: [block], before: undefined };
+            continue;
+        }
+        if (!open) {
+            open = { removed: [], before: undefined, linear: false };
             gaps.push(open);
         }
+        open.removed.push(block);
+        open.linear ||= !found.empty;
     }
     return gaps;
 }

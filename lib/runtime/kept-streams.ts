@@ -10,9 +10,10 @@ export interface KeepOptions {
      */
     keepBytes?: number | undefined;
     /**
-     * In each gap that an evaluation leaves stands a linear block, as a repair would put it in: x + W·x/rms(x), which
-     * is fitted to what the gap's blocks do in the dense model, on the tokens of these sequences. The model's blocks
-     * must follow one another. Takes 2 bytes more for each of these tokens, each value of the stream and each boundary,
+     * In each gap that an evaluation leaves, but where all of its blocks are `empty`, stands a linear block, as a
+     * repair would put it in: x + W·x/rms(x), which is fitted to what the gap's blocks do in the dense model, on the
+     * tokens of these sequences. The model's blocks must follow one another. Takes 2 bytes more for each of these
+     * tokens, each value of the stream and each boundary,
      * and 4 · n_embd² bytes for each candidate. Default: gaps stay empty.
      */
     linear?: Sequences | undefined;
@@ -76,9 +77,9 @@ export class KeptStreams {
         for (const sequence of sequences) {
             checkInteger('sequences', sequence, { least: 0, most: this.#sequences - 1 });
         }
-        const indexes = this.#indexesOf(skip);
+        const [indexes, empty] = this.#statesOf(skip);
         const nll = await runNative(this.#signal, (cancel) =>
-            this.#native.evaluate(indexes, Uint32Array.from(sequences), mayWin, { cancel })
+            this.#native.evaluate(indexes, empty, Uint32Array.from(sequences), mayWin, { cancel })
         );
         return sequences.map((_, i) => nll.slice(i * this.#predicted, (i + 1) * this.#predicted));
     }
@@ -88,7 +89,11 @@ export class KeptStreams {
      * boundaries at which none of these can start is used for others.
      */
     remove(removed: readonly Block[]): void {
-        this.#native.remove(this.#indexesOf(removed));
+        this.#native.remove(...this.#statesOf(removed));
+    }
+
+    #statesOf(gone: readonly Block[]): [all: number[], empty: number[]] {
+        return [this.#indexesOf(gone), this.#indexesOf(gone.filter(({ empty }) => empty))];
     }
 
     /** Frees the memory. Running evaluations end first. */

@@ -92,8 +92,8 @@ export interface EvaluateOptions extends RunOptions {
 
 /** Which matrices of a model are fitted after blocks went. */
 export interface RepairFit {
-    /** A linear block in each gap: x + W·x/rms(x). */
-    linear: boolean;
+    /** A linear block in each gap: x + W·x/rms(x); or in which of them. */
+    linear: boolean | readonly boolean[];
     /** The output projections of the blocks before a gap, or of all from there on. */
     refit: 'none' | 'adjacent' | 'all';
     /** λ of linear blocks, in shares of the mean square of what goes in. Default: 0.03. */
@@ -108,7 +108,7 @@ export interface RepairFit {
 }
 
 export interface FittedRepair {
-    /** W of each gap, [n_embd × n_embd], row after row. */
+    /** W of each gap that has one, [n_embd × n_embd], row after row. */
     linear: Float32Array[];
     /**
      * By how much output projections change, [n_embd × n_inner], row after row, and how much each value of a row
@@ -559,8 +559,9 @@ export class Model {
         checkSequences(sequences);
         const context = await this.#contextFor(sequences.length, options.signal);
         const pairs = Uint32Array.from(gaps.flatMap((gap) => this.#boundariesAround(context, gap)));
+        const linear = gaps.map((_, i) => (typeof fit.linear === 'boolean' ? fit.linear : fit.linear[i]!));
         return this.#runOn(context, options, (evaluator, _, task) =>
-            evaluator.fitRepair(sequences.tokens, sequences.length, pairs, { ...task, ...fit })
+            evaluator.fitRepair(sequences.tokens, sequences.length, pairs, { ...task, ...fit, linear })
         );
     }
 

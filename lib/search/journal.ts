@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import { z } from 'zod';
 import { BlockprunerError, messageOf, option } from '../errors.js';
-import { formatBlock, type Block } from '../runtime/blocks.js';
+import { formatMove, type Block } from '../runtime/blocks.js';
 import type { CandidateEvaluator } from './greedy.js';
 
 /** What the evaluations in a journal depend on, such as the model's hash; the keys are its names in messages. */
@@ -86,7 +86,10 @@ export class Journal implements CandidateEvaluator {
     }
 
     async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin?: boolean): Promise<Float32Array[]> {
-        const name = skip.map(formatBlock).sort().join(' '); // however the search came to leave these out
+        const name = skip
+            .map((block) => formatMove([block]))
+            .sort()
+            .join(' '); // however the search came to leave these out
         const unknown = sequences.filter((sequence) => !this.known.has(`${name}/${sequence}`));
         const values = new Map<number, Float32Array>();
         if (unknown.length > 0) {

@@ -281,14 +281,19 @@ Napi::Value Evaluator::fit_repair(const Napi::CallbackInfo & info) {
     const auto     sequences = std::make_shared<token_sequences>(read_sequences(*on, info[0], info[1]));
     const auto     options   = info[3].As<Napi::Object>();
     const auto     refit     = options.Get("refit").ToString().Utf8Value();
-    repair_request request = { .gaps = read_boundary_pairs(*on, info[2]), .linear = options.Get("linear").ToBoolean() };
-    request.refit          = refit == "all"      ? repair_request::refit_kind::all :
-                             refit == "adjacent" ? repair_request::refit_kind::adjacent :
-                                                   repair_request::refit_kind::none;
-    request.linear_ridge   = number_of(options, "linearRidge", request.linear_ridge);
-    request.correction     = number_of(options, "correction", request.correction);
-    request.refit_ridge    = number_of(options, "refitRidge", request.refit_ridge);
-    auto found             = std::make_shared<repair_result>();
+    repair_request request;
+    request.gaps      = read_boundary_pairs(*on, info[2]);
+    const auto linear = options.Get("linear").As<Napi::Array>();
+    for (uint32_t i = 0; i < linear.Length(); i++) {
+        request.linear.push_back(linear.Get(i).ToBoolean());
+    }
+    request.refit        = refit == "all"      ? repair_request::refit_kind::all :
+                           refit == "adjacent" ? repair_request::refit_kind::adjacent :
+                                                 repair_request::refit_kind::none;
+    request.linear_ridge = number_of(options, "linearRidge", request.linear_ridge);
+    request.correction   = number_of(options, "correction", request.correction);
+    request.refit_ridge  = number_of(options, "refitRidge", request.refit_ridge);
+    auto found           = std::make_shared<repair_result>();
     return run_on(
         info.Env(), { on }, options,
         [=](const task_control & control) { *found = ::fit_repair(*on, *sequences, request, control); },

@@ -5,6 +5,14 @@
 
 #include <string>
 
+namespace {
+
+removal read_removal(const evaluator & on, const Napi::Value & skip, const Napi::Value & empty) {
+    return { .skip = read_skip_set(on, skip), .empty = read_skip_set(on, empty) };
+}
+
+} // namespace
+
 void KeptStreams::init(Napi::Env env, Napi::Object exports) {
     exports.Set("KeptStreams", DefineClass(env, "KeptStreams",
                                            {
@@ -60,9 +68,9 @@ Napi::Value KeptStreams::put_in_linear(const Napi::CallbackInfo & info) {
 
 Napi::Value KeptStreams::evaluate(const Napi::CallbackInfo & info) {
     const kept_streams & streams = engine(info.Env());
-    const auto           skip    = read_skip_set(*streams.on, info[0]);
-    const auto           numbers = info[1].As<Napi::Uint32Array>();
-    const bool           may_win = info[2].ToBoolean();
+    const removal        gone    = read_removal(*streams.on, info[0], info[1]);
+    const auto           numbers = info[2].As<Napi::Uint32Array>();
+    const bool           may_win = info[3].ToBoolean();
     std::vector<size_t>  sequences;
     for (size_t i = 0; i < numbers.ElementLength(); i++) {
         if (numbers[i] >= streams.calibration.count()) {
@@ -72,13 +80,13 @@ Napi::Value KeptStreams::evaluate(const Napi::CallbackInfo & info) {
     }
     auto nll = std::make_shared<std::vector<float>>();
     return run_on(
-        info.Env(), { streams.on }, info[3],
-        [=, s = self](const task_control & control) { *nll = s->evaluate(skip, sequences, may_win, control); },
+        info.Env(), { streams.on }, info[4],
+        [=, s = self](const task_control & control) { *nll = s->evaluate(gone, sequences, may_win, control); },
         [nll](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *nll); });
 }
 
 void KeptStreams::remove(const Napi::CallbackInfo & info) {
     kept_streams & streams = engine(info.Env());
     check_idle(info.Env(), *streams.on);
-    streams.remove(read_skip_set(*streams.on, info[0]));
+    streams.remove(read_removal(*streams.on, info[0], info[1]));
 }

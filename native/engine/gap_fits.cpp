@@ -53,9 +53,14 @@ gap_fits::boundary_stream gap_fits::packed(const stream_walk & dense) const {
     return stream;
 }
 
-graph_request::linear_blocks gap_fits::blocks_for(const skip_set & skip, const task_control & control) {
+graph_request::linear_blocks gap_fits::blocks_for(const removal & gone, const task_control & control) {
     graph_request::linear_blocks blocks;
-    for (const gap & g : gaps_of(skip)) {
+    for (const gap & g : gaps_of(gone.skip)) {
+        const auto first = gone.empty.begin() + (ptrdiff_t) g.first;
+        const auto last  = gone.empty.begin() + (ptrdiff_t) g.second;
+        if (std::find(first, last, false) == last) {
+            continue;
+        }
         auto & weights = fitted[g];
         if (!weights) {
             weights = fit(g, control);

@@ -12,6 +12,14 @@
 #include <memory>
 #include <vector>
 
+// Blocks that are left out, and those of them that ask for no linear block in their gap.
+struct removal {
+    skip_set skip;
+    skip_set empty;
+
+    bool operator==(const removal & other) const { return skip == other.skip && empty == other.empty; }
+};
+
 // The blocks i … j−1 of a gap (i, j) become x + W·x/rms(x), where W minimises Σ w·|W·n − (S_j − S_i)|² + λ·m·|W|² over
 // the tokens of some sequences. S_i is the dense model's residual stream before block i, n = S_i/rms(S_i),
 // w = 1/mean(S_j²) and m the mean of the diagonal of Σ w·n·nᵀ. A repair (repair.h) fits the same to the pruned model's
@@ -24,8 +32,9 @@ public:
     // Walks through the dense model.
     gap_fits(evaluator & on, const token_sequences & sequences, const task_control & control);
 
-    // What stands in the gaps that a skip set leaves, as a graph request has it. Fits what isn't known yet.
-    graph_request::linear_blocks blocks_for(const skip_set & skip, const task_control & control);
+    // What stands in the gaps that a removal leaves, but in those of empty blocks alone, as a graph request has it. Fits what
+    // isn't known yet.
+    graph_request::linear_blocks blocks_for(const removal & gone, const task_control & control);
 
     // Frees the memory of all that no model without these blocks can need.
     void forget_beside(const skip_set & removed);

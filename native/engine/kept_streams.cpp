@@ -47,6 +47,10 @@ std::vector<size_t> spread(const std::vector<residual_block> & blocks,
     return chosen;
 }
 
+skip_set first(const skip_set & flags, size_t n) {
+    return { flags.begin(), flags.begin() + (ptrdiff_t) n };
+}
+
 } // namespace
 
 kept_streams::kept_streams(std::shared_ptr<evaluator> evaluator, token_sequences sequences, double keep_bytes) :
@@ -55,11 +59,11 @@ kept_streams::kept_streams(std::shared_ptr<evaluator> evaluator, token_sequences
     room(room_for(on->model.get(), calibration, keep_bytes)),
     most_captured(most_captured_bytes(keep_bytes)),
     room_of_current((2 * room + 2) / 3),
-    current(on->blocks().size()),
+    current{ skip_set(on->blocks().size()), skip_set(on->blocks().size()) },
     ready(calibration.count()),
     kept(calibration.count()) {}
 
-std::vector<float> kept_streams::evaluate(const skip_set &            skip,
+std::vector<float> kept_streams::evaluate(const removal &             gone,
                                           const std::vector<size_t> & sequences,
                                           bool                        may_win,
                                           const task_control &        control) {
@@ -69,8 +73,8 @@ std::vector<float> kept_streams::evaluate(const skip_set &            skip,
             set[sequence] = true;
         }
     };
-    if (skip == current) {
-        run(skip, sequences, room_of_current, control, nll.data());
+    if (gone == current) {
+        run(gone, sequences, room_of_current, control, nll.data());
         add_to(ready, sequences);
         return nll;
     }
@@ -82,28 +86,28 @@ std::vector<float> kept_streams::evaluate(const skip_set &            skip,
         run(current, missing, room_of_current, control, ignored.data());
         add_to(ready, missing);
     }
-    if (may_win && likely != skip) {
-        likely = skip;
+    if (may_win && !(likely && *likely == gone)) {
+        likely = gone;
         likely_ready.assign(calibration.count(), false);
     }
-    run(skip, sequences, may_win ? room : 0, control, nll.data());
+    run(gone, sequences, may_win ? room : 0, control, nll.data());
     if (may_win) {
         add_to(likely_ready, sequences);
     }
     return nll;
 }
 
-void kept_streams::remove(const skip_set & removed) {
+void kept_streams::remove(const removal & removed) {
     for (auto & boundaries : kept) {
-        const auto gone = std::stable_partition(boundaries.begin(), boundaries.end(),
-                                                [&](const kept_boundary & b) { return can_start_at(b, removed); });
-        for (auto it = gone; it != boundaries.end(); it++) {
+        const auto useless = std::stable_partition(boundaries.begin(), boundaries.end(),
+                                                   [&](const kept_boundary & b) { return can_start_at(b, removed); });
+        for (auto it = useless; it != boundaries.end(); it++) {
             kept_bytes -= ggml_nbytes(it->values.tensor);
             unused.push_back(std::move(it->values));
         }
-        boundaries.erase(gone, boundaries.end());
+        boundaries.erase(useless, boundaries.end());
     }
-    if (likely == removed && room > room_of_current) {
+    if (likely && *likely == removed && room > room_of_current) {
         ready = std::move(likely_ready);
     } else {
         ready.assign(calibration.count(), false);
@@ -111,7 +115,7 @@ void kept_streams::remove(const skip_set & removed) {
     likely.reset();
     current = removed;
     if (linear) {
-        linear->forget_beside(removed);
+        linear->forget_beside(removed.skip);
     }
 }
 
@@ -127,22 +131,22 @@ void kept_streams::put_in(std::unique_ptr<gap_fits> fits) {
 
 // Computes sequences, each from its last usable boundary on. Then at most `most_kept` boundaries of each are kept,
 // those from before included.
-void kept_streams::run(const skip_set &            skip,
+void kept_streams::run(const removal &             gone,
                        const std::vector<size_t> & sequences,
                        size_t                      most_kept,
                        const task_control &        control,
                        float *                     nll) {
     graph_request request;
-    request.skip   = skip;
-    request.linear = linear ? linear->blocks_for(skip, control) : graph_request::linear_blocks{};
+    request.skip   = gone.skip;
+    request.linear = linear ? linear->blocks_for(gone, control) : graph_request::linear_blocks{};
 
     // those that start at the same boundary, and shall keep as many, can be computed at once
     std::map<std::pair<size_t, size_t>, std::vector<size_t>> alike; // places in `sequences`
     for (size_t i = 0; i < sequences.size(); i++) {
-        const kept_boundary * boundary = last_usable(sequences[i], skip);
+        const kept_boundary * boundary = last_usable(sequences[i], gone);
         const size_t          n_kept   = kept[sequences[i]].size();
         const size_t          n_more   = most_kept > n_kept ? most_kept - n_kept : 0;
-        alike[{ boundary ? boundary->before.size() : 0, n_more }].push_back(i);
+        alike[{ boundary ? boundary->size() : 0, n_more }].push_back(i);
     }
     std::vector<float> values;
     for (const auto & [key, places] : alike) {
@@ -152,7 +156,7 @@ void kept_streams::run(const skip_set &            skip,
             for (size_t i = first; i < last; i++) {
                 together.push_back(sequences[places[i]]);
             }
-            run_together(request, together, key.second, control, values);
+            run_together(request, gone, together, key.second, control, values);
             const size_t n_values = calibration.length - 1;
             for (size_t i = first; i < last; i++) {
                 std::copy_n(values.begin() + (ptrdiff_t) ((i - first) * n_values), n_values,
@@ -165,6 +169,7 @@ void kept_streams::run(const skip_set &            skip,
 // Computes sequences at once, and keeps `n_more` boundaries of each. Where these would take too much memory beside the
 // graph's own, the stream is computed in stretches, each of which starts at the last boundary of the one before.
 void kept_streams::run_together(const graph_request &       wanted,
+                                const removal &             gone,
                                 const std::vector<size_t> & sequences,
                                 size_t                      n_more,
                                 const task_control &        control,
@@ -178,7 +183,7 @@ void kept_streams::run_together(const graph_request &       wanted,
         tokens.push_back(calibration.sequence(sequence));
     }
     graph_request request = wanted;
-    start_together(request, sequences);
+    start_together(request, gone, sequences);
     const std::vector<size_t> capture = spread(on->blocks(), skip, request.start, n_more);
 
     size_t n_captured = 0;
@@ -201,27 +206,29 @@ void kept_streams::run_together(const graph_request &       wanted,
             nll.resize(sequences.size() * (calibration.length - 1));
             read_nll(outputs, sequences.size(), calibration.length, nll.data());
         }
-        if (!keep(sequences, skip, outputs)) {
+        if (!keep(sequences, gone, outputs)) {
             n_captured = capture.size(); // there is no memory for more
         }
         if (!is_last) {
-            start_together(request, sequences);
+            start_together(request, gone, sequences);
         }
     }
 }
 
 // A linear block stands for all of its gap, so that no evaluation can start inside of one.
-bool kept_streams::can_start_at(const kept_boundary & boundary, const skip_set & skip) const {
-    const skip_set & before = boundary.before;
-    const bool       is_gap = linear && before.back() && before.size() < skip.size() && skip[before.size()];
-    return !is_gap && std::equal(before.begin(), before.end(), skip.begin());
+bool kept_streams::can_start_at(const kept_boundary & boundary, const removal & gone) const {
+    const removal & before = boundary.before;
+    const bool      is_inside =
+        linear && before.skip.back() && boundary.size() < gone.skip.size() && gone.skip[boundary.size()];
+    return !is_inside && std::equal(before.skip.begin(), before.skip.end(), gone.skip.begin()) &&
+           std::equal(before.empty.begin(), before.empty.end(), gone.empty.begin());
 }
 
 // The last kept boundary of a sequence at which an evaluation without these blocks can start; null if there is none.
-const kept_streams::kept_boundary * kept_streams::last_usable(size_t sequence, const skip_set & skip) const {
+const kept_streams::kept_boundary * kept_streams::last_usable(size_t sequence, const removal & gone) const {
     const kept_boundary * last = nullptr;
     for (const auto & boundary : kept[sequence]) {
-        if ((!last || boundary.before.size() > last->before.size()) && can_start_at(boundary, skip)) {
+        if ((!last || boundary.size() > last->size()) && can_start_at(boundary, gone)) {
             last = &boundary;
         }
     }
@@ -230,11 +237,13 @@ const kept_streams::kept_boundary * kept_streams::last_usable(size_t sequence, c
 
 // Lets a request start at the last boundary that all of these sequences have. Without memory to copy it to, or such a
 // boundary, it starts from the tokens.
-void kept_streams::start_together(graph_request & request, const std::vector<size_t> & sequences) {
+void kept_streams::start_together(graph_request &             request,
+                                  const removal &             gone,
+                                  const std::vector<size_t> & sequences) {
     std::vector<const kept_boundary *> boundaries;
     for (const size_t sequence : sequences) {
-        boundaries.push_back(last_usable(sequence, request.skip));
-        if (!boundaries.back() || boundaries.back()->before.size() != boundaries[0]->before.size()) {
+        boundaries.push_back(last_usable(sequence, gone));
+        if (!boundaries.back() || boundaries.back()->size() != boundaries[0]->size()) {
             return;
         }
     }
@@ -253,18 +262,18 @@ void kept_streams::start_together(graph_request & request, const std::vector<siz
         ggml_backend_tensor_copy(boundaries[i]->values.tensor,
                                  view_of_tokens(start->tensor, (int64_t) i * n_tokens, n_tokens).tensor);
     }
-    request.start    = boundaries[0]->before.size();
+    request.start    = boundaries[0]->size();
     request.boundary = { start, start->tensor };
 }
 
 // Copies what a run captured. Without memory for it, which the result tells, later evaluations start earlier.
-bool kept_streams::keep(const std::vector<size_t> & sequences, const skip_set & skip, const graph_outputs & outputs) {
+bool kept_streams::keep(const std::vector<size_t> & sequences, const removal & gone, const graph_outputs & outputs) {
     for (const auto & [block, tensor] : outputs.captured) {
         const int64_t n_tokens = tensor->ne[1] / (int64_t) sequences.size();
         for (size_t i = 0; i < sequences.size(); i++) {
             const tensor_view own      = view_of_tokens(tensor, (int64_t) i * n_tokens, n_tokens);
             kept_boundary     boundary = {
-                .before = skip_set(skip.begin(), skip.begin() + (ptrdiff_t) block),
+                .before = { first(gone.skip, block), first(gone.empty, block) },
                 .values = stream_like(own.tensor),
             };
             if (!boundary.values.tensor) {

@@ -27,19 +27,19 @@ public:
     const token_sequences            calibration;
     const size_t                     room; // boundaries of each sequence that may be kept
 
-    // From now on, linear blocks stand in the gaps that evaluations leave.
+    // From now on, linear blocks stand in the gaps that evaluations leave, but in those of empty blocks alone.
     void put_in(std::unique_ptr<gap_fits> fits);
 
     // The NLL of each token but the first of some sequences, given by their numbers: [n × (length − 1)].
     // may_win: this candidate is likely to be the next current model
-    std::vector<float> evaluate(const skip_set &            skip,
+    std::vector<float> evaluate(const removal &             gone,
                                 const std::vector<size_t> & sequences,
                                 bool                        may_win,
                                 const task_control &        control);
 
     // Makes the model without these blocks the current one. All that is evaluated from now on leaves them out too, so
     // the memory of boundaries at which no such evaluation can start is given to others.
-    void remove(const skip_set & removed);
+    void remove(const removal & removed);
 
     // Blocks computed so far, over all sequences. Any thread may ask.
     uint64_t n_computed() const { return computed; }
@@ -49,8 +49,10 @@ public:
 
 private:
     struct kept_boundary {
-        skip_set before; // which of the blocks before it were left out: evaluations that leave out the same start here
+        removal       before; // of the blocks before it: evaluations that leave out the same start here
         device_tensor values;
+
+        size_t size() const { return before.skip.size(); }
     };
 
     // Which sequences were evaluated.
@@ -62,9 +64,9 @@ private:
 
     const size_t room_of_current; // of the room, what the current model may take; the rest is for the likely next one
 
-    skip_set                                current;
+    removal                                 current;
     sequence_set                            ready;  // those on which the current model's boundaries are kept
-    std::optional<skip_set>                 likely; // the last candidate that was likely to win
+    std::optional<removal>                  likely; // the last candidate that was likely to win
     sequence_set                            likely_ready;
     std::vector<std::vector<kept_boundary>> kept;   // by sequence
     std::vector<device_tensor>              unused; // memory of boundaries that were given up
@@ -76,19 +78,20 @@ private:
     std::atomic<uint64_t> computed{ 0 };
     std::atomic<uint64_t> kept_bytes{ 0 };
 
-    void                  run(const skip_set &            skip,
+    void                  run(const removal &             gone,
                               const std::vector<size_t> & sequences,
                               size_t                      most_kept,
                               const task_control &        control,
                               float *                     nll);
     void                  run_together(const graph_request &       request,
+                                       const removal &             gone,
                                        const std::vector<size_t> & sequences,
                                        size_t                      n_more,
                                        const task_control &        control,
                                        std::vector<float> &        nll);
-    bool                  can_start_at(const kept_boundary & boundary, const skip_set & skip) const;
-    const kept_boundary * last_usable(size_t sequence, const skip_set & skip) const;
-    void                  start_together(graph_request & request, const std::vector<size_t> & sequences);
-    bool          keep(const std::vector<size_t> & sequences, const skip_set & skip, const graph_outputs & outputs);
+    bool                  can_start_at(const kept_boundary & boundary, const removal & gone) const;
+    const kept_boundary * last_usable(size_t sequence, const removal & gone) const;
+    void          start_together(graph_request & request, const removal & gone, const std::vector<size_t> & sequences);
+    bool          keep(const std::vector<size_t> & sequences, const removal & gone, const graph_outputs & outputs);
     device_tensor stream_like(const ggml_tensor * tensor);
 };

@@ -294,8 +294,9 @@ private:
     }
 
     void pass_gap() {
+        const bool                      is_linear = request.linear.at(next - request.gaps.begin());
         std::vector<std::vector<float>> y;
-        if (request.linear) {
+        if (is_linear) {
             y = streams_to_correct();
         }
         dense.advance(next->second, control, counted());
@@ -303,7 +304,7 @@ private:
             auto & x = pruned.values[i];
             x.resize(std::min(x.size(), dense.values[i].size())); // the last attention block drops a token
         }
-        if (!request.linear) {
+        if (!is_linear) {
             pruned.set_boundary(next->second);
             return;
         }

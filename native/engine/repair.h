@@ -11,8 +11,8 @@
 struct repair_request {
     std::vector<gap> gaps; // in ascending order, none of them empty and no two of them with a common boundary
 
-    // Whether each gap gets a linear block, x + W·x/rms(x).
-    bool linear = true;
+    // Whether each of these gaps gets a linear block, x + W·x/rms(x).
+    std::vector<bool> linear;
 
     // Which blocks' output projections are fitted: none, those before a gap, or all from there on.
     enum class refit_kind { none, adjacent, all };
@@ -27,7 +27,7 @@ struct repair_request {
 };
 
 struct repair_result {
-    std::vector<std::vector<float>> linear; // W of each gap: [n_embd × n_embd], row after row
+    std::vector<std::vector<float>> linear; // W of each gap that has one: [n_embd × n_embd], row after row
 
     struct refit {
         size_t             block;

@@ -167,7 +167,13 @@ test.each([
         const netOf = (gone: readonly Block[]) => {
             const names = gone.map(formatBlock);
             const isGone = sized.map((block) => names.includes(formatBlock(block)));
-            const gaps = isGone.filter((is, i) => is && !isGone[i - 1]).length;
+            const isFilled = (block: Block) =>
+                gone.some((one) => formatBlock(one) === formatBlock(block) && !one.empty);
+            let [gaps, filled] = [0, false];
+            sized.forEach((block, i) => {
+                filled = isGone[i] ? filled || isFilled(block) : false;
+                gaps += filled && !isGone[i + 1] ? 1 : 0;
+            });
             return sized.reduce((sum, { parameters }, i) => sum + (isGone[i] ? parameters : 0), -gaps * gapParameters);
         };
         const repairTokens = 2048;
@@ -193,7 +199,12 @@ test.each([
             const before = Math.log(await perplexityWithout(gone));
             const left = ratio * check.parameters - netOf(gone);
             const rates = new Map<string, number>();
-            for (const move of (await movesOf('balanced', { model, host, blocks, calibration }))(gone)) {
+            const moves = (await movesOf('balanced', { model, host, blocks, calibration }))(gone);
+            const inBoth = moves.flatMap((move) => {
+                const empty = move.map((block) => ({ ...block, empty: true as const }));
+                return repairSearch && netOf([...gone, ...empty]) > netOf([...gone, ...move]) ? [move, empty] : [move];
+            });
+            for (const move of inBoth) {
                 const size = netOf([...gone, ...move]) - netOf(gone);
                 const rise = Math.log(await perplexityWithout([...gone, ...move])) - before;
                 rates.set(formatMove(move), rise / Math.min(size, left));

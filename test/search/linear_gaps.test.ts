@@ -59,6 +59,52 @@ test.each(['attn.0', 'ffn.10,attn.11,ffn.11', 'attn.3,ffn.3,attn.4', 'ffn.2,attn
     }
 );
 
+test('a gap of empty blocks alone stays empty, as in a file without its linear block', async () => {
+    await withModel(
+        await inF32,
+        async (model, calibration) => {
+            const empty = (text: string) => parseBlocks(text).map((block) => ({ ...block, empty: true as const }));
+            const blocks = await model.blocks();
+            const text = fitText(calibration);
+            const removed = [
+                ...empty('ffn.2,attn.3'),
+                ...parseBlocks('attn.6'),
+                ...empty('ffn.8'),
+                ...parseBlocks('attn.9')
+            ];
+            const gaps = gapsOf(blocks, removed);
+            expect(gaps.map(({ linear }) => linear)).toEqual([false, true, true]);
+            const linear = [];
+            for (const gap of gaps.filter((one) => one.linear)) {
+                const fitted = await model.fitRepair(text, [gap.removed], { linear: true, refit: 'none' });
+                linear.push({ before: gap.before, weights: fitted.linear[0]!, type: 'f32' });
+            }
+            const dense = { gguf: model.gguf, host: await chooseHost(model.gguf), blocks };
+            const nll = await new MergedFiles(dense, model, folder).use({ removed, linear }, (written) =>
+                written.evaluate(calibration)
+            );
+            const evaluator = await PrefixEvaluator.create([model], calibration, { linear: text });
+            const found = (await evaluator.evaluate(removed, all)).flatMap((values) => [...values]);
+            const mean = (values: ArrayLike<number>) => meanNll(Float32Array.from(values), calibration.length);
+            expect(Math.abs(mean(found) / mean(nll) - 1)).toBeLessThan(1e-5);
+            evaluator.dispose();
+
+            // a repair puts linear blocks into the same gaps, and goes on with the stream that the others leave
+            const repaired = await model.fitRepair(
+                text,
+                gaps.map((gap) => gap.removed),
+                { linear: gaps.map((gap) => gap.linear), correction: 0, refit: 'none' }
+            );
+            expect(repaired.linear).toHaveLength(2);
+            const first = await model.fitRepair(text, [gaps[0]!.removed, gaps[1]!.removed], {
+                ...{ linear: [false, true], correction: 0, refit: 'none' }
+            });
+            expect(repaired.linear[0]).toEqual(first.linear[0]);
+        },
+        { samples: 2 }
+    );
+});
+
 test('every candidate has the same NLL whether streams are kept or not, also where gaps grow and join', async () => {
     await withModel(tiny, async (model, calibration) => {
         const linear = fitText(calibration);
@@ -71,12 +117,18 @@ test('every candidate has the same NLL whether streams are kept or not, also whe
                 (one) => !removed.some((other) => formatBlock(other) === formatBlock(one))
             )) {
                 const skip = [...removed, block];
+                const emptied = [...removed, { ...block, empty: true as const }];
                 const mayWin = formatBlock(block) === next;
-                const [a, b] = [await kept.evaluate(skip, all, mayWin), await none.evaluate(skip, all)];
-                const means = [a, b].map((nll) => nll.map((values) => meanNll(values, calibration.length)));
-                expect(Math.max(...all.map((i) => Math.abs(means[0]![i]! / means[1]![i]! - 1)))).toBeLessThan(1e-6);
+                for (const gone of [emptied, skip]) {
+                    const [a, b] = [await kept.evaluate(gone, all, mayWin), await none.evaluate(gone, all)];
+                    const means = [a, b].map((nll) => nll.map((values) => meanNll(values, calibration.length)));
+                    expect(Math.max(...all.map((i) => Math.abs(means[0]![i]! / means[1]![i]! - 1)))).toBeLessThan(1e-6);
+                }
             }
-            removed.push(...parseBlocks(next));
+            // the third gap is begun as an empty one
+            removed.push(
+                ...parseBlocks(next).map((one) => (next === 'ffn.5' ? { ...one, empty: true as const } : one))
+            );
             [kept, none].forEach((one) => one.remove([...removed]));
         }
         expect(kept.work[0]!.blocks).toBeLessThan(0.85 * none.work[0]!.blocks);

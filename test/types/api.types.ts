@@ -75,7 +75,11 @@ expectTypeOf<PruneResult['method']>().toEqualTypeOf<Method | null>();
 expectTypeOf<PruneResult['perplexity']>().toEqualTypeOf<{ dense: number; pruned: number }>();
 expectTypeOf<PruneResult['bytes']>().toEqualTypeOf<{ dense: number; pruned: number }>();
 expectTypeOf<PruneResult['tasks']>().toEqualTypeOf<{ dense: TaskScores[]; pruned: TaskScores[] }>();
-expectTypeOf<Block>().toEqualTypeOf<{ readonly kind: 'attn' | 'ffn' | 'linear'; readonly layer: number }>();
+expectTypeOf<Block>().toEqualTypeOf<{
+    readonly kind: 'attn' | 'ffn' | 'linear';
+    readonly layer: number;
+    readonly empty?: true;
+}>();
 // What was removed can be left out of evaluations, and applied to another file, as it is.
 expectTypeOf<PruneResult['removed']>().toExtend<ApplyOptions['order']>();
 expectTypeOf(perplexityOf).parameter(2).toExtend<{ skip?: readonly Block[] | undefined } | undefined>();
