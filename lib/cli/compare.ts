@@ -22,6 +22,7 @@ import {
     taskOptions
 } from './options.js';
 import { print } from './print.js';
+import { tell } from './stderr.js';
 import { loadTasks } from './tasks.js';
 
 export const command = 'compare <model>';
@@ -108,7 +109,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             calibration: calibrationOf(argv),
             ...deviceOf(argv),
             signal,
-            onProgress: (what) => process.stderr.write(`${what}\n`)
+            onProgress: (what) => tell(what, { work: what })
         });
         print(comparison, argv.json, () => [comparisonText(comparison)]);
     } catch (error) {

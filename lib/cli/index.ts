@@ -11,10 +11,27 @@ import * as inspect from './inspect.js';
 import * as perplexity from './perplexity.js';
 import * as prune from './prune.js';
 import { Interrupted } from './interrupt.js';
+import { tell, tellInJson } from './stderr.js';
 import { messageInWords } from './words.js';
 
+/** What to do next, for who has typed nothing else. */
+const FIRST_LOOK = `blockpruner makes a GGUF language model smaller and faster, without training it.
+
+    npx blockpruner inspect model.gguf                               what can be removed
+    npx blockpruner prune model.gguf --ratio 0.1 -o smaller.gguf     a tenth of it less, checked in the stock runtime
+    npx blockpruner compare model.gguf -o comparison                 what that costs, beside quantization
+    npx blockpruner --help                                           everything else`;
+
 async function main(): Promise<void> {
-    await yargs(inFormsOfYargs(hideBin(process.argv)))
+    if (process.argv.length === 2 && process.stdout.isTTY) {
+        console.log(FIRST_LOOK);
+        return;
+    }
+    const args = inFormsOfYargs(hideBin(process.argv));
+    if (args.includes('--json-progress')) {
+        tellInJson(); // before yargs, whose errors are told so too
+    }
+    await yargs(args)
         .scriptName('blockpruner')
         .usage(
             '$0 <command>\n\nMakes a GGUF language model smaller and faster without training it; ' +
@@ -28,6 +45,10 @@ async function main(): Promise<void> {
         .command(compare)
         .command(inspect)
         .command(devices)
+        .option('json-progress', {
+            type: 'boolean',
+            describe: 'Tell progress, notices and errors on stderr as one JSON object a line'
+        })
         .demandCommand(1, 'say what to do: prune, apply, adapt, perplexity, eval, compare, inspect or devices')
         .strict()
         .recommendCommands()
@@ -64,10 +85,8 @@ main().catch((error: unknown) => {
     const interrupted =
         error instanceof Interrupted ||
         (error instanceof Error && (error.cause as { code?: string } | undefined)?.code === 'BUILD_INTERRUPTED');
-    process.stderr.write(
-        expected || !(error instanceof Error)
-            ? `blockpruner: ${messageInWords(error)}\n`
-            : `blockpruner: ${error.stack}\n`
-    );
+    const message = expected || !(error instanceof Error) ? messageInWords(error) : error.stack;
+    const code = error instanceof BlockprunerError ? error.code : null;
+    tell(`blockpruner: ${message}`, { error: message, code });
     process.exitCode = interrupted ? 130 : 1;
 });

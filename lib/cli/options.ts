@@ -10,6 +10,7 @@ import { repairs } from '../repair/fit.js';
 import { devices, type Device } from '../runtime/device.js';
 import { fileTypes, type FileType } from '../runtime/quantize.js';
 import { DEFAULT_CONFIDENCE } from '../search/race.js';
+import { tell } from './stderr.js';
 import { messageInWords } from './words.js';
 
 /** The positional MODEL, which every command has. */
@@ -87,7 +88,7 @@ export interface DeviceArguments {
 }
 
 export function deviceOf({ device, gpuLayers, threads }: DeviceArguments) {
-    const onNotice = (notice: string) => void process.stderr.write(`${messageInWords(notice)}\n`);
+    const onNotice = (notice: string) => tell(messageInWords(notice), { notice: messageInWords(notice) });
     return { device, gpuLayers, threads, onNotice };
 }
 

@@ -1,6 +1,7 @@
 import { Presets, SingleBar } from 'cli-progress';
 import { formatClock } from '../format.js';
 import type { Phase as PipelinePhase } from '../pipeline/session.js';
+import { tell, tellsInJson } from './stderr.js';
 
 /** What is being worked on: a phase of the library's recipes, or of a command's own. */
 type Phase = PipelinePhase | 'evaluate';
@@ -29,27 +30,39 @@ export async function withProgress<T>(work: (progress: Progress) => Promise<T>):
     }
 }
 
-/** Progress on stderr: on a terminal a bar with the time left, and lines above it; elsewhere only the lines. */
+/** A program hears of the progress of a phase so often, in ms. */
+const JSON_INTERVAL = 500;
+
+/**
+ * Progress on stderr: on a terminal a bar with the time left, and lines above it; elsewhere only the lines. With
+ * --json-progress, objects: `{phase, done, total}`, twice a second at most, and those of the lines.
+ */
 export class Progress {
-    readonly #bar = process.stderr.isTTY
-        ? new SingleBar(
-              {
-                  format: '{phase} {bar} {percentage} % | {duration_formatted} | {eta_formatted} left',
-                  stream: process.stderr,
-                  clearOnComplete: true,
-                  hideCursor: true,
-                  gracefulExit: false, // Ctrl-C is handled in interrupt.ts
-                  // while no time is known yet, the bar calls this with text
-                  formatTime: (seconds) => (Number.isFinite(seconds) ? formatClock(seconds) : '?'),
-                  etaBuffer: 50
-              },
-              Presets.shades_classic
-          )
-        : undefined;
+    readonly #bar =
+        process.stderr.isTTY && !tellsInJson()
+            ? new SingleBar(
+                  {
+                      format: '{phase} {bar} {percentage} % | {duration_formatted} | {eta_formatted} left',
+                      stream: process.stderr,
+                      clearOnComplete: true,
+                      hideCursor: true,
+                      gracefulExit: false, // Ctrl-C is handled in interrupt.ts
+                      // while no time is known yet, the bar calls this with text
+                      formatTime: (seconds) => (Number.isFinite(seconds) ? formatClock(seconds) : '?'),
+                      etaBuffer: 50
+                  },
+                  Presets.shades_classic
+              )
+            : undefined;
 
     #phase: Phase | undefined;
+    #told = 0;
 
     readonly update = (phase: Phase, done: number, total: number): void => {
+        if (tellsInJson() && (phase !== this.#phase || performance.now() - this.#told > JSON_INTERVAL)) {
+            this.#told = performance.now();
+            tell('', { phase, done, total });
+        }
         if (phase !== this.#phase) {
             this.#bar?.stop();
             this.#bar?.start(total, done, { phase: phases[phase].padEnd(11) });
@@ -64,12 +77,15 @@ export class Progress {
         return (done, total) => this.update(phase, done, total);
     }
 
-    /** Writes a line that stays above the bar. */
-    line(text: string): void {
+    /**
+     * Writes a line that stays above the bar.
+     * @param event what a program is told in its place
+     */
+    line(text: string, event: Record<string, unknown>): void {
         if (this.#bar && this.#phase) {
             process.stderr.write('\r\x1b[K');
         }
-        process.stderr.write(`${text}\n`);
+        tell(text, event);
     }
 
     stop(): void {

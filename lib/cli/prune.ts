@@ -142,8 +142,8 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 ...deviceOf(argv),
                 signal,
                 onProgress: progress.update,
-                onStart: (start) => progress.line(startLine(start)),
-                onStep: (step, number, dense) => progress.line(stepLine(step, number, dense))
+                onStart: (start) => progress.line(startLine(start), { start }),
+                onStep: (step, number, dense) => progress.line(stepLine(step, number, dense), { step, number, dense })
             })
         );
         print(result, argv.json, () => pruneResultLines(result, verify));

@@ -6,7 +6,7 @@ import { BlockprunerError, option } from '../errors.js';
 import { isQuantized } from '../export/host.js';
 import { checkRoom, draftOf, type Draft } from '../export/write.js';
 import { checkOutput, partialIn } from '../output.js';
-import type { Gguf } from '../runtime/gguf.js';
+import { countParameters, type Gguf } from '../runtime/gguf.js';
 import { Model } from '../runtime/model.js';
 import { fileTypes, parseTensorType, quantizeGguf, writeImatrix, type FileType } from '../runtime/quantize.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
@@ -49,7 +49,7 @@ export async function checkQuantization(
     }: QuantizeOptions & Pick<SessionOptions, 'onNotice'> & { output: string; force?: boolean | undefined }
 ): Promise<void> {
     if (type !== undefined && isQuantized(gguf)) {
-        onNotice?.(`the model is quantized already: of its file in F16 or BF16, ${type} would lose less`);
+        onNotice?.(`the model is quantized already; made from its file in F16 or BF16, ${type} would lose less`);
     }
     if (imatrixOut !== undefined) {
         if (path.resolve(imatrixOut) === path.resolve(output)) {
@@ -121,7 +121,7 @@ export async function quantizePruned(
         return undefined;
     }
 
-    await checkRoom(output, pruned.bytes);
+    await checkRoom(output, mostBytes(pruned, type, tensorTypes));
     const file = partialIn(path.dirname(path.resolve(output)), '.gguf');
     try {
         await quantizeGguf(pruned, file, {
@@ -136,4 +136,12 @@ export async function quantizePruned(
         await fs.rm(file, { force: true });
         throw error;
     }
+}
+
+/** How large the file may become: as that of the largest of the types that a quantized one may have, Q8_0. */
+function mostBytes(gguf: Gguf, type: FileType, tensorTypes: readonly string[]): number {
+    const ofFloats: Partial<Record<FileType, number>> = { F32: 32, F16: 16, BF16: 16 };
+    const bits = tensorTypes.length > 0 ? 32 : (ofFloats[type] ?? 8.5);
+    const header = gguf.bytes - gguf.tensors.reduce((sum, { bytes }) => sum + bytes, 0);
+    return (countParameters(gguf) * bits) / 8 + header;
 }

@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -29,6 +30,9 @@ describe('--help', () => {
                 '--repair',
                 '--repair-tokens',
                 '--repair-type',
+                '--type',
+                '--tensor-type',
+                '--imatrix-out',
                 '--per',
                 '--swaps',
                 '--resume',
@@ -531,4 +535,53 @@ test('a model from a URL is downloaded, and stdout is JSON all the same', async 
         );
         await expectStops(writing, () => hasDraft(outputs));
     });
+});
+
+describe('--json-progress', () => {
+    const eventsOf = (stderr: string) =>
+        stderr
+            .trimEnd()
+            .split('\n')
+            .map((line) => JSON.parse(line) as Record<string, unknown>);
+
+    test('tells of phases, the start and each removal, one object a line', async () => {
+        const search = ['--blocks', 'attn', '--remove', '2', ...shortPrune, '--threads', '1000'];
+        const { code, stdout, stderr } = await run(
+            ...['prune', tiny, '-o', file('events.gguf'), ...search, '--json-progress', '--json']
+        );
+        expect(code).toBe(0);
+        const result = JSON.parse(stdout) as PruneResult;
+        const events = eventsOf(stderr);
+        const phases = events.flatMap(({ phase }) => (phase === undefined ? [] : [phase]));
+        expect([...new Set(phases)]).toEqual(['load', 'calibrate', 'search', 'write', 'verify']);
+        expect(events.filter(({ start }) => start)).toHaveLength(1);
+        const steps = events.filter(({ step }) => step).map(({ step, number }) => ({ step, number }));
+        expect(steps).toEqual(result.steps.map((step, i) => ({ step, number: i + 1 })));
+        const [{ notice }] = events.filter((event) => 'notice' in event) as [{ notice: string }];
+        expect(notice).toMatch(/threads/);
+    });
+
+    test('tells of an error, and of arguments that are none', async () => {
+        const missing = await run('inspect', 'nothing.gguf', '--json-progress');
+        expect(eventsOf(missing.stderr)).toEqual([
+            { error: expect.stringMatching(/there is no such file$/) as string, code: 'MODEL' }
+        ]);
+        const unknown = await run('inspect', tiny, '--no-such', '--json-progress');
+        expect(eventsOf(unknown.stderr)).toEqual([
+            { error: expect.stringMatching(/such.*--help tells more/) as string, code: 'ARGUMENT' }
+        ]);
+        expect([missing.code, unknown.code]).toEqual([1, 1]);
+    });
+});
+
+// `script` gives a command a terminal
+const hasScript = process.platform === 'linux' && fs.existsSync('/usr/bin/script');
+(hasScript ? test : test.skip)('on a terminal, without arguments, it says in a few lines what to do', () => {
+    const command = `${process.execPath} ${path.resolve(__dirname, '../../dist/cli/index.js')}`;
+    const { status, stdout } = spawnSync('script', ['-qec', command, '/dev/null'], { encoding: 'utf8' });
+    expect(status).toBe(0);
+    expect(stdout.trim().split('\n').length).toBeLessThan(8);
+    for (const name of ['inspect', 'prune', 'compare', '--help']) {
+        expect(stdout).toContain(`npx blockpruner ${name}`);
+    }
 });
