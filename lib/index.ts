@@ -77,6 +77,7 @@ export {
 } from './evaluation/perplexity.js';
 export { type Host, type Plan } from './export/host.js';
 export { adapt, type Adaptable, type Adapted, type AdaptOptions } from './export/adapt.js';
+export { modelCard } from './report/model-card.js';
 export { chooseHost } from './export/choose-host.js';
 export {
     stockDraft,

@@ -84,6 +84,7 @@ export const builder = (yargs: Argv) =>
                 describe: "Write the order there, after each removal, in the format of the paper's repository"
             },
             report: { type: 'string', describe: 'Write an HTML page there that shows what came of it' },
+            card: { type: 'string', describe: 'Write a model card there, for who gets the file' },
             ...taskOptions,
             task: {
                 ...taskOptions.task,
@@ -132,6 +133,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 methodSeed,
                 orderFile: argv.order,
                 report,
+                card: argv.card,
                 tasks,
                 limit,
                 ...search,

@@ -19,6 +19,7 @@ import {
 } from '../methods/method.js';
 import { checkRoom } from '../export/write.js';
 import { checkOutput, writeText } from '../output.js';
+import { modelCard } from '../report/model-card.js';
 import { pruneReport } from '../report/prune-report.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { paperName, type BlockSelection } from '../runtime/blocks.js';
@@ -58,6 +59,8 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
      * measured in the stock runtime.
      */
     report?: string | undefined;
+    /** Write a model card there, in Markdown, for who gets the file; see {@link modelCard}. */
+    card?: string | undefined;
     /** Score the model on these tasks, as it is and pruned; {@link loadTask} reads them. */
     tasks?: readonly Task[] | undefined;
     /** How many questions of each task are scored, from the first one on. Default: all. */
@@ -143,6 +146,9 @@ async function pruneSource(
     if (report !== undefined) {
         writeText(report, await pruneReport(result), { force, what: 'report' });
     }
+    if (options.card !== undefined) {
+        writeText(options.card, modelCard(result, source.gguf.metadata), { force, what: 'model card' });
+    }
     fs.rmSync(journalOf(output), { force: true });
     return result;
 }
@@ -197,10 +203,11 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
 }
 
 /** @throws BlockprunerError if two of the files that are written have the same name */
-function checkNames({ output, orderFile, report, imatrixOut }: PruneOptions): void {
+function checkNames({ output, orderFile, report, card, imatrixOut }: PruneOptions): void {
     const names = {
         'order file': orderFile,
         report,
+        'model card': card,
         'importance matrix': imatrixOut,
         output,
         journal: journalOf(output)
@@ -242,7 +249,7 @@ function checkJournal(method: PruningMethod, { output, resume }: PruneOptions): 
 
 /** @throws BlockprunerError if one of the files can't be written, or is there and may not be replaced */
 async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<void> {
-    const { output, orderFile, report, force = false, resume } = options;
+    const { output, orderFile, report, card, force = false, resume } = options;
     const journal = journalOf(output);
     await checkOutput(output, gguf.files, force);
     await checkOutput(journal, gguf.files, true, 'journal');
@@ -252,6 +259,9 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
     }
     if (report !== undefined) {
         await checkOutput(report, gguf.files, force, 'report');
+    }
+    if (card !== undefined) {
+        await checkOutput(card, gguf.files, force, 'model card');
     }
     await checkQuantization(gguf, options);
 }
