@@ -85,6 +85,7 @@ export {
     stockNll,
     stockSpeed,
     type Drafting,
+    type DraftRequest,
     type Speed,
     type StockOptions
 } from './stock/stock.js';
@@ -113,6 +114,7 @@ export {
     writeImatrix,
     type FileType,
     type Quantization,
+    type QuantizeGgufOptions,
     type TensorTypeRule
 } from './runtime/quantize.js';
 export { type TensorImportance } from './runtime/addon.js';

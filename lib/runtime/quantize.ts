@@ -78,7 +78,7 @@ export function parseTensorType(text: string): TensorTypeRule {
     return [pattern.toLowerCase(), type!]; // as all names of tensors are
 }
 
-export interface QuantizeOptions extends RunOptions {
+export interface QuantizeGgufOptions extends RunOptions {
     type: FileType;
     threads: number;
     /** What {@link Model.importance} has found of this very model. Default: all columns matter alike. */
@@ -96,7 +96,7 @@ export interface QuantizeOptions extends RunOptions {
 export async function quantizeGguf(
     model: Gguf,
     output: string,
-    { type, threads, importance, tensorTypes: rules = [], onProgress, signal }: QuantizeOptions
+    { type, threads, importance, tensorTypes: rules = [], onProgress, signal }: QuantizeGgufOptions
 ): Promise<Gguf> {
     const [input] = model.files as [string];
     const addon = await loadAddon();

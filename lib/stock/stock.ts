@@ -34,6 +34,15 @@ export interface Speed {
     generation: number;
 }
 
+export interface DraftRequest {
+    /** The tokens of each. */
+    prompts: readonly Int32Array[];
+    /** How many tokens are written after each prompt, at most. */
+    tokens: number;
+    /** How many tokens the draft writes ahead at a time. */
+    ahead: number;
+}
+
 /** What one model does as the draft of another in speculative decoding (Leviathan et al. 2023, arXiv 2211.17192). */
 export interface Drafting {
     /**
@@ -87,14 +96,11 @@ export async function stockSpeed(model: string, tokens: number, options: StockOp
 /**
  * Measures a model as the draft of another one with the same vocabulary, in the stock runtime: both write greedily
  * after some prompts, alone and together. Errors are those of {@link stockNll}.
- * @param prompts tokens
- * @param tokens how many are written after each prompt, at most
- * @param ahead how many the draft writes ahead at a time
  */
 export async function stockDraft(
     target: string,
     draft: string,
-    { prompts, tokens, ahead }: { prompts: readonly Int32Array[]; tokens: number; ahead: number },
+    { prompts, tokens, ahead }: DraftRequest,
     options: StockOptions
 ): Promise<Drafting> {
     const plain = prompts.map((prompt) => [...prompt]);

@@ -9,6 +9,7 @@ const guides = [
     'CHANGELOG.md',
     'docs/cli.md',
     'docs/how-it-works.md',
+    'docs/recipes.md',
     'docs/results.md'
 ];
 
