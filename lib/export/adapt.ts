@@ -178,7 +178,8 @@ const adaptations: Record<Adaptable, Adaptation> = {
                     throw new BlockprunerError('UNSUPPORTED', message);
                 }
                 const [mine, its] = ending === 'lora_a' ? [of[0], shape[0]] : [of[1], shape[1]];
-                if (mine !== its) {
+                const isEmbedding = tensor === 'token_embd.weight'; // whose parts are the other way round
+                if (mine !== its && !isEmbedding) {
                     throw pruning.otherModel(`${tensor} has another shape`);
                 }
                 return {
