@@ -2,6 +2,7 @@
 // Builds the addon, build/blockpruner.node: `node install/build.js`, or ensureBuilt() when the package is first used.
 //
 //   --force    build although the addon is up to date
+//   --prebuilt make the addon that the package carries, see prebuilt.js
 //   --install  report a missing tool, but end as if nothing were wrong, so that npm install goes on; the first use of
 //              the package tries again
 //
@@ -23,6 +24,7 @@ const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 const { BuildError, buildOnce, isBuilt } = require('./once.js');
+const { copyPrebuilt, hasPrebuilt, PLACE, savePrebuilt } = require('./prebuilt.js');
 const { checkTools } = require('./tools.js');
 
 const packageFolder = path.resolve(__dirname, '..');
@@ -39,19 +41,66 @@ async function ensureBuilt({ log, force = false } = {}) {
     const usesPrebuilt = packages.prebuiltFolder !== '' && !fromSource;
     await buildOnce({
         folder: buildFolder,
-        stamp: sourceStamp(packages, usesPrebuilt),
+        // the addon finds ggml by this path
+        stamp: sourceStamp(packages, usesPrebuilt ? placeOf(packages) : 'ggml from source'),
         log,
         force,
-        build: (progress, stopped) => {
+        build: async (progress, stopped) => {
+            if (usesPrebuilt && (await install(packages, progress, stopped))) {
+                return;
+            }
             if (packages.prebuiltFolder === '' && !fromSource) {
                 progress.note(
                     `${packages.prebuiltPackage} is not installed: ` +
                         "ggml is compiled too, and pruned files can't be verified"
                 );
             }
-            return build({ usesPrebuilt, progress, stopped });
+            await build({ usesPrebuilt, progress, stopped });
+            await putInPlace(path.join(cmakeFolder, 'blockpruner.node'), progress, stopped);
         }
     });
+}
+
+/** Where ggml is, seen from the addon. */
+function placeOf({ prebuiltFolder }) {
+    return path.relative(buildFolder, prebuiltFolder);
+}
+
+/**
+ * Installs the addon that the package carries. A repository, which has tests, compiles its own.
+ * @returns whether there is one that runs here
+ */
+async function install(packages, progress, stopped) {
+    const isRepository = fs.existsSync(path.join(packageFolder, 'test'));
+    if (isRepository || !hasPrebuilt(sourceStamp(packages, PLACE))) {
+        return false;
+    }
+    const copy = path.join(buildFolder, 'prebuilt.node');
+    fs.writeFileSync(logFile, '');
+    try {
+        if (!copyPrebuilt(copy, placeOf(packages))) {
+            return false;
+        }
+        await putInPlace(copy, progress, stopped);
+        return true;
+    } catch {
+        stopped.throwIfAborted();
+        progress.note(`The addon of the package doesn't run here (${logFile} says why): it is compiled`);
+        return false;
+    } finally {
+        fs.rmSync(copy, { force: true });
+    }
+}
+
+/** Makes the addon that the package carries. */
+async function prebuild() {
+    await ensureBuilt();
+    const packages = require('./packages.js');
+    const stopped = new AbortController().signal;
+    const progress = { phase: (text) => console.log(text), output: () => {}, note: console.log };
+    await build({ usesPrebuilt: true, place: PLACE, progress, stopped });
+    const saved = savePrebuilt(path.join(cmakeFolder, 'blockpruner.node'), sourceStamp(packages, PLACE));
+    console.log(saved);
 }
 
 const cudaFolder = path.join(buildFolder, 'cuda');
@@ -150,18 +199,10 @@ function llamaVersion({ bundle }) {
     return JSON.parse(fs.readFileSync(path.resolve(path.dirname(bundle), '..', 'package.json'), 'utf8')).version;
 }
 
-/** The hash of all that the addon depends on. */
-function sourceStamp(packages, usesPrebuilt) {
+/** The hash of all that the addon depends on, and of where it finds ggml. */
+function sourceStamp(packages, place) {
     const hash = createHash('sha256');
-    hash.update(
-        JSON.stringify([
-            llamaVersion(packages),
-            process.platform,
-            process.arch,
-            // the addon finds ggml by this path
-            usesPrebuilt ? path.relative(buildFolder, packages.prebuiltFolder) : 'ggml from source'
-        ])
-    );
+    hash.update(JSON.stringify([llamaVersion(packages), process.platform, process.arch, place]));
     const sources = fs
         .readdirSync(path.join(packageFolder, 'native'), { recursive: true })
         .filter((file) => /\.(cpp|h|patch)$/.test(file))
@@ -173,7 +214,8 @@ function sourceStamp(packages, usesPrebuilt) {
     return hash.digest('hex');
 }
 
-async function build({ usesPrebuilt, progress, stopped }) {
+/** Leaves the addon in cmake's folder. */
+async function build({ usesPrebuilt, place = '', progress, stopped }) {
     checkTools();
     const unfinished = path.join(buildFolder, 'unfinished');
     if (fs.existsSync(unfinished)) {
@@ -182,18 +224,21 @@ async function build({ usesPrebuilt, progress, stopped }) {
     }
     fs.writeFileSync(unfinished, '');
     fs.writeFileSync(logFile, '');
-    await compile({ usesPrebuilt, progress, stopped }).finally(() => {
+    await compile({ usesPrebuilt, place, progress, stopped }).finally(() => {
         // Compilers that are stopped delete what they have not finished, except on Windows.
         if (!windows || !stopped.aborted) {
             fs.rmSync(unfinished);
         }
     });
+}
 
-    // An addon that doesn't load must not take the place of one that does, so it is tried under another name.
+/** An addon that doesn't load must not take the place of one that does, so it is tried under another name. */
+async function putInPlace(addon, progress, stopped) {
     const built = `${addonPath}.new`;
-    fs.copyFileSync(path.join(cmakeFolder, 'blockpruner.node'), built);
+    fs.copyFileSync(addon, built);
     const load = `process.dlopen(module, ${JSON.stringify(built)}); module.exports.devices()`;
     if (!(await run(process.execPath, ['-e', load], { progress, stopped }))) {
+        fs.rmSync(built, { force: true });
         throw failure('The addon was compiled, but does not load');
     }
     try {
@@ -207,8 +252,7 @@ async function build({ usesPrebuilt, progress, stopped }) {
     }
 }
 
-/** Leaves the addon in cmake's folder. */
-async function compile({ usesPrebuilt, progress, stopped }) {
+async function compile({ usesPrebuilt, place, progress, stopped }) {
     const cmakeJs = path.join(path.dirname(require.resolve('cmake-js/package.json')), 'bin', 'cmake-js');
     const where = ['--directory', packageFolder, '--out', cmakeFolder, '--target', 'blockpruner'];
     const cmake = (command, ...options) =>
@@ -218,6 +262,7 @@ async function compile({ usesPrebuilt, progress, stopped }) {
             'configure',
             `--CDBLOCKPRUNER_PREBUILT_GGML=${usesPrebuilt ? 'ON' : 'OFF'}`,
             `--CDBLOCKPRUNER_BUILD_FOLDER=${buildFolder}`,
+            `--CDBLOCKPRUNER_PLACE=${place}`,
             `--CDNODE_EXECUTABLE=${process.execPath}`
         );
 
@@ -315,7 +360,10 @@ function failure(message, file = logFile) {
 module.exports = { addonPath, buildCuda, builtCuda, ensureBuilt, BuildError };
 
 if (require.main === module) {
-    ensureBuilt({ force: process.argv.includes('--force') }).catch((error) => {
+    const work = process.argv.includes('--prebuilt')
+        ? prebuild()
+        : ensureBuilt({ force: process.argv.includes('--force') });
+    work.catch((error) => {
         console.error(error instanceof BuildError ? error.message : error);
         const goOn = error.code === 'BUILD_IMPOSSIBLE' && process.argv.includes('--install');
         if (goOn) {

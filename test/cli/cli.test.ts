@@ -152,6 +152,7 @@ describe('prune and apply', () => {
             removed: [block, block],
             steps: [step(12), step(11)],
             linearGaps: false,
+            quantized: null,
             blocks: expect.arrayContaining([{ kind: 'ffn', layer: 11, parameters: 393472, bytes: 418816 }]) as unknown,
             calibration: { name: 'calibration.txt', sequences: 1, context: 32 },
             perplexity: numbers,
@@ -193,6 +194,7 @@ describe('prune and apply', () => {
             method: null,
             steps: [],
             linearGaps: false,
+            quantized: null,
             seconds: expect.any(Number) as number
         });
         expect(fs.readFileSync(again).equals(fs.readFileSync(output))).toBe(true);
