@@ -94,8 +94,13 @@ async function install(packages, progress, stopped) {
 
 /** Makes the addon that the package carries. */
 async function prebuild() {
-    await ensureBuilt();
     const packages = require('./packages.js');
+    if (process.platform !== 'linux' || packages.prebuiltFolder === '') {
+        throw new BuildError(
+            `the addon can be made for the package on Linux, with ${packages.prebuiltPackage} installed`
+        );
+    }
+    await ensureBuilt();
     const stopped = new AbortController().signal;
     const progress = { phase: (text) => console.log(text), output: () => {}, note: console.log };
     await build({ usesPrebuilt: true, place: PLACE, progress, stopped });
@@ -147,6 +152,10 @@ async function buildCuda({ log } = {}) {
             };
             const defines = Object.entries(options).map(([name, value]) => `-D${name}=${value}`);
             const source = path.join(cmakeFolder, 'llama.cpp', 'ggml');
+            if (!fs.existsSync(source)) {
+                checkTools(); // the addon came with the package, so that nothing was unpacked yet
+                await prepare({ usesPrebuilt: true, progress, stopped });
+            }
             fs.appendFileSync(path.join(source, 'ggml.pc.in'), ''); // the bundle lacks it, and CMake wants it
             if (!(await cmake('-S', source, '-B', work, ...defines))) {
                 throw failure('The build of the CUDA backend could not be prepared', logFile);
@@ -253,19 +262,24 @@ async function putInPlace(addon, progress, stopped) {
 }
 
 async function compile({ usesPrebuilt, place, progress, stopped }) {
-    const cmakeJs = path.join(path.dirname(require.resolve('cmake-js/package.json')), 'bin', 'cmake-js');
-    const where = ['--directory', packageFolder, '--out', cmakeFolder, '--target', 'blockpruner'];
-    const cmake = (command, ...options) =>
-        run(process.execPath, [cmakeJs, command, ...where, ...options], { progress, stopped });
-    const configure = () =>
-        cmake(
-            'configure',
-            `--CDBLOCKPRUNER_PREBUILT_GGML=${usesPrebuilt ? 'ON' : 'OFF'}`,
-            `--CDBLOCKPRUNER_BUILD_FOLDER=${buildFolder}`,
-            `--CDBLOCKPRUNER_PLACE=${place}`,
-            `--CDNODE_EXECUTABLE=${process.execPath}`
-        );
+    await prepare({ usesPrebuilt, place, progress, stopped });
+    const parts = usesPrebuilt ? 'llama.cpp and the addon' : 'llama.cpp, ggml and the addon';
+    progress.phase(`Compiling ${parts} (${usesPrebuilt ? 'about two minutes' : 'several minutes'}, once)`);
+    if (!(await cmakeJs('build', ['--parallel', String(jobs())], { progress, stopped }))) {
+        throw failure('The addon could not be compiled');
+    }
+}
 
+/** Unpacks llama.cpp, and prepares its build. */
+async function prepare({ usesPrebuilt, place = '', progress, stopped }) {
+    const values = {
+        PREBUILT_GGML: usesPrebuilt ? 'ON' : 'OFF',
+        BUILD_FOLDER: buildFolder,
+        PLACE: place
+    };
+    const defines = Object.entries(values).map(([name, value]) => `--CDBLOCKPRUNER_${name}=${value}`);
+    const configure = () =>
+        cmakeJs('configure', [...defines, `--CDNODE_EXECUTABLE=${process.execPath}`], { progress, stopped });
     progress.phase('Preparing the build of the addon');
     const isFresh = !fs.existsSync(cmakeFolder);
     if (!(await configure())) {
@@ -275,11 +289,12 @@ async function compile({ usesPrebuilt, place, progress, stopped }) {
             throw failure('The build of the addon could not be prepared');
         }
     }
-    const parts = usesPrebuilt ? 'llama.cpp and the addon' : 'llama.cpp, ggml and the addon';
-    progress.phase(`Compiling ${parts} (${usesPrebuilt ? 'about two minutes' : 'several minutes'}, once)`);
-    if (!(await cmake('build', '--parallel', String(jobs())))) {
-        throw failure('The addon could not be compiled');
-    }
+}
+
+function cmakeJs(command, options, running) {
+    const program = path.join(path.dirname(require.resolve('cmake-js/package.json')), 'bin', 'cmake-js');
+    const where = ['--directory', packageFolder, '--out', cmakeFolder, '--target', 'blockpruner'];
+    return run(process.execPath, [program, command, ...where, ...options], running);
 }
 
 /** How many compilers run at once: one for each processor, as far as there is memory, of which each takes 300 MB. */
