@@ -275,7 +275,7 @@ async function prepare({ usesPrebuilt, place = '', progress, stopped }) {
     const values = {
         PREBUILT_GGML: usesPrebuilt ? 'ON' : 'OFF',
         BUILD_FOLDER: buildFolder,
-        PLACE: place
+        PLACE: place || 'OFF' // an empty value isn't handed on
     };
     const defines = Object.entries(values).map(([name, value]) => `--CDBLOCKPRUNER_${name}=${value}`);
     const configure = () =>

@@ -83,7 +83,11 @@ export async function checkWritable(folder: string): Promise<void> {
  */
 export async function makeTemporaryFolder(): Promise<string> {
     try {
-        removeDead(os.tmpdir(), TEMPORARY);
+        try {
+            removeDead(os.tmpdir(), TEMPORARY);
+        } catch {
+            // a folder may be one that can be written to and not listed
+        }
         return await fs.promises.mkdtemp(path.join(os.tmpdir(), `${TEMPORARY}${host}-${process.pid}-`));
     } catch (error) {
         throw temporaryError(error);

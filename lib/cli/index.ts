@@ -28,7 +28,7 @@ async function main(): Promise<void> {
         return;
     }
     const args = inFormsOfYargs(hideBin(process.argv));
-    if (args.includes('--json-progress')) {
+    if (args.some((arg) => /^--(json-progress|jsonProgress)(=true)?$/.test(arg))) {
         tellInJson(); // before yargs, whose errors are told so too
     }
     await yargs(args)

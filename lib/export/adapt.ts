@@ -133,9 +133,9 @@ class Pruning {
                 layers.set(to, { ...layers.get(to), [isFfn(name) ? 'ffn' : 'other']: source });
             }
         }
-        const ffnIsGone = this.#last.removed.includes(`ffn.${layer}`);
+        const hasFfn = [...layers.values()].some(({ ffn }) => ffn === layer);
         for (const [to, { ffn, other }] of layers) {
-            if (ffn === layer || (ffn === undefined && other === layer && ffnIsGone)) {
+            if (ffn === layer || (ffn === undefined && other === layer && !hasFfn)) {
                 return to;
             }
         }
@@ -160,8 +160,8 @@ const adaptations: Record<Adaptable, Adaptation> = {
     'importance matrix': (given, pruning) => {
         const sums = new Map(given.tensors.map(({ name, shape }) => [name.replace(/\.in_sum2$/, ''), shape]));
         return each(given, /^(.+)\.(in_sum2|counts)$/, pruning, (tensor, ending, { name, from, shape }) => {
-            const [columns] = sums.get(tensor) ?? [];
-            if (columns !== shape[0]) {
+            const columns = (sums.get(tensor) ?? []).reduce((product, length) => product * length, 1);
+            if (columns !== shape[0]! * (shape[2] ?? 1)) {
                 throw pruning.otherModel(`${tensor} has ${columns} columns there and ${shape[0]} here`);
             }
             return tensor === from[0] ? { name: `${name}.${ending}` } : 'joined';

@@ -24,10 +24,24 @@ export interface QuantizeOptions {
     imatrixOut?: string | undefined;
 }
 
+/** llama.cpp's quantizer ends the process where it makes these types without an importance matrix. */
+const NEED_IMPORTANCE = ['iq2_xxs', 'iq2_xs', 'iq1_s'];
+const OUTSIDE_LAYERS = ['token_embd.weight', 'per_layer_token_embd.weight', 'output.weight'];
+
 /** @throws ArgumentError if an option is none that there is; BlockprunerError if they contradict each other */
 export function checkQuantizeOptions({ type, tensorTypes = [] }: QuantizeOptions): void {
     checkOneOf('type', type, fileTypes);
-    tensorTypes.forEach(parseTensorType);
+    for (const [pattern, of] of tensorTypes.map(parseTensorType)) {
+        const found = OUTSIDE_LAYERS.find((name) => new RegExp(pattern).test(name));
+        if (found !== undefined && NEED_IMPORTANCE.includes(of)) {
+            const message = `${found} can't be ${of}, which takes an importance matrix: that is of the layers alone`;
+            throw new BlockprunerError('ARGUMENT', message);
+        }
+    }
+    if (tensorTypes.length > 0 && (type === 'F32' || type === 'F16' || type === 'BF16')) {
+        const message = `${option('tensorType')} changes nothing where ${option('type')} is ${type}: leave it out`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
     if (type === undefined && tensorTypes.length > 0) {
         const message = `${option('tensorType')} is for a model that is quantized: give ${option('type')} too`;
         throw new BlockprunerError('ARGUMENT', message);

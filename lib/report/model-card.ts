@@ -31,7 +31,7 @@ export function modelCard(result: PruneResult, source: Gguf['metadata']): string
         '',
         `# ${plain(name)}, pruned (${share} parameters)`,
         '',
-        `Made of ${base === undefined ? `\`${plain(path.basename(result.model))}\`` : link(base)} by blockpruner ` +
+        `Made of ${base === undefined ? plain(path.basename(result.model)) : link(base)} by blockpruner ` +
             `${version}, without training. Stock llama.cpp loads it, and so do Ollama, LM Studio and node-llama-cpp.`,
         '',
         ...figures(result),
@@ -54,10 +54,10 @@ export function modelCard(result: PruneResult, source: Gguf['metadata']): string
 
 /** The repository that a model comes from, `user/repo`, as far as it is known. */
 function baseModel(model: string, source: Gguf['metadata']): string | undefined {
-    const url = textOf(source['general.base_model.0.repo_url']) ?? textOf(source['general.repo_url']);
+    const url = textOf(source['general.repo_url']);
     const [, ofUrl] = /^https:\/\/huggingface\.co\/([\w.-]+\/[\w.-]+)\/?$/.exec(url ?? '') ?? [];
     const [, ofUri] = /^hf:([\w.-]+\/[\w.-]+?)(?:[:/@#].*)?$/.exec(model) ?? [];
-    return ofUrl ?? ofUri;
+    return ofUri ?? ofUrl;
 }
 
 function figures({ parameters, bytes, perplexity, quantized, calibration, tasks }: PruneResult): string[] {

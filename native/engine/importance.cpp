@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <set>
 #include <stdexcept>
 
 namespace {
@@ -34,9 +35,9 @@ private:
 class collector {
 public:
     explicit collector(const llama_model & model) {
-        for (const auto & [name, tensor] : model.tensors_by_name) {
+        for (const auto & [name, _] : model.tensors_by_name) {
             if (name.rfind("blk.", 0) == 0) {
-                weights.emplace(tensor, name);
+                weights.emplace(name);
             }
         }
     }
@@ -78,16 +79,23 @@ private:
         std::vector<double> counts;
     };
 
-    std::map<const ggml_tensor *, std::string> weights;
-    std::map<std::string, totals>              found;
+    std::set<std::string>         weights;
+    std::map<std::string, totals> found;
+
+    // The scheduler calls its copy of a weight on another device DEVICE#name#number.
+    static std::string name_of(const ggml_tensor * weight) {
+        const std::string name  = weight->name;
+        const size_t      start = name.find('#');
+        return start == std::string::npos ? name : name.substr(start + 1, name.find('#', start + 1) - start - 1);
+    }
 
     bool is_product(const ggml_tensor * t) const {
         const bool is_product = t->op == GGML_OP_MUL_MAT || t->op == GGML_OP_MUL_MAT_ID;
-        return is_product && t->src[1]->type == GGML_TYPE_F32 && weights.count(t->src[0]) > 0;
+        return is_product && t->src[1]->type == GGML_TYPE_F32 && weights.count(name_of(t->src[0])) > 0;
     }
 
     totals & totals_of(const ggml_tensor * weight, int64_t n_counts) {
-        totals & of = found[weights.at(weight)];
+        totals & of = found[name_of(weight)];
         of.sums.resize(weight->ne[0] * weight->ne[2] * weight->ne[3]);
         of.counts.resize(n_counts);
         return of;

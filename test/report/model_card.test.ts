@@ -31,7 +31,12 @@ test('it has the figures of the result, and the licence of the model', async () 
 test.each([
     ['hf:user/some-model-GGUF:Q4_K_M', {}, 'user/some-model-GGUF'],
     ['hf:user/repo/file.gguf', {}, 'user/repo'],
-    ['m.gguf', { 'general.base_model.0.repo_url': 'https://huggingface.co/lab/model' }, 'lab/model']
+    ['m.gguf', { 'general.repo_url': 'https://huggingface.co/lab/model' }, 'lab/model'],
+    [
+        'hf:user/tuned-GGUF',
+        { 'general.base_model.0.repo_url': 'https://huggingface.co/lab/untuned' }, // what that was made of
+        'user/tuned-GGUF'
+    ]
 ])('%s, %j: it names the model that it was made of', (model, metadata, base) => {
     const card = modelCard({ ...result, model }, metadata);
     expect(card).toContain(`base_model: "${base}"\n`);
