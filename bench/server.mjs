@@ -7,10 +7,11 @@ import path from 'node:path';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
-import addon from '../dist/runtime/addon.js';
-import { describe, options, setting, write } from './shared.mjs';
+import gguf from '../dist/runtime/gguf.js';
+import { describe, options, orderOptions, setting, write } from './shared.mjs';
 
 const { adapt, apply, readGguf, readOrder } = blockpruner;
+const { writeGguf } = gguf;
 
 const argv = await yargs(hideBin(process.argv))
     .scriptName('npm run bench:server --')
@@ -19,8 +20,7 @@ const argv = await yargs(hideBin(process.argv))
         ...options,
         name: { type: 'string', default: 'server-embedded', describe: 'Name of the results' },
         server: { type: 'string', demandOption: true, describe: 'llama-server' },
-        order: { type: 'string', demandOption: true, describe: 'An order of removal' },
-        remove: { type: 'number', default: 4, describe: 'Blocks of it' },
+        ...orderOptions,
         tokens: { type: 'number', default: 64, describe: 'Tokens of an answer' },
         port: { type: 'number', default: 8090, describe: 'Port of the server' }
     })
@@ -101,17 +101,10 @@ async function withZeroed(model, removed, output) {
     const zeroed = removed.map(
         ({ kind, layer }) => `blk.${layer}.${kind === 'attn' ? 'attn_output' : 'ffn_down'}.weight`
     );
-    await (
-        await addon.loadAddon()
-    ).writeGguf(
-        {
-            ...{ output, sources: [model], remove: [], rename: [], select: [], set: [] },
-            tensors: tensors.map(({ name, type, shape }) =>
-                zeroed.includes(name) ? { name, type, shape } : { name, from: [{ file: 0, name }] }
-            )
-        },
-        {}
+    const written = tensors.map(({ name, type, shape }) =>
+        zeroed.includes(name) ? { name, type, shape } : { name, from: [{ file: 0, name }] }
     );
+    await writeGguf(output, { sources: [model], set: [], tensors: written }, {});
 }
 
 /** A LoRA adapter of rank 4 for all matrices of the layers, with numbers that look random; none for some tensors. */
@@ -135,15 +128,8 @@ async function writeLora(model, without, output) {
         { key: 'adapter.type', type: 'string', value: 'lora' },
         { key: 'adapter.lora.alpha', type: 'f32', value: 4 }
     ];
-    await (
-        await addon.loadAddon()
-    ).writeGguf(
-        {
-            ...{ output, sources: [], remove: [], rename: [], select: [], set },
-            tensors: all.filter(({ name }) => !without.some((prefix) => name.startsWith(prefix)))
-        },
-        {}
-    );
+    const written = all.filter(({ name }) => !without.some((prefix) => name.startsWith(prefix)));
+    await writeGguf(output, { sources: [], set, tensors: written }, { force: true });
 }
 
 try {

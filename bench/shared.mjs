@@ -16,6 +16,12 @@ export const options = {
     threads: { type: 'number', default: os.availableParallelism(), describe: 'CPU threads' }
 };
 
+/** What a benchmark of a pruned model begins with. */
+export const orderOptions = {
+    order: { type: 'string', demandOption: true, describe: 'An order of removal' },
+    remove: { type: 'number', default: 4, describe: 'Blocks of it' }
+};
+
 /** What figures depend on, beside what was measured. */
 export function setting({ model, device, threads }) {
     const { version, dependencies } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'));

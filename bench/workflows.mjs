@@ -6,7 +6,7 @@ import path from 'node:path';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
-import { describe, options, setting, write } from './shared.mjs';
+import { describe, options, orderOptions, setting, write } from './shared.mjs';
 
 const { adapt, apply, loadCalibration, Model, quantizeGguf, readGguf, readOrder, textPerplexity, writeImatrix } =
     blockpruner;
@@ -17,8 +17,7 @@ const argv = await yargs(hideBin(process.argv))
     .options({
         ...options,
         name: { type: 'string', default: 'workflows-embedded', describe: 'Name of the results' },
-        order: { type: 'string', demandOption: true, describe: 'An order of removal' },
-        remove: { type: 'number', default: 4, describe: 'Blocks of it' },
+        ...orderOptions,
         calibration: { type: 'string', describe: 'Calibration text', defaultDescription: 'embedded text' },
         samples: { type: 'number', default: 16, describe: 'Calibration sequences' },
         context: { type: 'number', default: 256, describe: 'Tokens in a sequence' },

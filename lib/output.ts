@@ -62,6 +62,21 @@ export async function checkOutput(
     await checkWritable(folder);
 }
 
+/**
+ * @param names of the files that are to be written, by what each is, for messages
+ * @throws BlockprunerError if two of them have the same name
+ */
+export function checkNames(names: Record<string, string | undefined>): void {
+    const files = Object.entries(names).flatMap(([what, name]) => (name === undefined ? [] : [{ what, name }]));
+    for (const [i, { what, name }] of files.entries()) {
+        const same = files.slice(i + 1).find((other) => path.resolve(name) === path.resolve(other.name));
+        if (same) {
+            const message = `the ${what} and the ${same.what} are both ${name}: choose two names`;
+            throw new BlockprunerError('ARGUMENT', message);
+        }
+    }
+}
+
 /** @throws BlockprunerError if files can't be written to a folder */
 export async function checkWritable(folder: string): Promise<void> {
     // Writing a file is the only test that holds for root, for read-only file systems and for Windows alike.

@@ -21,6 +21,11 @@ export const fileTypes = { F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K_M: 15, BF16: 3
 /** The programs that build_fixtures.cjs compiles. */
 export const tools = path.resolve(__dirname, '..', 'build', 'cmake');
 
+/** Runs one of llama.cpp's, which must succeed. They look for backends where they are started. */
+export function runTool(name: string, ...args: string[]): void {
+    execFileSync(path.join(tools, name), args, { cwd: backendFolders.cpu, stdio: ['ignore', 'ignore', 'pipe'] });
+}
+
 /** What makes native/fake_gpu.cpp the CUDA backend of a process, by its environment. */
 export function fakeGpu(): Record<string, string> {
     const cpu = fs.readFileSync('/proc/cpuinfo', 'utf8').includes(' avx2 ') ? 'haswell' : 'x64';

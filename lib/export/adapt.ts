@@ -1,12 +1,10 @@
 // Importance matrices, LoRA adapters and control vectors that were made for a model, for its pruned copy. They name
 // layers, and in the pruned file other layers have these names.
-import fs from 'node:fs/promises';
-import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
-import { checkOutput, giveName, partialIn } from '../output.js';
-import { loadAddon, runNative, type GgufTensor, type GgufValue } from '../runtime/addon.js';
+import { checkOutput } from '../output.js';
+import type { GgufTensor, GgufValue } from '../runtime/addon.js';
 import { parseBlock } from '../runtime/blocks.js';
-import { readGguf, type Gguf, type GgufTensorInfo } from '../runtime/gguf.js';
+import { readGguf, writeGguf, type Gguf, type GgufTensorInfo } from '../runtime/gguf.js';
 import { architectureOf, splitName } from './host.js';
 import { historyOf, originsOf, type PastPruning, type TensorOrigin } from './provenance.js';
 
@@ -48,15 +46,7 @@ export async function adapt(file: string, { to, output, force, signal }: AdaptOp
         throw new BlockprunerError('ARGUMENT', `nothing is left of ${file}: all of it belongs to blocks that are gone`);
     }
     await checkOutput(output, [...given.files, ...pruned.files], force);
-    const partial = partialIn(path.dirname(path.resolve(output)), '.gguf');
-    const plan = { output: partial, sources: given.files, remove: [], rename: [], select: [], set, tensors };
-    const addon = await loadAddon();
-    try {
-        await runNative(signal, (cancel) => addon.writeGguf(plan, { cancel }));
-        giveName(partial, output, force);
-    } finally {
-        await fs.rm(partial, { force: true });
-    }
+    await writeGguf(output, { sources: given.files, set, tensors }, { force, signal });
     return { kind, output, kept: tensors.length, gone };
 }
 

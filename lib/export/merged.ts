@@ -2,7 +2,7 @@ import fs from 'node:fs/promises';
 import { partialIn } from '../output.js';
 import { loadAddon, runNative } from '../runtime/addon.js';
 import type { Removal } from '../runtime/blocks.js';
-import { Model } from '../runtime/model.js';
+import { useAlike, type Model } from '../runtime/model.js';
 import { quantizeGguf, type Quantization } from '../runtime/quantize.js';
 import { planFile, type DenseModel } from './write.js';
 
@@ -31,7 +31,7 @@ export class MergedFiles {
         return this.#inFile(async (output) => {
             const plan = { output, ...planFile(this.dense, removal) };
             await runNative(this.signal, (cancel) => addon.writeGguf(plan, { cancel }));
-            return this.#load(output, work);
+            return useAlike(this.loaded, output, work, { signal: this.signal });
         });
     }
 
@@ -44,14 +44,8 @@ export class MergedFiles {
         const { threads } = this.loaded;
         return this.#inFile(async (output) => {
             const { bytes } = await quantizeGguf(this.dense.gguf, output, { type, threads, signal: this.signal });
-            return bytes <= mostBytes ? this.#load(output, work) : undefined;
+            return bytes <= mostBytes ? useAlike(this.loaded, output, work, { signal: this.signal }) : undefined;
         });
-    }
-
-    async #load<T>(file: string, work: (model: Model) => Promise<T>): Promise<T> {
-        const { device, gpuLayers, threads } = this.loaded;
-        const model = await Model.load(file, { device, gpuLayers, threads, signal: this.signal });
-        return work(model).finally(() => model.dispose());
     }
 
     async #inFile<T>(work: (file: string) => Promise<T>): Promise<T> {

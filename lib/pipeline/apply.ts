@@ -1,6 +1,6 @@
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
-import { checkOutput } from '../output.js';
+import { checkNames, checkOutput } from '../output.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
 import { isolated } from './isolated.js';
@@ -27,6 +27,7 @@ export async function apply(model: string, options: ApplyOptions): Promise<Prune
     checkSessionOptions(options);
     checkRepairOptions(options);
     checkQuantizeOptions(options);
+    checkNames({ 'importance matrix': options.imatrixOut, output });
     const source = await findModel(model, options);
     await checkOutput(output, source.gguf.files, force);
     await checkQuantization(source.gguf, options);

@@ -10,7 +10,7 @@ import type { PruneResult, RepairResult } from '../report/prune-result.js';
 import { formatMerges } from '../runtime/blocks.js';
 import type { Device } from '../runtime/device.js';
 import { countParameters, readGguf } from '../runtime/gguf.js';
-import { Model } from '../runtime/model.js';
+import { useAlike, type Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 import { stockNll, stockSpeed, type StockOptions } from '../stock/stock.js';
 import { quantizePruned, type QuantizeOptions } from './quantize.js';
@@ -205,15 +205,9 @@ async function checkInStockRuntime(
  */
 async function checkOnCpu(session: Session, file: string, nll: Float32Array, stock: StockOptions): Promise<void> {
     const { calibration, host, model } = session;
-    const evaluateOn = async (device: Device, sequences: Sequences) => {
-        const { gpuLayers, threads } = model;
-        const written = await Model.load(file, { device, gpuLayers, threads, signal: stock.signal });
-        try {
-            return await written.evaluate(sequences, { signal: stock.signal });
-        } finally {
-            written.dispose();
-        }
-    };
+    const { signal } = stock;
+    const evaluateOn = (device: Device, sequences: Sequences) =>
+        useAlike(model, file, (written) => written.evaluate(sequences, { signal }), { device, signal });
     checkEqual(host, await evaluateOn(model.device, calibration), nll, `on ${model.device}`);
     const { tokens, length } = calibration;
     const first = { tokens: tokens.slice(0, Math.max(1, Math.floor(CPU_TOKENS / length)) * length), length };

@@ -18,7 +18,7 @@ import {
     type Worth
 } from '../methods/method.js';
 import { checkRoom } from '../export/write.js';
-import { checkOutput, writeText } from '../output.js';
+import { checkNames, checkOutput, writeText } from '../output.js';
 import { modelCard } from '../report/model-card.js';
 import { pruneReport } from '../report/prune-report.js';
 import type { PruneResult } from '../report/prune-result.js';
@@ -198,28 +198,16 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
     checkSessionOptions(options);
     checkRepairOptions(options);
     checkQuantizeOptions(options);
-    checkNames(options);
-    return { method, goal: { remove, ratio, maxIncrease } };
-}
-
-/** @throws BlockprunerError if two of the files that are written have the same name */
-function checkNames({ output, orderFile, report, card, imatrixOut }: PruneOptions): void {
-    const names = {
+    const { output, report, card, imatrixOut } = options;
+    checkNames({
         'order file': orderFile,
         report,
         'model card': card,
         'importance matrix': imatrixOut,
         output,
         journal: journalOf(output)
-    };
-    const files = Object.entries(names).flatMap(([what, name]) => (name === undefined ? [] : [{ what, name }]));
-    for (const [i, { what, name }] of files.entries()) {
-        const same = files.slice(i + 1).find((other) => path.resolve(name) === path.resolve(other.name));
-        if (same) {
-            const message = `the ${what} and the ${same.what} are both ${name}: choose two names`;
-            throw new BlockprunerError('ARGUMENT', message);
-        }
-    }
+    });
+    return { method, goal: { remove, ratio, maxIncrease } };
 }
 
 /**

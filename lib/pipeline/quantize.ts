@@ -7,7 +7,7 @@ import { isQuantized } from '../export/host.js';
 import { checkRoom, draftOf, type Draft } from '../export/write.js';
 import { checkOutput, partialIn } from '../output.js';
 import { countParameters, type Gguf } from '../runtime/gguf.js';
-import { Model } from '../runtime/model.js';
+import { useAlike } from '../runtime/model.js';
 import { fileTypes, parseTensorType, quantizeGguf, writeImatrix, type FileType } from '../runtime/quantize.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 import type { PhaseProgress, Session, SessionOptions } from './session.js';
@@ -55,21 +55,16 @@ export function checkQuantizeOptions({ type, tensorTypes = [] }: QuantizeOptions
 export async function checkQuantization(
     gguf: Gguf,
     {
-        output,
         force,
         type,
         imatrixOut,
         onNotice
-    }: QuantizeOptions & Pick<SessionOptions, 'onNotice'> & { output: string; force?: boolean | undefined }
+    }: QuantizeOptions & Pick<SessionOptions, 'onNotice'> & { force?: boolean | undefined }
 ): Promise<void> {
     if (type !== undefined && isQuantized(gguf)) {
         onNotice?.(`the model is quantized already; made from its file in F16 or BF16, ${type} would lose less`);
     }
     if (imatrixOut !== undefined) {
-        if (path.resolve(imatrixOut) === path.resolve(output)) {
-            const message = `the importance matrix and the output are both ${output}: choose two names`;
-            throw new BlockprunerError('ARGUMENT', message);
-        }
         await checkOutput(imatrixOut, gguf.files, force, 'importance matrix');
     }
 }
@@ -113,8 +108,6 @@ export async function quantizePruned(
         return undefined;
     }
     const { calibration, model } = session;
-    const { device, gpuLayers, threads } = model;
-    const loading = { device, gpuLayers, threads, signal };
     const text = fitted
         ? { tokens: Int32Array.from([...calibration.tokens, ...fitted.tokens]), length: calibration.length }
         : calibration;
@@ -122,10 +115,8 @@ export async function quantizePruned(
         onProgress?.('quantize', share(done / total), 1);
 
     const [source] = pruned.files as [string];
-    const loaded = await Model.load(source, loading);
-    const importance = await loaded
-        .importance(text, { signal, onProgress: report((part) => part / 2) })
-        .finally(() => loaded.dispose());
+    const gathering = { signal, onProgress: report((part) => part / 2) };
+    const importance = await useAlike(model, source, (loaded) => loaded.importance(text, gathering), { signal });
     const tokens = text.tokens.length;
     if (imatrixOut !== undefined) {
         const of = { name: calibration.name, sequences: countSequences(text), context: text.length };
@@ -139,12 +130,11 @@ export async function quantizePruned(
     const file = partialIn(path.dirname(path.resolve(output)), '.gguf');
     try {
         await quantizeGguf(pruned, file, {
-            ...{ type, threads, importance, signal },
+            ...{ type, threads: model.threads, importance, signal },
             tensorTypes: tensorTypes.map(parseTensorType),
             onProgress: report((part) => 0.5 + part / 2)
         });
-        const quantized = await Model.load(file, loading);
-        const nll = await quantized.evaluate(calibration, { signal }).finally(() => quantized.dispose());
+        const nll = await useAlike(model, file, (quantized) => quantized.evaluate(calibration, { signal }), { signal });
         return { draft: await draftOf(file, output, force), type, tokens, nll };
     } catch (error) {
         await fs.rm(file, { force: true });

@@ -1,9 +1,10 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { loadAddon, runNative, type NativeGguf } from './addon.js';
-import { parseBlocks, type Block } from './blocks.js';
 import { BlockprunerError, messageOf } from '../errors.js';
+import { giveName, partialIn } from '../output.js';
+import { loadAddon, runNative, type GgufPlan, type NativeGguf } from './addon.js';
+import { parseBlocks, type Block } from './blocks.js';
 
 export interface GgufTensorInfo {
     name: string;
@@ -104,6 +105,27 @@ async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf 
         );
     }
     return { ...part, size };
+}
+
+/**
+ * Writes a GGUF file, which gets its name when it is complete.
+ * @param what what the file is, for messages
+ * @throws BlockprunerError if it can't be written, or exists and `force` is not set
+ */
+export async function writeGguf(
+    output: string,
+    plan: Pick<GgufPlan, 'sources' | 'set' | 'tensors'>,
+    { force, what, signal }: { force?: boolean | undefined; what?: string; signal?: AbortSignal | undefined }
+): Promise<void> {
+    const addon = await loadAddon();
+    const file = partialIn(path.dirname(path.resolve(output)), '.gguf');
+    try {
+        const whole = { output: file, remove: [], rename: [], select: [], ...plan };
+        await runNative(signal, (cancel) => addon.writeGguf(whole, { cancel }));
+        giveName(file, output, force, what);
+    } finally {
+        await fs.rm(file, { force: true });
+    }
 }
 
 /** Metadata key: the blocks of a written model that add nothing. */

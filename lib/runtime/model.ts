@@ -720,6 +720,24 @@ export function checkLoadOptions({ gpuLayers, threads, tokensAtOnce, cacheType }
     checkOneOf('cacheType', cacheType, ['f16', 'f32']);
 }
 
+/**
+ * Loads another file where a model is computed, or on another device, for as long as some work runs. The model itself
+ * may be disposed.
+ */
+export async function useAlike<T>(
+    { device: same, gpuLayers, threads }: Model,
+    file: string,
+    work: (loaded: Model) => Promise<T>,
+    { device = same, signal }: Pick<LoadOptions, 'device' | 'signal'> = {}
+): Promise<T> {
+    const loaded = await Model.load(file, { device, gpuLayers, threads, signal });
+    try {
+        return await work(loaded);
+    } finally {
+        loaded.dispose();
+    }
+}
+
 /** @throws BlockprunerError if the file is no model, or only the vocabulary of one */
 function checkKind(file: string, gguf: Gguf): void {
     const kind = gguf.metadata['general.type'];

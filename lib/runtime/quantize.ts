@@ -1,10 +1,7 @@
-import fs from 'node:fs/promises';
-import path from 'node:path';
 import { checkOneOf } from '../check.js';
 import { ArgumentError, BlockprunerError } from '../errors.js';
-import { giveName, partialIn } from '../output.js';
-import { loadAddon, runNative, type GgufPlan, type TensorImportance } from './addon.js';
-import { fillerOf, readGguf, type Gguf } from './gguf.js';
+import { loadAddon, runNative, type GgufValue, type TensorImportance } from './addon.js';
+import { fillerOf, readGguf, writeGguf, type Gguf } from './gguf.js';
 import type { RunOptions } from './model.js';
 
 /**
@@ -125,29 +122,15 @@ export async function writeImatrix(
     text: { name: string; sequences: number; context: number },
     force = false
 ): Promise<void> {
-    const addon = await loadAddon();
-    const file = partialIn(path.dirname(path.resolve(output)), '.gguf');
-    const plan: GgufPlan = {
-        output: file,
-        sources: [],
-        remove: [],
-        rename: [],
-        select: [],
-        set: [
-            { key: 'general.type', type: 'string', value: 'imatrix' },
-            { key: 'imatrix.datasets', type: 'string[]', value: [text.name] },
-            { key: 'imatrix.chunk_count', type: 'u32', value: text.sequences },
-            { key: 'imatrix.chunk_size', type: 'u32', value: text.context }
-        ],
-        tensors: importance.flatMap(({ tensor, sums, counts }) => [
-            { name: `${tensor}.in_sum2`, type: 'f32', shape: [sums.length / counts.length, counts.length], data: sums },
-            { name: `${tensor}.counts`, type: 'f32', shape: [1, counts.length], data: counts }
-        ])
-    };
-    try {
-        await runNative(undefined, (cancel) => addon.writeGguf(plan, { cancel }));
-        giveName(file, output, force, 'importance matrix');
-    } finally {
-        await fs.rm(file, { force: true });
-    }
+    const set: GgufValue[] = [
+        { key: 'general.type', type: 'string', value: 'imatrix' },
+        { key: 'imatrix.datasets', type: 'string[]', value: [text.name] },
+        { key: 'imatrix.chunk_count', type: 'u32', value: text.sequences },
+        { key: 'imatrix.chunk_size', type: 'u32', value: text.context }
+    ];
+    const tensors = importance.flatMap(({ tensor, sums, counts }) => [
+        { name: `${tensor}.in_sum2`, type: 'f32', shape: [sums.length / counts.length, counts.length], data: sums },
+        { name: `${tensor}.counts`, type: 'f32', shape: [1, counts.length], data: counts }
+    ]);
+    await writeGguf(output, { sources: [], set, tensors }, { force, what: 'importance matrix' });
 }

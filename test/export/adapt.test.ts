@@ -1,6 +1,6 @@
 // What was made for a model, adapted to its pruned copy: llama.cpp's own tool must compute of both what it computes of
 // the model itself with the output projections of the same blocks zeroed.
-import { execFileSync, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import {
@@ -19,6 +19,7 @@ import {
     quantize,
     randomModel,
     randomNumbers,
+    runTool,
     temporaryFolder,
     tiny,
     tools,
@@ -174,11 +175,7 @@ describe('an importance matrix', () => {
         const blocks = new Set(adapted.gone.map((name) => /^blk\.\d+\.[a-z]+/.exec(name)![0]));
         expect(blocks).toEqual(new Set(['blk.0.attn', 'blk.4.ffn', 'blk.6.attn']));
         // the quantizer takes it, filler included
-        execFileSync(
-            path.join(tools, 'llama-quantize'),
-            ['--imatrix', at('adapted.imatrix'), small, at('by-adapted.gguf'), 'Q3_K_M', '1'],
-            { cwd: backendFolders.cpu, stdio: ['ignore', 'ignore', 'pipe'] }
-        );
+        runTool('llama-quantize', '--imatrix', at('adapted.imatrix'), small, at('by-adapted.gguf'), 'Q3_K_M', '1');
         const importance = await importanceOf(small);
         await quantizeGguf(await readGguf(small), at('by-own.gguf'), { type: 'Q3_K_M', threads: 1, importance });
         const [byAdapted, byOwn] = [perplexity(at('by-adapted.gguf')), perplexity(at('by-own.gguf'))];

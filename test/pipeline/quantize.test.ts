@@ -1,11 +1,9 @@
 // A pruned model quantized by its own importance matrix: both are what llama.cpp's own tools make of the same file.
-import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { apply, Model, parseBlocks, readGguf, type TensorImportance } from '../../lib/index.js';
-import { backendFolders } from '../../lib/runtime/addon.js';
+import { apply, Model, parseBlocks, perplexityOf, readGguf, type TensorImportance } from '../../lib/index.js';
 import { readBytes } from '../gguf_bytes';
-import { fixture, quantize, temporaryFolder, tiny, tools, withModel } from '../models';
+import { fixture, quantize, runTool, temporaryFolder, tiny, withModel } from '../models';
 
 const folder = temporaryFolder();
 const at = (name: string) => path.join(folder, name);
@@ -15,10 +13,6 @@ let f32: string;
 beforeAll(async () => {
     f32 = await quantize(tiny, at('f32.gguf'), 'F32');
 });
-
-function tool(name: string, ...args: string[]): void {
-    execFileSync(path.join(tools, name), args, { cwd: backendFolders.cpu, stdio: ['ignore', 'ignore', 'pipe'] });
-}
 
 const floats = (bytes: Buffer) => new Float32Array(Uint8Array.from(bytes).buffer);
 
@@ -40,7 +34,7 @@ test('the importance matrix is that of llama-imatrix', async () => {
     fs.writeFileSync(text, fs.readFileSync('models/calibration.txt', 'utf8').slice(0, 4000));
     const pruned = at('imatrix-of.gguf');
     await apply(f32, { ...onCpu, order: parseBlocks('attn.3,ffn.5'), output: pruned, repair: 'none' });
-    tool('llama-imatrix', '-m', pruned, '-f', text, '-o', at('tool.gguf'), '-c', '128', '--chunks', '4', '-t', '1');
+    runTool('llama-imatrix', '-m', pruned, '-f', text, '-o', at('tool.gguf'), '-c', '128', '--chunks', '4', '-t', '1');
 
     const model = await Model.load(pruned, { device: 'cpu', threads: 1 });
     const tokens = await model.tokenize(fs.readFileSync(text, 'utf8'));
@@ -73,8 +67,8 @@ test('what is written is what llama-quantize makes of the pruned file and its im
         ...{ order, output, repair: 'none', type: 'Q3_K_M', tensorTypes: ['Attn_V=Q6_K'], imatrixOut }
     });
     const rule = ['--tensor-type', 'Attn_V=Q6_K'];
-    tool('llama-quantize', '--imatrix', imatrixOut, ...rule, plain, at('theirs.gguf'), 'Q3_K_M', '1');
-    tool('llama-quantize', ...rule, plain, at('without.gguf'), 'Q3_K_M', '1');
+    runTool('llama-quantize', '--imatrix', imatrixOut, ...rule, plain, at('theirs.gguf'), 'Q3_K_M', '1');
+    runTool('llama-quantize', ...rule, plain, at('without.gguf'), 'Q3_K_M', '1');
 
     const [ours, theirs, without] = [output, at('theirs.gguf'), at('without.gguf')].map((file) => readBytes(file));
     expect(ours!.tensors.equals(theirs!.tensors)).toBe(true);
@@ -85,10 +79,7 @@ test('what is written is what llama-quantize makes of the pruned file and its im
 
     expect(bytes.pruned).toBe(fs.statSync(output).size);
     expect(quantized).toMatchObject({ type: 'Q3_K_M', tokens: 128 });
-    const perplexity = await withModel(output, async (model, text) => {
-        const nll = await model.evaluate(text);
-        return Math.exp(nll.reduce((sum, value) => sum + value, 0) / nll.length);
-    });
+    const perplexity = await withModel(output, perplexityOf);
     expect(quantized!.perplexity).toBeCloseTo(perplexity, 4);
 });
 
@@ -104,11 +95,8 @@ test.each(['Q4_K_M', 'Q2_K_S'] as const)('filler stays as it is in %s, of both q
     const filler = tensors.filter(({ name }) => name.startsWith('blk.0.attn') && !name.includes('norm'));
     expect(filler.map((tensor) => tensor.type)).toEqual(['f16', 'f16', 'f16', 'f16']);
     expect(quantized!.perplexity).toBeGreaterThan(1);
-    tool('llama-quantize', '--imatrix', imatrixOut!, plain!, at('tool.gguf'), type, '1');
-    const theirs = await withModel(at('tool.gguf'), async (model, text) => {
-        const nll = await model.evaluate(text);
-        return Math.exp(nll.reduce((sum, value) => sum + value, 0) / nll.length);
-    });
+    runTool('llama-quantize', '--imatrix', imatrixOut!, plain!, at('tool.gguf'), type, '1');
+    const theirs = await withModel(at('tool.gguf'), perplexityOf);
     // not the same: what the tool does with filler changes which layers it gives more bits
     expect(Math.abs(theirs / quantized!.perplexity - 1)).toBeLessThan(0.02);
 });
