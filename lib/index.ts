@@ -90,7 +90,8 @@ export {
     type StockOptions
 } from './stock/stock.js';
 export type { PastPruning, Provenance } from './export/provenance.js';
-export { writeDraft, type DenseModel, type Draft, type WriteOptions } from './export/write.js';
+export { writeDraft, type DenseModel, type WriteOptions } from './export/write.js';
+export { type Draft } from './output.js';
 export { readGguf, type Gguf, type GgufTensorInfo } from './runtime/gguf.js';
 export {
     Model,
@@ -113,6 +114,7 @@ export {
     quantizeGguf,
     writeImatrix,
     type FileType,
+    type ImportanceText,
     type Quantization,
     type QuantizeGgufOptions,
     type TensorTypeRule

@@ -153,12 +153,43 @@ function isAlive(pid: number): boolean {
     }
 }
 
+/** A complete file that doesn't have its name yet. */
+export interface Draft {
+    /** The file as it is called now, beside its place. */
+    readonly file: string;
+    /**
+     * Gives the file its name, in one step.
+     * @throws BlockprunerError if the name was taken meanwhile, and `force` was not set
+     */
+    publish(): void;
+    /** Deletes the file if it has not been published. */
+    discard(): Promise<void>;
+}
+
+/**
+ * Flushes a file that is complete, so that it is on the disk before it gets its name.
+ * @param what what the file is, for messages
+ */
+export async function draftOf(
+    file: string,
+    name: string,
+    { force, what }: { force?: boolean | undefined; what?: string | undefined }
+): Promise<Draft> {
+    const handle = await fs.promises.open(file, 'r+');
+    await handle.sync().finally(() => handle.close());
+    return {
+        file,
+        publish: () => giveName(file, name, force, what),
+        discard: () => fs.promises.rm(file, { force: true })
+    };
+}
+
 /**
  * Gives a complete file its name, in one step.
  * @param what what the file is, for messages
  * @throws BlockprunerError if the name was taken meanwhile, and `force` is not set
  */
-export function giveName(partial: string, name: string, force = false, what = 'output'): void {
+function giveName(partial: string, name: string, force = false, what = 'output'): void {
     if (!force) {
         linkOrCheck(partial, name, what);
     }

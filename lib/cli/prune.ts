@@ -26,6 +26,7 @@ import {
 } from './options.js';
 import { print, pruneResultLines } from './print.js';
 import { withProgress } from './progress.js';
+import { tellsInJson } from './stderr.js';
 import { loadTasks } from './tasks.js';
 
 export const command = 'prune <model>';
@@ -171,9 +172,12 @@ function stepLine(step: Step, number: number, dense: number): string {
     return `${String(number).padStart(3)}. ${formatStep(step).padEnd(9)} ${found}, ${effort}`;
 }
 
-/** Asks what to do with the journal of a stopped search, where there is one and somebody to ask. */
+/**
+ * Asks what to do with the journal of a stopped search, where there is one and somebody to ask: no program that reads
+ * JSON.
+ */
 async function askToResume(journal: string): Promise<boolean | undefined> {
-    if (!fs.existsSync(journal) || !process.stdin.isTTY || !process.stderr.isTTY) {
+    if (!fs.existsSync(journal) || !process.stdin.isTTY || !process.stderr.isTTY || tellsInJson()) {
         return undefined;
     }
     const terminal = readline.createInterface({ input: process.stdin, output: process.stderr });

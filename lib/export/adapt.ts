@@ -125,11 +125,22 @@ class Pruning {
         }
         const hasFfn = [...layers.values()].some(({ ffn }) => ffn === layer);
         for (const [to, { ffn, other }] of layers) {
-            if (ffn === layer || (ffn === undefined && other === layer && !hasFfn)) {
+            if (ffn === layer) {
                 return to;
+            }
+            if (ffn === undefined && other === layer && !hasFfn) {
+                // a linear block in the place of the layer's FFN alone may be a layer of its own
+                const [next, after] = [to + 1, layers.get(to + 2)];
+                const isInserted = !layers.has(next) && this.#hasLayer(next);
+                const isForFfn = after ? after.other === layer + 1 : !this.#hasLayer(to + 2);
+                return isInserted && isForFfn ? next : to;
             }
         }
         return undefined;
+    }
+
+    #hasLayer(layer: number): boolean {
+        return [...this.#tensors.keys()].some((name) => splitName(name).layer === layer);
     }
 
     get embedding(): number {

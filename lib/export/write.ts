@@ -1,7 +1,7 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
-import { checkOutput, giveName, partialIn } from '../output.js';
+import { checkOutput, draftOf, partialIn, type Draft } from '../output.js';
 import { loadAddon, runNative, type GgufPlan, type GgufSource, type GgufValue } from '../runtime/addon.js';
 import { without, type Block, type Removal, type TensorChange } from '../runtime/blocks.js';
 import { hashGguf, parametersOf, type Gguf } from '../runtime/gguf.js';
@@ -23,19 +23,6 @@ export interface WriteOptions {
     force?: boolean | undefined;
     onProgress?: ((bytes: number, total: number) => void) | undefined;
     signal?: AbortSignal | undefined;
-}
-
-/** A complete file of a pruned model that doesn't have its name yet. */
-export interface Draft {
-    /** The file as it is called now, beside its place. */
-    readonly file: string;
-    /**
-     * Gives the file its name, in one step.
-     * @throws BlockprunerError if the name was taken meanwhile, and `force` was not set
-     */
-    publish(): void;
-    /** Deletes the file if it has not been published. */
-    discard(): Promise<void>;
 }
 
 /**
@@ -68,18 +55,11 @@ export async function writeDraft(
                 { cancel, ...(onProgress && { onProgress }) }
             )
         );
-        return await draftOf(file, output, force);
+        return await draftOf(file, output, { force });
     } catch (error) {
         await fs.rm(file, { force: true });
         throw error;
     }
-}
-
-/** Flushes a file that is complete, so that it is on the disk before it gets its name. */
-export async function draftOf(file: string, output: string, force: boolean | undefined): Promise<Draft> {
-    const handle = await fs.open(file, 'r+');
-    await handle.sync().finally(() => handle.close());
-    return { file, publish: () => giveName(file, output, force), discard: () => fs.rm(file, { force: true }) };
 }
 
 /**

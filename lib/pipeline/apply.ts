@@ -49,7 +49,8 @@ async function applyTo(source: Source, options: ApplyOptions): Promise<PruneResu
     } finally {
         session.dispose();
     }
-    const decided = { uri: source.model, method: null, ...repaired, fitted, measured, started };
+    const score = () => Promise.resolve([]); // no tasks are asked for
+    const decided = { uri: source.model, method: null, ...repaired, fitted, measured, score, started };
     return deliver(session, decided, { ...options, speed: false });
 }
 

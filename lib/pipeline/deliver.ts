@@ -110,11 +110,13 @@ export async function deliver(
         /** What the repair was fitted to, if it was. */
         fitted: Sequences | undefined;
         measured: Measured;
+        /** Scores the tasks again, of the model in another type. */
+        score: (quantized: Model) => Promise<TaskScores[]>;
         started: number;
     },
     options: DeliverOptions & { speed: boolean }
 ): Promise<PruneResult> {
-    const { uri, method, decision, repair, fitted, measured, started } = decided;
+    const { uri, method, decision, repair, fitted, measured, score, started } = decided;
     const { output, force, verify = true, signal, onProgress } = options;
     const { gguf, host, blocks, calibrationInfo, parameters, model } = session;
     const provenance = { calibration: calibrationInfo, perplexity: measured.perplexity };
@@ -133,10 +135,11 @@ export async function deliver(
         }
     };
     let speed: PruneResult['speed'] = null;
-    let quantized;
+    let made, quantized;
     try {
         await check(draft.file, measured.nll);
-        quantized = await quantizePruned(session, await readGguf(draft.file, signal), fitted, options);
+        made = await quantizePruned(session, await readGguf(draft.file, signal), fitted, score, options);
+        quantized = made.model;
         if (quantized) {
             await check(quantized.draft.file, quantized.nll);
         }
@@ -146,9 +149,11 @@ export async function deliver(
             speed = await measureSpeeds(gguf.files[0]!, last.file, stock, reportRound);
         }
         signal?.throwIfAborted();
+        made.imatrix?.publish();
         last.publish();
     } finally {
         await draft.discard();
+        await made?.imatrix?.discard();
         await quantized?.draft.discard();
     }
 
@@ -176,7 +181,7 @@ export async function deliver(
                   perplexity: Math.exp(meanNll(quantized.nll, session.calibration.length))
               }
             : null,
-        tasks: measured.tasks,
+        tasks: { dense: measured.tasks.dense, pruned: quantized?.tasks ?? measured.tasks.pruned },
         speed,
         seconds: (performance.now() - started) / 1000
     };

@@ -23,6 +23,7 @@ import { modelCard } from '../report/model-card.js';
 import { pruneReport } from '../report/prune-report.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { paperName, type BlockSelection } from '../runtime/blocks.js';
+import type { Model } from '../runtime/model.js';
 import { movesAfter, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
 import { isolated } from './isolated.js';
@@ -123,13 +124,14 @@ async function pruneSource(
     const started = performance.now();
     const { output, report, force, signal, onProgress } = options;
     const session = await Session.open(source, options);
+    const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
+    const score = (model: Model) => scoreTasks(model, options.tasks ?? [], scoring);
     let repaired, fitted, measured;
     try {
         method.check(methodContext(session, method, undefined, options), goal);
         await checkLeastRoom(session, output, goal);
         // These scores come first, so that a task that can't be scored is found before the long work.
-        const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
-        const denseScores = await scoreTasks(session.model, options.tasks ?? [], scoring);
+        const denseScores = await score(session.model);
         const plan = await planRepair(session, { ...options, merges: !method.stepwise });
         const linear = plan.kind === 'none' ? undefined : plan.linear;
         fitted = plan.kind === 'none' ? undefined : plan.text;
@@ -137,11 +139,16 @@ async function pruneSource(
         const decision = await method.decide(context, goal);
         checkReached(context, goal, decision);
         repaired = await repair(session, decision, plan, path.dirname(output), options);
-        measured = await measure(session, repaired.decision, { ...options, folder: path.dirname(output), denseScores });
+        // Where the model is quantized, what is scored is the model in that type.
+        const tasks = options.type === undefined ? options.tasks : [];
+        measured = await measure(session, repaired.decision, {
+            ...{ tasks, limit: options.limit, denseScores, signal, onProgress },
+            folder: path.dirname(output)
+        });
     } finally {
         session.dispose();
     }
-    const decided = { uri: source.model, method: method.name, ...repaired, fitted, measured, started };
+    const decided = { uri: source.model, method: method.name, ...repaired, fitted, measured, score, started };
     const result = await deliver(session, decided, { ...options, speed: report !== undefined });
     if (report !== undefined) {
         writeText(report, await pruneReport(result), { force, what: 'report' });

@@ -3,12 +3,21 @@ import fs from 'node:fs/promises';
 import path from 'node:path';
 import { checkOneOf } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
-import { isQuantized } from '../export/host.js';
-import { checkRoom, draftOf, type Draft } from '../export/write.js';
-import { checkOutput, partialIn } from '../output.js';
+import type { TaskScores } from '../evaluation/scores.js';
+import { architectureOf, isQuantized, splitName } from '../export/host.js';
+import { checkRoom } from '../export/write.js';
+import { checkOutput, draftOf, partialIn, type Draft } from '../output.js';
 import { countParameters, type Gguf } from '../runtime/gguf.js';
-import { useAlike } from '../runtime/model.js';
-import { fileTypes, parseTensorType, quantizeGguf, writeImatrix, type FileType } from '../runtime/quantize.js';
+import { useAlike, type Model } from '../runtime/model.js';
+import {
+    draftImatrix,
+    fileTypes,
+    lowQuantizations,
+    namesFound,
+    parseTensorType,
+    quantizeGguf,
+    type FileType
+} from '../runtime/quantize.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 import type { PhaseProgress, Session, SessionOptions } from './session.js';
 
@@ -26,18 +35,11 @@ export interface QuantizeOptions {
 
 /** llama.cpp's quantizer ends the process where it makes these types without an importance matrix. */
 const NEED_IMPORTANCE = ['iq2_xxs', 'iq2_xs', 'iq1_s'];
-const OUTSIDE_LAYERS = ['token_embd.weight', 'per_layer_token_embd.weight', 'output.weight'];
 
 /** @throws ArgumentError if an option is none that there is; BlockprunerError if they contradict each other */
 export function checkQuantizeOptions({ type, tensorTypes = [] }: QuantizeOptions): void {
     checkOneOf('type', type, fileTypes);
-    for (const [pattern, of] of tensorTypes.map(parseTensorType)) {
-        const found = OUTSIDE_LAYERS.find((name) => new RegExp(pattern).test(name));
-        if (found !== undefined && NEED_IMPORTANCE.includes(of)) {
-            const message = `${found} can't be ${of}, which takes an importance matrix: that is of the layers alone`;
-            throw new BlockprunerError('ARGUMENT', message);
-        }
-    }
+    tensorTypes.forEach(parseTensorType);
     if (tensorTypes.length > 0 && (type === 'F32' || type === 'F16' || type === 'BF16')) {
         const message = `${option('tensorType')} changes nothing where ${option('type')} is ${type}: leave it out`;
         throw new BlockprunerError('ARGUMENT', message);
@@ -50,45 +52,89 @@ export function checkQuantizeOptions({ type, tensorTypes = [] }: QuantizeOptions
 
 /**
  * Tells of weights that are quantized twice.
- * @throws BlockprunerError if the importance matrix can't be written where it is to be
+ * @throws BlockprunerError if the importance matrix can't be written where it is to be, or a type takes one where there
+ *     is none
  */
 export async function checkQuantization(
     gguf: Gguf,
     {
         force,
         type,
+        tensorTypes = [],
         imatrixOut,
         onNotice
     }: QuantizeOptions & Pick<SessionOptions, 'onNotice'> & { force?: boolean | undefined }
 ): Promise<void> {
-    if (type !== undefined && isQuantized(gguf)) {
-        onNotice?.(`the model is quantized already; made from its file in F16 or BF16, ${type} would lose less`);
-    }
     if (imatrixOut !== undefined) {
         await checkOutput(imatrixOut, gguf.files, force, 'importance matrix');
     }
+    const [outside, ahead] = withoutImportance(gguf);
+    const [first] = ahead;
+    if (type !== undefined && (lowQuantizations as readonly string[]).includes(type) && first !== undefined) {
+        throw new BlockprunerError(
+            'UNSUPPORTED',
+            `the model can't be quantized to ${type}, which takes an importance matrix: ` +
+                `${first} predicts tokens further ahead, and is not computed`
+        );
+    }
+    for (const rule of tensorTypes.map(parseTensorType)) {
+        const [found] = await namesFound(rule, [...outside, ...ahead]);
+        if (found !== undefined && NEED_IMPORTANCE.includes(rule[1])) {
+            const message = `${found} can't be ${rule[1]}, which takes an importance matrix: there is none of it`;
+            throw new BlockprunerError('ARGUMENT', message);
+        }
+    }
+    if (type !== undefined && isQuantized(gguf)) {
+        onNotice?.(`the model is quantized already; made from its file in F16 or BF16, ${type} would lose less`);
+    }
 }
 
-/** A pruned model in another type. */
+/**
+ * The matrices that no importance is found of: those outside the layers, and those of layers that predict tokens
+ * further ahead (MTP), which llama.cpp doesn't compute.
+ */
+function withoutImportance(gguf: Gguf): [outside: string[], ahead: string[]] {
+    const { metadata, tensors } = gguf;
+    const architecture = architectureOf(gguf);
+    const valueOf = (key: string) => Number(metadata[`${architecture}.${key}`] ?? 0);
+    const computed = valueOf('block_count') - valueOf('nextn_predict_layers');
+    const matrices = tensors.filter(({ shape }) => shape.length > 1).map(({ name }) => name);
+    return [
+        matrices.filter((name) => splitName(name).layer === undefined),
+        matrices.filter((name) => (splitName(name).layer ?? 0) >= computed)
+    ];
+}
+
+/** What is made of a pruned model: complete files without their names. */
 export interface Quantized {
-    draft: Draft;
-    type: FileType;
-    /** How many tokens the importance matrix is of. */
-    tokens: number;
-    /** NLL of each predicted token of the calibration text, [sequences × (length − 1)]. */
-    nll: Float32Array;
+    /** Its importance matrix, where that is asked for. */
+    imatrix: Draft | undefined;
+    /** Its copy in another type, where that is asked for. */
+    model:
+        | {
+              draft: Draft;
+              type: FileType;
+              /** How many tokens the importance matrix is of. */
+              tokens: number;
+              /** NLL of each predicted token of the calibration text, [sequences × (length − 1)]. */
+              nll: Float32Array;
+              tasks: TaskScores[];
+          }
+        | undefined;
 }
 
 /**
  * Gathers the importance matrix of a pruned model, and quantizes the model with it, as far as that is asked for.
  * @param pruned the file of the model, complete
  * @param fitted what the repair was fitted to, if it was
+ * @param score scores the model in that type
  * @throws BlockprunerError if the quantizer can't, or there is no room; no file is left then
  */
 export async function quantizePruned(
     session: Session,
     pruned: Gguf,
     fitted: Sequences | undefined,
+    score: (quantized: Model) => Promise<TaskScores[]>,
     {
         output,
         force,
@@ -103,9 +149,9 @@ export async function quantizePruned(
             force?: boolean | undefined;
             onProgress?: PhaseProgress | undefined;
         }
-): Promise<Quantized | undefined> {
+): Promise<Quantized> {
     if (type === undefined && imatrixOut === undefined) {
-        return undefined;
+        return { imatrix: undefined, model: undefined };
     }
     const { calibration, model } = session;
     const text = fitted
@@ -117,27 +163,31 @@ export async function quantizePruned(
     const [source] = pruned.files as [string];
     const gathering = { signal, onProgress: report((part) => part / 2) };
     const importance = await useAlike(model, source, (loaded) => loaded.importance(text, gathering), { signal });
-    const tokens = text.tokens.length;
-    if (imatrixOut !== undefined) {
-        const of = { name: calibration.name, sequences: countSequences(text), context: text.length };
-        await writeImatrix(imatrixOut, importance, of, force);
-    }
+    const of = { name: calibration.name, sequences: countSequences(text), context: text.length };
+    const imatrix = imatrixOut === undefined ? undefined : await draftImatrix(imatrixOut, importance, of, force);
     if (type === undefined) {
-        return undefined;
+        return { imatrix, model: undefined };
     }
 
-    await checkRoom(output, mostBytes(pruned, type, tensorTypes));
     const file = partialIn(path.dirname(path.resolve(output)), '.gguf');
     try {
+        await checkRoom(output, mostBytes(pruned, type, tensorTypes));
         await quantizeGguf(pruned, file, {
             ...{ type, threads: model.threads, importance, signal },
             tensorTypes: tensorTypes.map(parseTensorType),
             onProgress: report((part) => 0.5 + part / 2)
         });
-        const nll = await useAlike(model, file, (quantized) => quantized.evaluate(calibration, { signal }), { signal });
-        return { draft: await draftOf(file, output, force), type, tokens, nll };
+        const [nll, tasks] = await useAlike(
+            model,
+            file,
+            async (quantized) => [await quantized.evaluate(calibration, { signal }), await score(quantized)] as const,
+            { signal }
+        );
+        const draft = await draftOf(file, output, { force });
+        return { imatrix, model: { draft, type, tokens: text.tokens.length, nll, tasks } };
     } catch (error) {
         await fs.rm(file, { force: true });
+        await imatrix?.discard();
         throw error;
     }
 }

@@ -64,7 +64,7 @@ export interface PruneResult {
      * on the calibration text of what is in the file; null where tensors have kept their types.
      */
     quantized: { type: FileType; tokens: number; perplexity: number } | null;
-    /** Scores of the tasks that were asked for, in their order. */
+    /** Scores of the tasks that were asked for, in their order; `pruned`: of what is in the file. */
     tasks: { dense: TaskScores[]; pruned: TaskScores[] };
     /**
      * Speeds in the stock runtime, in rounds that the two files took in turns, each of a prompt of `tokens` tokens and

@@ -242,6 +242,8 @@ export interface Addon {
     readGguf(path: string, task: NativeTask): Promise<NativeGguf>;
     /** Progress is told in bytes. */
     writeGguf(plan: GgufPlan, task: NativeTask): Promise<void>;
+    /** Those of some names that a pattern of a tensor's type finds. Throws where it is no regular expression. */
+    namesFound(pattern: string, names: readonly string[]): string[];
     /** Progress is told in tensors. */
     quantizeGguf(
         input: string,

@@ -36,7 +36,7 @@ export function formatMove(move: Move): string {
     return `${move.map(formatBlock).join(' ')}${isEmpty ? ' (empty gap)' : ''}`;
 }
 
-/** Blocks without anything else that is known of them. */
+/** Blocks without what else is known of them, but for what they leave in their gap. */
 export function bare(blocks: readonly Block[]): Block[] {
     return blocks.map(({ kind, layer, empty }) => ({ kind, layer, ...(empty && { empty }) }));
 }

@@ -2,7 +2,7 @@ import fs from 'node:fs/promises';
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { BlockprunerError, messageOf } from '../errors.js';
-import { giveName, partialIn } from '../output.js';
+import { draftOf, partialIn, type Draft } from '../output.js';
 import { loadAddon, runNative, type GgufPlan, type NativeGguf } from './addon.js';
 import { parseBlocks, type Block } from './blocks.js';
 
@@ -108,23 +108,37 @@ async function readPart(file: string, signal?: AbortSignal): Promise<NativeGguf 
 }
 
 /**
- * Writes a GGUF file, which gets its name when it is complete.
+ * Writes a GGUF file, complete but for its name.
  * @param what what the file is, for messages
- * @throws BlockprunerError if it can't be written, or exists and `force` is not set
+ * @throws BlockprunerError if it can't be written; nothing is left behind then
  */
-export async function writeGguf(
+export async function draftGguf(
     output: string,
     plan: Pick<GgufPlan, 'sources' | 'set' | 'tensors'>,
     { force, what, signal }: { force?: boolean | undefined; what?: string; signal?: AbortSignal | undefined }
-): Promise<void> {
+): Promise<Draft> {
     const addon = await loadAddon();
     const file = partialIn(path.dirname(path.resolve(output)), '.gguf');
     try {
         const whole = { output: file, remove: [], rename: [], select: [], ...plan };
         await runNative(signal, (cancel) => addon.writeGguf(whole, { cancel }));
-        giveName(file, output, force, what);
-    } finally {
+        return await draftOf(file, output, { force, what });
+    } catch (error) {
         await fs.rm(file, { force: true });
+        throw error;
+    }
+}
+
+/**
+ * Writes a GGUF file, which gets its name when it is complete.
+ * @throws BlockprunerError if it can't be written, or exists and `force` is not set
+ */
+export async function writeGguf(...args: Parameters<typeof draftGguf>): Promise<void> {
+    const draft = await draftGguf(...args);
+    try {
+        draft.publish();
+    } finally {
+        await draft.discard();
     }
 }
 

@@ -1,7 +1,8 @@
 import { checkOneOf } from '../check.js';
 import { ArgumentError, BlockprunerError } from '../errors.js';
-import { loadAddon, runNative, type GgufValue, type TensorImportance } from './addon.js';
-import { fillerOf, readGguf, writeGguf, type Gguf } from './gguf.js';
+import type { Draft } from '../output.js';
+import { loadAddon, runNative, type GgufPlan, type GgufValue, type TensorImportance } from './addon.js';
+import { draftGguf, fillerOf, readGguf, writeGguf, type Gguf } from './gguf.js';
 import type { RunOptions } from './model.js';
 
 /**
@@ -65,14 +66,22 @@ export function parseTensorType(text: string): TensorTypeRule {
     if (pattern === undefined || name === undefined) {
         throw new ArgumentError('tensorType', 'NAME=TYPE, such as attn_v=q8_0', text);
     }
-    try {
-        new RegExp(pattern);
-    } catch {
-        throw new ArgumentError('tensorType', 'a regular expression, = and a type', text);
-    }
     const type = tensorTypes.find((one) => one.toLowerCase() === name.toLowerCase());
     checkOneOf('tensorType', type ?? name, tensorTypes);
     return [pattern.toLowerCase(), type!]; // as all names of tensors are
+}
+
+/**
+ * The names that a rule finds among some.
+ * @throws ArgumentError if its pattern is no regular expression of the quantizer's
+ */
+export async function namesFound([pattern, type]: TensorTypeRule, names: readonly string[]): Promise<string[]> {
+    const addon = await loadAddon();
+    try {
+        return addon.namesFound(pattern, names);
+    } catch {
+        throw new ArgumentError('tensorType', 'a regular expression, = and a type', `${pattern}=${type}`);
+    }
 }
 
 export interface QuantizeGgufOptions extends RunOptions {
@@ -111,17 +120,45 @@ export async function quantizeGguf(
     return readGguf(output, signal);
 }
 
+/** What an importance matrix was gathered on: the text's name, and how many sequences of how many tokens. */
+export interface ImportanceText {
+    name: string;
+    sequences: number;
+    context: number;
+}
+
 /**
  * Writes an importance matrix as llama-imatrix does, in its GGUF form, which llama-quantize takes.
- * @param text what it was gathered on: a name, and how many sequences of how many tokens
  * @throws BlockprunerError if it can't be written, or exists and `force` is not set
  */
 export async function writeImatrix(
     output: string,
     importance: readonly TensorImportance[],
-    text: { name: string; sequences: number; context: number },
+    text: ImportanceText,
     force = false
 ): Promise<void> {
+    await writeGguf(output, imatrixOf(importance, text), { force, what: IMATRIX });
+}
+
+/**
+ * Writes it too, complete but for its name.
+ * @throws BlockprunerError if it can't be written; nothing is left behind then
+ */
+export async function draftImatrix(
+    output: string,
+    importance: readonly TensorImportance[],
+    text: ImportanceText,
+    force = false
+): Promise<Draft> {
+    return draftGguf(output, imatrixOf(importance, text), { force, what: IMATRIX });
+}
+
+const IMATRIX = 'importance matrix';
+
+function imatrixOf(
+    importance: readonly TensorImportance[],
+    text: ImportanceText
+): Pick<GgufPlan, 'sources' | 'set' | 'tensors'> {
     const set: GgufValue[] = [
         { key: 'general.type', type: 'string', value: 'imatrix' },
         { key: 'imatrix.datasets', type: 'string[]', value: [text.name] },
@@ -132,5 +169,5 @@ export async function writeImatrix(
         { name: `${tensor}.in_sum2`, type: 'f32', shape: [sums.length / counts.length, counts.length], data: sums },
         { name: `${tensor}.counts`, type: 'f32', shape: [1, counts.length], data: counts }
     ]);
-    await writeGguf(output, { sources: [], set, tensors }, { force, what: 'importance matrix' });
+    return { sources: [], set, tensors };
 }

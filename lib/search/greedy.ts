@@ -1,6 +1,6 @@
 import { checkOneOf } from '../check.js';
 import { BlockprunerError, MethodError } from '../errors.js';
-import { bare, formatMove, type Block, type BlockKind, type Move } from '../runtime/blocks.js';
+import { bare, formatBlock, formatMove, type Block, type BlockKind, type Move } from '../runtime/blocks.js';
 import { perplexityOfAll, type Candidate, type Contest } from './contest.js';
 import { ExactSearch } from './exact.js';
 import { checkConfidence, DEFAULT_CONFIDENCE, Race } from './race.js';
@@ -170,13 +170,15 @@ export async function searchOrder(evaluator: CandidateEvaluator, options: Search
                 .filter((move) => !isSame(move, earlier))
                 .flat();
             const moves = [...swaps!.moves(rest, earlier)].sort(inThePapersOrder);
-            if (moves.length < 2 || !moves.some((move) => isSame(move, earlier))) {
+            // An empty gap that has joined one with a linear block is not offered as such.
+            const same = moves.find((move) => isSame(move, earlier)) ?? moves.find((move) => isOf(move, earlier));
+            if (moves.length < 2 || !same) {
                 continue; // the others could not have gone without it
             }
             evaluator.remove(rest);
             const contest = { moves, current: await evaluator.evaluate(rest, all, true), worth: () => 1 };
             const { move, nll, perplexity, candidates } = await choose(contest, rest);
-            if (perplexity < perplexityOfAll(current) && !isSame(move, earlier)) {
+            if (perplexity < perplexityOfAll(current) && !isSame(move, same)) {
                 take({ removed: bare(move), restored: earlier, perplexity, candidates }, nll);
             }
         }
@@ -201,6 +203,11 @@ export function formatStep({ removed, restored }: Pick<Step, 'removed' | 'restor
 
 function isSame(a: Move, b: Move): boolean {
     return formatMove(a) === formatMove(b);
+}
+
+/** Whether two moves are of the same blocks, whatever they leave in their gaps. */
+function isOf(a: Move, b: Move): boolean {
+    return a.map(formatBlock).join() === b.map(formatBlock).join();
 }
 
 const kindsInOrder: readonly BlockKind[] = ['attn', 'ffn', 'linear'];

@@ -102,6 +102,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     exports.Set("lockFile", Napi::Function::New(env, binding::lock_file));
     exports.Set("readGguf", Napi::Function::New(env, binding::read_gguf));
     exports.Set("writeGguf", Napi::Function::New(env, binding::write_gguf));
+    exports.Set("namesFound", Napi::Function::New(env, binding::names_found));
     exports.Set("quantizeGguf", Napi::Function::New(env, binding::quantize_gguf));
     Cancellation::init(env, exports);
     Model::init(env, exports);

@@ -246,6 +246,18 @@ Napi::Value binding::write_gguf(const Napi::CallbackInfo & info) {
         [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
 }
 
+Napi::Value binding::names_found(const Napi::CallbackInfo & info) {
+    try {
+        auto found = Napi::Array::New(info.Env());
+        for (const auto & name : ::names_found(read_string(info[0]), read_each(info[1], read_string))) {
+            found.Set(found.Length(), name);
+        }
+        return found;
+    } catch (const std::exception & e) { // of a pattern that is none
+        throw Napi::Error::New(info.Env(), e.what());
+    }
+}
+
 Napi::Value binding::quantize_gguf(const Napi::CallbackInfo & info) {
     const auto options = info[2].As<Napi::Object>();
     auto       request = std::make_shared<quantize_request>();

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <map>
+#include <regex>
 #include <stdexcept>
 
 namespace {
@@ -28,6 +29,17 @@ const std::map<std::string, llama_ftype> types = {
 };
 
 } // namespace
+
+std::vector<std::string> names_found(const std::string & pattern, const std::vector<std::string> & names) {
+    const std::regex         compiled(pattern);
+    std::vector<std::string> found;
+    for (const auto & name : names) {
+        if (std::regex_search(name, compiled)) {
+            found.push_back(name);
+        }
+    }
+    return found;
+}
 
 void quantize_gguf(const quantize_request & request, const task_control & control) {
     const auto found = types.find(request.type);

@@ -21,6 +21,10 @@ struct quantize_request {
     std::vector<std::pair<std::string, ggml_type>> tensor_types;
 };
 
+// Those of some names of tensors that a pattern among `tensor_types` finds, as the quantizer reads it.
+// Throws where it is no regular expression.
+std::vector<std::string> names_found(const std::string & pattern, const std::vector<std::string> & names);
+
 // What llama-quantize makes of the same; weights that are quantized already are quantized anew. Progress is told in
 // tensors. Memory: that of the largest tensors, as F32 and in both types.
 // Throws for an unknown name, and where the quantizer fails; what it has written until then is left.

@@ -205,6 +205,7 @@ test.each<[string[], string | RegExp]>([
     ],
     [['--type', 'Q4_0', '--tensor-type', 'attn_v=q9'], /--tensor-type must be one of f32, f16, .*, not 'q9'/],
     [['--type', 'Q4_0', '--tensor-type', '(v=q8_0'], /--tensor-type must be a regular expression, = and a type/],
+    [['--type', 'Q4_0', '--tensor-type', '(?<=a)v=q8_0'], /--tensor-type must be a regular expression, = and a type/],
     [['--type', 'Q4_0', '--tensor-type', 'token_embd=iq2_xs'], "token_embd.weight can't be iq2_xs, which takes an"],
     [['--type', 'F16', '--tensor-type', 'attn_v=q8_0'], '--tensor-type changes nothing where --type is F16'],
     [['--imatrix-out', output], /the importance matrix and the output are both \S+new.gguf: choose two names/],

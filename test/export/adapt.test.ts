@@ -6,9 +6,12 @@ import path from 'node:path';
 import {
     adapt,
     apply,
+    chooseHost,
+    Model,
     parseBlocks,
     quantizeGguf,
     readGguf,
+    writeDraft,
     writeImatrix,
     type TensorImportance
 } from '../../lib/index.js';
@@ -160,6 +163,38 @@ test('a control vector does in the pruned model what it does in the dense one', 
     const expected = perplexity(zeroed, '--control-vector', await vector('some.gguf', [7]), ...range);
     expect(perplexity(small, '--control-vector', at('vector.gguf'), ...range) / expected).toBeCloseTo(1, 4);
     expect(Math.abs(perplexity(small) / expected - 1)).toBeGreaterThan(0.001);
+});
+
+test('a direction goes behind the linear block that stands for the FFN of its layer alone', async () => {
+    const gguf = await readGguf(tiny);
+    const embedding = gguf.tensors.find(({ name }) => name === 'token_embd.weight')!.shape[0]!;
+    const model = await Model.load(tiny, { device: 'cpu', threads: 1 });
+    const blocks = await model.blocks();
+    const host = await chooseHost(gguf);
+    model.dispose();
+    const zero = { weights: new Float32Array(embedding ** 2), type: 'f32' };
+    const removed = parseBlocks('ffn.3,ffn.6,attn.7'); // the stream's layers 3 (two of the file), 4, 5, 6, 7
+    const linear = ['attn.4', 'ffn.7'].map((block) => ({ before: parseBlocks(block)[0]!, ...zero }));
+    const provenance = {
+        calibration: { name: 'none', sequences: 1, context: 2 },
+        perplexity: { dense: 1, pruned: 1 }
+    };
+    const draft = await writeDraft({ gguf, blocks, host }, { removed, linear }, provenance, at('behind.gguf'));
+    draft.publish();
+    await writeGguf({
+        output: at('three.gguf'),
+        sources: [],
+        set: [{ key: 'general.architecture', type: 'string', value: 'controlvector' }],
+        tensors: [2, 3, 4, 6].map((layer) => ({
+            name: `direction.${layer}`,
+            type: 'f32',
+            shape: [embedding],
+            data: random(layer, embedding, 1)
+        }))
+    });
+    await adapt(at('three.gguf'), { to: at('behind.gguf'), output: at('three-adapted.gguf') });
+    const { tensors } = await readGguf(at('three-adapted.gguf'));
+    expect(tensors.map(({ name }) => name)).toEqual([2, 4, 5, 7].map((layer) => `direction.${layer}`));
 });
 
 describe('an importance matrix', () => {

@@ -4,6 +4,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
+import build from '../../install/build.js';
 
 const SILENT = 20_000; // ms with one file
 const MOST_FAILURES = 100; // then something else is wrong
@@ -70,6 +71,7 @@ if (process.argv[1] === import.meta.filename) {
     });
     const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-fuzz-'));
     const models = positionals.length > 0 ? positionals : [path.resolve('models', 'blockpruner-tiny.gguf')];
+    await build.ensureBuilt({ log: console.error }); // not within the time that a file has
     const started = performance.now();
     const result = await fuzz({ models, seed: Number(values.seed), count: Number(values.count), folder });
     fs.rmSync(folder, { recursive: true, force: true });

@@ -1,9 +1,19 @@
 // A pruned model quantized by its own importance matrix: both are what llama.cpp's own tools make of the same file.
 import fs from 'node:fs';
 import path from 'node:path';
-import { apply, Model, parseBlocks, perplexityOf, readGguf, type TensorImportance } from '../../lib/index.js';
+import {
+    apply,
+    Model,
+    parseBlocks,
+    perplexityOf,
+    prune,
+    readGguf,
+    scoreTask,
+    type Task,
+    type TensorImportance
+} from '../../lib/index.js';
 import { readBytes } from '../gguf_bytes';
-import { fixture, quantize, runTool, temporaryFolder, tiny, withModel } from '../models';
+import { fixture, quantize, runTool, temporaryFolder, tiny, withMetadata, withModel } from '../models';
 
 const folder = temporaryFolder();
 const at = (name: string) => path.join(folder, name);
@@ -81,6 +91,53 @@ test('what is written is what llama-quantize makes of the pruned file and its im
     expect(quantized).toMatchObject({ type: 'Q3_K_M', tokens: 128 });
     const perplexity = await withModel(output, perplexityOf);
     expect(quantized!.perplexity).toBeCloseTo(perplexity, 4);
+});
+
+test('a run that ends before its model is there leaves no importance matrix', async () => {
+    const stop = new AbortController();
+    const [output, imatrixOut] = [at('stopped.gguf'), at('stopped.imatrix.gguf')];
+    let shares = 0;
+    const run = apply(f32, {
+        ...onCpu,
+        ...{ order: parseBlocks('attn.3'), output, repair: 'none', type: 'Q4_0', imatrixOut, signal: stop.signal },
+        onProgress: (phase, share) => {
+            if (phase === 'quantize' && share > 0.5) {
+                shares++;
+                stop.abort(new Error('enough'));
+            }
+        }
+    });
+    await expect(run).rejects.toThrow('enough');
+    expect(shares).toBeGreaterThan(0);
+    expect(fs.readdirSync(folder).filter((name) => /stopped|partial/.test(name))).toEqual([]);
+});
+
+test('what is scored is the model in the type that it is written in', async () => {
+    const output = at('scored.gguf');
+    const questions = Array.from({ length: 12 }, (_, i) => ({
+        choices: [' a cat', ' the law of nations', ' and', ' seven'].map((ending) => ({
+            context: `It was number ${i}, and nobody had seen`,
+            ending
+        })),
+        answer: i % 4
+    }));
+    const task: Task = { name: 'made up', normalized: false, questions };
+    const { tasks } = await prune(f32, {
+        ...onCpu,
+        ...{ output, remove: 1, method: 'random', repair: 'none', type: 'Q2_K', tasks: [task] }
+    });
+    const scores = await withModel(output, (model) => scoreTask(model, task));
+    expect(tasks.pruned).toEqual([scores]);
+});
+
+test('a type below three bits is refused before the work where a layer predicts tokens further ahead', async () => {
+    const key = 'glm4moe.nextn_predict_layers';
+    const ahead = await withMetadata(fixture('glm4moe-moe', at('glm.gguf')), at('ahead.gguf'), [
+        { key, type: 'u32', value: 1 }
+    ]);
+    const order = parseBlocks('attn.1');
+    const run = apply(ahead, { ...onCpu, order, output: at('low.gguf'), repair: 'none', type: 'IQ2_XXS' });
+    await expect(run).rejects.toThrow(/can't be quantized to IQ2_XXS, .*: blk\.5\.\S+ predicts tokens further ahead/);
 });
 
 test.each(['Q4_K_M', 'Q2_K_S'] as const)('filler stays as it is in %s, of both quantizers', async (type) => {

@@ -214,6 +214,27 @@ describe.each(['full', 'exact', 'race'] as const)('swaps (%s)', (mode) => {
         expect(after.nll).toEqual([Float32Array.of(5)]);
     });
 
+    test('look again at an empty gap that has joined one with a linear block since', async () => {
+        const empty = { kind: 'attn', layer: 0, empty: true } as const;
+        const { steps } = await searchOrder(
+            {
+                sequences: 1,
+                devices: 1,
+                evaluate: (skip) => Promise.resolve([Float32Array.of(2 + costOf(skip))]),
+                remove: () => undefined
+            },
+            {
+                moves: (removed) => [[[empty]], [parseBlocks('attn.3')], []][removed.length]!,
+                mode,
+                swaps: {
+                    rounds: 1,
+                    moves: (others) => singly(candidates, 2)(others) // never as an empty one
+                }
+            }
+        );
+        expect(steps.map(formatStep)).toEqual(['attn.0 (empty gap)', 'attn.3', 'attn.1 for attn.0 (empty gap)']);
+    });
+
     test('end when a round changes nothing', async () => {
         expect((await run(50)).steps.map(formatStep)).toEqual((await run(2)).steps.map(formatStep));
     });
