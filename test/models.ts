@@ -52,8 +52,7 @@ export function randomNumbers(seed: number): () => number {
     };
 }
 
-const layers = 4,
-    embedding = 256,
+const embedding = 256,
     heads = 4,
     headSize = 64,
     kvHeads = 2,
@@ -104,10 +103,14 @@ export const architectures = {
     }
 } satisfies Record<string, Architecture>;
 
-/** Writes a random model of an architecture, four layers, F32, with the embedded model's tokenizer. */
-export async function randomModel(name: keyof typeof architectures, output: string, seed = 1): Promise<string> {
+/** Writes a random model of an architecture, F32, with the embedded model's tokenizer. */
+export async function randomModel(
+    name: keyof typeof architectures,
+    output: string,
+    { layers = 4 } = {}
+): Promise<string> {
     const { keys, tensors }: Architecture = architectures[name];
-    const random = randomNumbers(seed);
+    const random = randomNumbers(1);
     const tensor = (tensorName: string, shape: number[]): GgufTensor => {
         const isNorm = tensorName.includes('norm');
         // norms around 1; matrices so large that every block matters

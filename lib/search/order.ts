@@ -5,13 +5,14 @@ import { BlockprunerError, messageOf } from '../errors.js';
 import { paperName, SkipSet, type Block } from '../runtime/blocks.js';
 
 /**
- * The file that the paper's repository writes: by the number of removed blocks, which they are, in the order of
- * removal.
+ * The file that the paper's repository writes: by the number of removed blocks, which they are. Theirs have them in the
+ * order of the layers, ours in that of the removals.
  */
 const schema = z.record(
     z.string().regex(/^[1-9]\d*$/),
     z.array(z.tuple([z.enum(['mha', 'mlp']), z.number().int().nonnegative()]))
 );
+type Entry = z.infer<typeof schema>[string];
 
 /**
  * Writes an order as the paper's repository does: `{"1": [["mha", 25]], "2": [["mha", 25], ["mha", 27]], …}`.
@@ -27,6 +28,7 @@ export function formatOrder(order: readonly Block[]): string {
 
 /**
  * Reads which blocks a published order removes first.
+ * @returns them in the order of their removal, as far as the entries for fewer blocks tell it
  * @param remove how many blocks
  * @throws ArgumentError if `remove` is no whole number of at least 1
  * @throws BlockprunerError if the file is no order file, or has no order of so many blocks
@@ -55,9 +57,15 @@ export async function readOrder(file: string, remove: number): Promise<Block[]> 
         const most = Math.max(0, ...Object.keys(result.data).map(Number));
         throw new BlockprunerError('INPUT', `${file} has no order for ${remove} blocks: it goes up to ${most}`);
     }
-    const order = blocks.map(([name, layer]): Block => ({ kind: name === 'mha' ? 'attn' : 'ffn', layer }));
+    const blockOf = ([name, layer]: Entry[number]): Block => ({ kind: name === 'mha' ? 'attn' : 'ffn', layer });
+    const order = blocks.map(blockOf);
     if (order.length !== remove || new SkipSet(order).size !== remove) {
         throw new BlockprunerError('INPUT', `${file}: entry "${remove}" must list ${remove} different blocks`);
     }
-    return order;
+    const sets = Array.from(
+        { length: remove },
+        (_, i) => new SkipSet(result.data[String(i + 1)]?.map(blockOf) ?? order)
+    );
+    const removalOf = (block: Block) => sets.findIndex((set) => set.has(block));
+    return order.sort((a, b) => removalOf(a) - removalOf(b));
 }

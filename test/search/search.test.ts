@@ -4,11 +4,9 @@ import path from 'node:path';
 import {
     formatBlock,
     formatMove,
-    formatOrder,
     formatStep,
     movesAfter,
     parseBlocks,
-    readOrder,
     searchOrder,
     without,
     type Block,
@@ -634,57 +632,6 @@ describe('the journal', () => {
         );
         await expect(searchWith('race', true)).rejects.toThrow(
             `can't read the journal ${file}: ${says}; begin anew with \`resume: false\``
-        );
-    });
-});
-
-describe('order files', () => {
-    const folder = temporaryFolder();
-    const write = (text: string) => {
-        const file = path.join(folder, 'order.json');
-        fs.writeFileSync(file, text);
-        return file;
-    };
-    const order = parseBlocks('attn.25,ffn.3,attn.0');
-
-    test("are written in the paper's schema and read back", async () => {
-        const text = formatOrder(order);
-        expect(JSON.parse(text)).toEqual({
-            1: [['mha', 25]],
-            2: [
-                ['mha', 25],
-                ['mlp', 3]
-            ],
-            3: [
-                ['mha', 25],
-                ['mlp', 3],
-                ['mha', 0]
-            ]
-        });
-        expect(await readOrder(write(text), 3)).toEqual(order);
-        expect(await readOrder(write(text), 1)).toEqual(order.slice(0, 1));
-    });
-
-    test.each([
-        ['not JSON', '{"1": ', 1, /can't read the order .*order\.json/],
-        ['a list', '[["mha", 1]]', 1, 'order.json is no order file'],
-        ['another name', '{"1": [["attn", 1]]}', 1, 'order.json is no order file'],
-        ['a layer below 0', '{"1": [["mha", -1]]}', 1, 'order.json is no order file'],
-        ['half a layer', '{"1": [["mha", 1.5]]}', 1, 'order.json is no order file'],
-        ['a text as layer', '{"1": [["mha", "1"]]}', 1, 'order.json is no order file'],
-        ['no number as key', '{"one": [["mha", 1]]}', 1, 'order.json is no order file'],
-        ['too few blocks', formatOrder(order), 4, 'has no order for 4 blocks: it goes up to 3'],
-        ['nothing', '{}', 1, 'has no order for 1 blocks: it goes up to 0'],
-        ['an entry that is too short', '{"2": [["mha", 1]]}', 2, 'entry "2" must list 2 different blocks'],
-        ['a block twice', '{"2": [["mha", 1], ["mha", 1]]}', 2, 'entry "2" must list 2 different blocks']
-    ])('with %s are refused', async (_, text, remove, says) => {
-        await expect(readOrder(write(text), remove)).rejects.toThrow(says);
-        await expect(readOrder(write(text), remove)).rejects.not.toThrow('\n');
-    });
-
-    test('that are missing are refused', async () => {
-        await expect(readOrder(path.join(folder, 'missing.json'), 1)).rejects.toThrow(
-            /can't read the order .*missing\.json: there is no such file/
         );
     });
 });
