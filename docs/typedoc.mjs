@@ -14,6 +14,7 @@ const sections = {
     search: 'Search',
     repair: 'Repair',
     export: 'Pruned files',
+    'output.ts': 'Pruned files',
     stock: 'The stock runtime',
     'errors.ts': 'Errors'
 };
@@ -23,7 +24,7 @@ export function load(app) {
     app.renderer.defineTheme('reference', ReferenceTheme);
     app.on(Application.EVENT_BOOTSTRAP_END, () => {
         app.options.setValue('theme', 'reference');
-        app.options.setValue('categoryOrder', Object.values(sections));
+        app.options.setValue('categoryOrder', [...new Set(Object.values(sections))]);
     });
     app.converter.on(Converter.EVENT_RESOLVE_BEGIN, ({ project }) => {
         for (const declaration of project.children) {
