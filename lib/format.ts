@@ -113,3 +113,17 @@ export function formatSeconds(seconds: number, digits = 0): string {
 export function formatClock(seconds: number): string {
     return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, '0')}`;
 }
+
+/** A value of the model as it is, and of the pruned one. */
+export interface Pair {
+    dense: number;
+    pruned: number;
+}
+
+export function formatPair(format: (value: number) => string, { dense, pruned }: Pair): string {
+    return `${format(dense)} → ${format(pruned)}`;
+}
+
+export function formatPairChange({ dense, pruned }: Pair): string {
+    return formatChange(pruned / dense - 1);
+}

@@ -15,6 +15,7 @@ const TESTS = [
     'test/runtime',
     'test/repair',
     'test/evaluation/perplexity',
+    'test/pipeline/isolated',
     'test/cli/(bad_input|resume)'
 ];
 

@@ -1,5 +1,7 @@
 import fs from 'node:fs';
+import path from 'node:path';
 import readline from 'node:readline/promises';
+import { pathToFileURL } from 'node:url';
 import type { Argv } from 'yargs';
 import { formatFixed, formatMebibytes, formatSeconds } from '../format.js';
 import { methods } from '../methods/index.js';
@@ -84,7 +86,15 @@ export const builder = (yargs: Argv) =>
                 type: 'string',
                 describe: "Write the order there, after each removal, in the format of the paper's repository"
             },
-            report: { type: 'string', describe: 'Write an HTML page there that shows what came of it' },
+            report: {
+                type: 'string',
+                describe: 'Write an HTML page there that shows what came of it, and until then, the search so far'
+            },
+            watch: {
+                type: 'boolean',
+                default: false,
+                describe: 'The page of --report, open in a browser, shows each removal as it comes'
+            },
             card: { type: 'string', describe: 'Write a model card there, for who gets the file' },
             ...taskOptions,
             task: {
@@ -110,10 +120,15 @@ export const builder = (yargs: Argv) =>
             '$0 prune model.gguf --ratio 0.2 -o smaller.gguf ' +
                 '--report report.html --task arc-easy=test.jsonl --limit 400',
             'with a page of charts'
+        )
+        .example(
+            '$0 prune model.gguf --ratio 0.2 -o smaller.gguf --report report.html --watch',
+            'with a page that shows the search in a browser as it goes'
         );
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
-    const { output, force, verify, remove, ratio, maxIncrease, blocks, method, methodSeed, report, limit } = argv;
+    const { output, force, verify, remove, ratio, maxIncrease, blocks, method, methodSeed, report, watch, limit } =
+        argv;
     const search = searchOf(argv);
     const signal = interruptSignal(NOTHING_WRITTEN);
     const tasks = await loadTasks(argv.task ?? [], { signal });
@@ -134,6 +149,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 methodSeed,
                 orderFile: argv.order,
                 report,
+                watch,
                 card: argv.card,
                 tasks,
                 limit,
@@ -145,7 +161,13 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 ...deviceOf(argv),
                 signal,
                 onProgress: progress.update,
-                onStart: (start) => progress.line(startLine(start), { start }),
+                onStart: (start) => {
+                    progress.line(startLine(start), { start });
+                    if (watch) {
+                        const page = pathToFileURL(path.resolve(report!)).href;
+                        progress.line(`the search can be watched at ${page}`, { watch: page });
+                    }
+                },
                 onStep: (step, number, dense) => progress.line(stepLine(step, number, dense), { step, number, dense })
             })
         );

@@ -8,6 +8,7 @@ import { formatPercent } from '../format.js';
 import { methodOf, type Method } from '../methods/index.js';
 import {
     type Decision,
+    gapText,
     type Goal,
     type LinearGaps,
     type MethodContext,
@@ -17,11 +18,14 @@ import {
     type SearchStart,
     type Worth
 } from '../methods/method.js';
+import { architectureOf } from '../export/host.js';
 import { checkRoom } from '../export/write.js';
 import { checkNames, checkOutput, writeText } from '../output.js';
+import { LiveReport } from '../report/live-report.js';
 import { modelCard } from '../report/model-card.js';
 import { pruneReport } from '../report/prune-report.js';
 import type { PruneResult } from '../report/prune-result.js';
+import { isUnfinishedReport } from '../report/search-report.js';
 import { paperName, type BlockSelection } from '../runtime/blocks.js';
 import type { Model } from '../runtime/model.js';
 import { movesAfter, type Step } from '../search/greedy.js';
@@ -57,9 +61,14 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
     orderFile?: string | undefined;
     /**
      * Write an HTML page there that shows what came of it, see {@link pruneReport}. For it, the speed of both files is
-     * measured in the stock runtime.
+     * measured in the stock runtime. After each removal, it shows what the search has found so far.
      */
     report?: string | undefined;
+    /**
+     * The page of `report` reads itself again while the search goes on, so that it can be watched in a browser, without
+     * a server. Default: false.
+     */
+    watch?: boolean | undefined;
     /** Write a model card there, in Markdown, for who gets the file; see {@link modelCard}. */
     card?: string | undefined;
     /** Score the model on these tasks, as it is and pruned; {@link loadTask} reads them. */
@@ -109,9 +118,23 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     const { method, goal } = checkOptions(options);
     const source = await findModel(model, options);
     await checkOutputs(source, options);
-    return withLock(options.output, () => {
+    return withLock(options.output, async () => {
         checkJournal(method, options);
-        return pruneSource(source, method, goal, options);
+        const { report, card, output, force } = options;
+        const live = report === undefined ? undefined : new LiveReport(report, mayReplaceReport(options));
+        try {
+            const result = await pruneSource(source, method, goal, live, options);
+            await live?.end();
+            live?.write(await pruneReport(result));
+            if (card !== undefined) {
+                writeText(card, modelCard(result, source.gguf.metadata), { force, what: 'model card' });
+            }
+            fs.rmSync(journalOf(output), { force: true });
+            return result;
+        } catch (error) {
+            await live?.stop();
+            throw error;
+        }
     });
 }
 
@@ -119,10 +142,11 @@ async function pruneSource(
     source: Source,
     method: PruningMethod<Method>,
     goal: Goal,
+    live: LiveReport | undefined,
     options: PruneOptions
 ): Promise<PruneResult> {
-    const started = performance.now();
-    const { output, report, force, signal, onProgress } = options;
+    const [started, began] = [performance.now(), Date.now()];
+    const { output, signal, onProgress } = options;
     const session = await Session.open(source, options);
     const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
     const score = (model: Model) => scoreTasks(model, options.tasks ?? [], scoring);
@@ -135,7 +159,20 @@ async function pruneSource(
         const plan = await planRepair(session, { ...options, merges: !method.stepwise });
         const linear = plan.kind === 'none' ? undefined : plan.linear;
         fitted = plan.kind === 'none' ? undefined : plan.text;
-        const context = methodContext(session, method, linear, options);
+        const context = methodContext(session, method, linear, options, (steps, dense) => {
+            const removed = movesAfter(steps).flat();
+            const { parameters } = session;
+            live?.show({
+                ...{ model: source.model, output, method: method.name, goal, began, changed: Date.now() },
+                ...{ architecture: architectureOf(session.gguf), host: session.host.name, blocks: [...session.blocks] },
+                ...{ removed, steps: [...steps], linearGaps: gapText(method, linear) !== undefined },
+                calibration: session.calibrationInfo,
+                perplexity: { dense, pruned: steps.at(-1)?.perplexity ?? dense },
+                parameters: { dense: parameters, pruned: parameters * (1 - removedShare(context, removed)) },
+                repair: { kind: 'none', reason: 'the search is not at its end' },
+                ...{ stopped: false, watched: options.watch ?? false }
+            });
+        });
         const decision = await method.decide(context, goal);
         checkReached(context, goal, decision);
         repaired = await repair(session, decision, plan, path.dirname(output), options);
@@ -149,15 +186,7 @@ async function pruneSource(
         session.dispose();
     }
     const decided = { uri: source.model, method: method.name, ...repaired, fitted, measured, score, started };
-    const result = await deliver(session, decided, { ...options, speed: report !== undefined });
-    if (report !== undefined) {
-        writeText(report, await pruneReport(result), { force, what: 'report' });
-    }
-    if (options.card !== undefined) {
-        writeText(options.card, modelCard(result, source.gguf.metadata), { force, what: 'model card' });
-    }
-    fs.rmSync(journalOf(output), { force: true });
-    return result;
+    return deliver(session, decided, { ...options, speed: live !== undefined });
 }
 
 /** @throws BlockprunerError if arguments are wrong, or contradict each other */
@@ -185,6 +214,16 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
             'ARGUMENT',
             `${method.name} merges layers, which an order file can't tell: leave out ${option('orderFile')}`
         );
+    }
+    if (options.watch && options.report === undefined) {
+        const [watch, report] = [option('watch', true), option('report')];
+        const message = `${watch} shows the search in its report: say by ${report} where that is to be`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
+    if (options.watch && !method.stepwise) {
+        const without = option('watch', true);
+        const message = `${method.name} merges layers: there is no removal to watch; leave out ${without}`;
+        throw new BlockprunerError('ARGUMENT', message);
     }
     if (!method.stepwise && maxIncrease !== undefined) {
         throw new BlockprunerError(
@@ -253,12 +292,17 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
         await checkOutput(orderFile, gguf.files, force || isOurs, 'order file');
     }
     if (report !== undefined) {
-        await checkOutput(report, gguf.files, force, 'report');
+        await checkOutput(report, gguf.files, mayReplaceReport(options), 'report');
     }
     if (card !== undefined) {
         await checkOutput(card, gguf.files, force, 'model card');
     }
     await checkQuantization(gguf, options);
+}
+
+/** A search that goes on has begun its report already. */
+function mayReplaceReport({ output, report, force = false, resume }: PruneOptions): boolean {
+    return force || (resume === true && fs.existsSync(journalOf(output)) && isUnfinishedReport(report!));
 }
 
 /** @throws BlockprunerError if there is no room for the smallest file that can come of it */
@@ -272,7 +316,8 @@ function methodContext(
     session: Session,
     method: PruningMethod,
     linear: LinearGaps | undefined,
-    options: PruneOptions
+    options: PruneOptions,
+    show: (steps: readonly Step[], dense: number) => void = () => undefined
 ): MethodContext {
     const { output, blocks = 'all', search, confidence, keepBytes, per, swaps } = options;
     const { methodSeed, orderFile, resume, signal } = options;
@@ -297,12 +342,16 @@ function methodContext(
                 method: method.name === 'random' ? `random ${methodSeed ?? 0}` : method.name
             })
         },
-        onStart: options.onStart,
+        onStart(start) {
+            show(steps, start.dense);
+            options.onStart?.(start);
+        },
         onStep(step, number, dense) {
             steps.push(step);
             if (orderFile !== undefined) {
                 writeText(orderFile, formatOrder(movesAfter(steps).flat()), { force: true, what: 'order file' });
             }
+            show(steps, dense);
             options.onStep?.(step, number, dense);
         },
         onFit: (done, total) => options.onProgress?.('calibrate', done, total),

@@ -5,10 +5,10 @@ import type { Candidate } from '../search/contest.js';
 import { cellChart, columnWidth, type Cell } from './charts.js';
 import type { Html } from './markup.js';
 import type { Figure, Table } from './page.js';
-import type { PruneResult } from './prune-result.js';
+import type { Removals } from './prune-result.js';
 
 /** Undefined where all blocks went at once. */
-export async function importanceFigure(result: PruneResult): Promise<Figure | undefined> {
+export async function importanceFigure(result: Removals): Promise<Figure | undefined> {
     const { steps, method } = result;
     if (steps.length === 0) {
         return undefined;
@@ -50,7 +50,7 @@ interface Importance extends Candidate {
     ofSequences: number;
 }
 
-function importancesOf({ steps, perplexity, calibration }: PruneResult): Importance[] {
+function importancesOf({ steps, perplexity, calibration }: Removals): Importance[] {
     return steps.flatMap(({ candidates, removed }, i) => {
         const before = i === 0 ? perplexity.dense : steps[i - 1]!.perplexity;
         return candidates.map((candidate) => ({

@@ -70,3 +70,26 @@ hint.className = 'hint';
 hint.textContent = 'Single values in the charts: point at them, or press Tab and then the arrow keys.';
 document.querySelector('.figures').before(hint);
 `;
+
+// The script of a page that another one takes the place of. It reads the page again from time to time, wherever that
+// is, a file or a server's, unless the reader says no, and leaves open what the reader has opened. What is to outlive
+// the page is kept in the browser's history.
+export const followScript = `
+const box = document.createElement('input');
+box.type = 'checkbox';
+box.checked = true;
+const follow = document.createElement('label');
+follow.className = 'follow';
+follow.append(box, ' Show each removal as it comes');
+document.querySelector('header').append(follow);
+const folded = [...document.querySelectorAll('details')];
+const { open = [], focused = false } = history.state ?? {};
+for (const index of open) if (folded[index]) folded[index].open = true;
+if (focused) box.focus({ preventScroll: true });
+setInterval(() => {
+    if (!box.checked || document.hidden) return;
+    const opened = [...folded.keys()].filter((index) => folded[index].open);
+    history.replaceState({ open: opened, focused: document.activeElement === box }, '');
+    location.reload();
+}, 1000 * document.body.dataset.reload);
+`;

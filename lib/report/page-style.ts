@@ -44,6 +44,7 @@ svg text{font-family:inherit}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem .9rem;margin-top:.7rem;font-size:.8rem;\
 color:var(--muted)}
 .swatch{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;vertical-align:-.08em}
+.follow{display:block;width:fit-content;margin-top:.6rem;font-size:.9rem}
 .hint{font-size:.85rem;color:var(--muted);margin-bottom:1.25rem}
 .tip{position:fixed;z-index:1;width:max-content;max-width:min(20rem,calc(100vw - 1rem));padding:.35rem .6rem;\
 border-radius:6px;background:var(--ink);color:var(--paper);font-size:.8rem;line-height:1.35;pointer-events:none;\

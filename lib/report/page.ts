@@ -1,7 +1,7 @@
 // The page of a report: one HTML file that loads nothing from elsewhere, and needs no script to be read.
 import crypto from 'node:crypto';
 import { Html, markup } from './markup.js';
-import { script } from './page-script.js';
+import { followScript, script } from './page-script.js';
 import { style } from './page-style.js';
 
 export interface Page {
@@ -17,7 +17,12 @@ export interface Page {
     table?: Table;
     /** How the report was made: names and values. */
     details: readonly Detail[];
+    /** Another page will take the place of this one, which is read again after so many seconds, if that is said. */
+    unfinished?: { reload: number | undefined };
 }
+
+/** What only pages have that are not the last of their file, near the start. */
+export const UNFINISHED = 'name="blockpruner" content="unfinished"';
 
 export interface Fact {
     name: string;
@@ -56,26 +61,30 @@ export interface Table {
 
 export type TableCell = string | { text: string; best: boolean };
 
-export function page({ title, lead, facts, advice, figures, table, details }: Page): string {
-    const scriptHash = crypto.createHash('sha256').update(script).digest('base64');
+export function page({ title, lead, facts, advice, figures, table, details, unfinished }: Page): string {
+    const watched = unfinished?.reload !== undefined;
+    const scripts = watched ? [script, followScript] : [script];
+    const hash = (one: string) => crypto.createHash('sha256').update(one).digest('base64');
+    const hashes = scripts.map((one) => `'sha256-${hash(one)}'`);
+    const mark = unfinished ? `<meta ${UNFINISHED}>\n` : '';
     const policy = [
         "default-src 'none'",
         "style-src 'unsafe-inline'",
-        `script-src 'sha256-${scriptHash}'`,
+        `script-src ${hashes.join(' ')}`,
         'img-src data:'
     ].join('; ');
     return markup`<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="${new Html(policy)}">
+${new Html(mark)}<meta http-equiv="Content-Security-Policy" content="${new Html(policy)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>${title}: ${lead}</title>
 <style>${new Html(style)}</style>
 </head>
-<body>
+<body${new Html(watched ? ` data-reload="${unfinished.reload}"` : '')}>
 <header><p class="brand">blockpruner</p><h1>${title}</h1><p class="lead">${lead}</p></header>
 <main>
 <section aria-label="The most important figures"><dl class="facts">${facts.map(factItem)}</dl></section>
@@ -86,8 +95,10 @@ ${table && tableSection(table)}
 ${detailSection(details)}
 </div>
 </main>
-<script>${new Html(script)}</script>
-</body>
+${scripts.map(
+    (one) => markup`<script>${new Html(one)}</script>
+`
+)}</body>
 </html>
 `.text;
 }

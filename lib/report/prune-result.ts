@@ -75,8 +75,14 @@ export interface PruneResult {
     seconds: number;
 }
 
+/** What the figures of a search show: all that it removed, or has removed so far. */
+export type Removals = Pick<
+    PruneResult,
+    'blocks' | 'method' | 'removed' | 'repair' | 'steps' | 'linearGaps' | 'calibration' | 'perplexity' | 'parameters'
+>;
+
 /** The perplexity on the calibration text after all removals, before any repair. */
-export function unrepairedPerplexity({ repair, perplexity }: PruneResult): number {
+export function unrepairedPerplexity({ repair, perplexity }: Pick<PruneResult, 'repair' | 'perplexity'>): number {
     return repair.kind === 'none' ? perplexity.pruned : repair.unrepaired;
 }
 

@@ -168,6 +168,12 @@ describe('a report is refused before the search', () => {
             ['--report', file('r.html'), '--task', taskArgument, '--limit', '0'],
             '--limit must be a whole number of at least 1'
         ],
+        ['is to be watched and has no name', ['--watch'], '--watch shows the search in its report: say by --report'],
+        [
+            'is to be watched and has no steps',
+            ['--report', file('r.html'), '--watch', '--method', 'laco', '--blocks', 'all', '--remove', '2'],
+            'laco merges layers: there is no removal to watch; leave out --watch'
+        ],
         [
             'has a task without a file',
             ['--report', file('r.html'), '--task', `piqa=${file('none.jsonl')}`],
@@ -185,7 +191,7 @@ describe('a report is refused before the search', () => {
 });
 
 (process.platform === 'win32' ? test.skip : test)(
-    'Ctrl-C while the speed is measured leaves neither output nor report',
+    'Ctrl-C while the speed is measured leaves no output, and a report that says so',
     async () => {
         const outputs = fs.mkdtempSync(file('outputs-'));
         const search = start(
@@ -207,7 +213,10 @@ describe('a report is refused before the search', () => {
         }
         search.interrupt();
         expect(await search.ended).toMatchObject({ code: 130, stdout: '' });
-        expect(fs.readdirSync(outputs)).toEqual(['new.gguf.journal']);
+        expect(fs.readdirSync(outputs)).toEqual(['new.gguf.journal', 'report.html']);
+        const page = fs.readFileSync(path.join(outputs, 'report.html'), 'utf8');
+        expect(page).toContain('1 of 24 blocks removed so far');
+        expect(page).toContain('The run was stopped before new.gguf was written. The same again with --resume');
     }
 );
 
@@ -409,6 +418,80 @@ const chrome = process.env.CHROME_PATH;
                     `linear blocks before ffn.1; fitted to 4096 tokens (perplexity without ${unrepaired.toFixed(4)})`
                 );
             });
+        });
+
+        test('a search can be watched in a file, is killed, goes on, and comes to its report', async () => {
+            const live = file('live.html');
+            const args = ['prune', tiny, '-o', file('live.gguf'), '--report', live, '--watch', '--remove', '7'];
+            const options = ['--method', 'blockpruner', '--search', 'exact', '--calibration', 'embedded', '--samples'];
+            const search = [...args, ...options, '6', '--context', '128', '--repair', 'none', '--no-verify', ...onCpu];
+            const until = async (isTrue: () => boolean | Promise<boolean>) => {
+                for (const end = Date.now() + 30_000; !(await isTrue());) {
+                    expect(Date.now()).toBeLessThan(end);
+                    await new Promise((resolve) => setTimeout(resolve, 20));
+                }
+            };
+            const killed = start(...search);
+            await until(() => fs.existsSync(live));
+            const page = await browser.newPage();
+            const asked = new Set<string>();
+            const said: string[] = [];
+            page.on('request', (request) => asked.add(request.url()));
+            page.on('console', (message) => said.push(message.text()));
+            page.on('pageerror', (error) => said.push(String(error)));
+            await page.goto(pathToFileURL(live).href);
+            /** What the page says that was removed; it may be about to be read again. */
+            const shown = async () => {
+                const lead = await page.$eval('.lead', (one) => one.textContent).catch(() => '-1');
+                return Number(/^\d+/.exec(lead ?? ''));
+            };
+            const written = () => Number(/lead">(\d+)/.exec(fs.readFileSync(live, 'utf8'))![1]);
+
+            // it follows the search, by itself
+            const seen = new Set<number>();
+            await until(async () => seen.add(await shown()) && (await shown()) >= 2);
+            expect(seen.size).toBeGreaterThan(1);
+            killed.kill();
+            expect((await killed.ended).stderr).toContain(`the search can be watched at ${pathToFileURL(live).href}\n`);
+            await until(async () => (await shown()) === written());
+            const before = written();
+            expect(before).toBeLessThan(7);
+            expect(fs.readFileSync(live, 'utf8')).toContain(`${before} of 24 blocks removed so far`);
+
+            // no other page is taken for it, and it is where it was when the search goes on
+            fs.renameSync(live, file('live-kept.html'));
+            fs.writeFileSync(live, 'mine');
+            await expectRefused(
+                folder,
+                [...search, '--resume'],
+                'live.html exists: choose another name or give --force'
+            );
+            fs.renameSync(file('live-kept.html'), live);
+            const resumed = start(...search, '--resume');
+            await page.$eval('details', (details) => (details.open = true));
+            await until(async () => (await shown()) > before);
+            await until(() => page.$eval('details', (details) => details.open).catch(() => false));
+
+            // the reader can have it stay as it is
+            await until(() =>
+                page.$eval('.follow input', (box) => {
+                    box.click();
+                    return true;
+                })
+            );
+            const stays = await shown();
+            expect((await page.evaluate(`${axe}; axe.run()`)) as AxeResults).toMatchObject({ violations: [] });
+            await until(() => written() > stays);
+            await new Promise((resolve) => setTimeout(resolve, 2500)); // longer than until it would be read again
+            expect([await shown(), await page.$eval('.follow input', (box) => box.checked)]).toEqual([stays, false]);
+            await page.$eval('.follow input', (box) => box.click());
+
+            const { code, stderr } = await resumed.ended;
+            expect({ code, stderr }).toMatchObject({ code: 0 });
+            await until(async () => (await page.$('.follow').catch(() => null)) === null && (await shown()) === 7);
+            expect(await page.$eval('main', (main) => main.textContent)).toContain('Generation speed');
+            expect([...asked, ...said]).toEqual([pathToFileURL(live).href]);
+            await page.close();
         });
 
         test('a comparison shows each method at each ratio', () =>

@@ -1,0 +1,7 @@
+// The thread of live-report.ts draws the pages that it is asked for.
+import { parentPort } from 'node:worker_threads';
+import { searchReport, type SearchSoFar } from './search-report.js';
+
+parentPort!.on('message', (search: SearchSoFar) => {
+    void searchReport(search).then((html) => parentPort!.postMessage(html)); // an error ends the thread
+});
