@@ -1,11 +1,11 @@
 /// <reference lib="dom" />
 /// <reference lib="dom.iterable" />
-// The reports in a real browser: Chromium of an npm package on Linux x64, elsewhere the one that CHROME_PATH names.
+// The reports in a real browser.
 import fs from 'node:fs';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { source as axe, type AxeResults } from 'axe-core';
-import type { Browser, Page } from 'puppeteer-core';
+import type { Page } from 'puppeteer-core';
 import {
     comparedMethods as methods,
     comparisonReport,
@@ -18,6 +18,7 @@ import {
     type Quality
 } from '../../lib/index.js';
 import { expectRefused, hasDraft, onCpu, run, runJson, shortPrune, shortSearch, start } from '../cli/run';
+import { describeInBrowser } from '../browser';
 import { temporaryFolder, tiny } from '../models';
 
 const folder = temporaryFolder();
@@ -220,488 +221,467 @@ describe('a report is refused before the search', () => {
     }
 );
 
-const chrome = process.env.CHROME_PATH;
-(chrome !== undefined || (process.platform === 'linux' && process.arch === 'x64') ? describe : describe.skip)(
-    'in a browser',
-    () => {
-        let browser: Browser;
-        beforeAll(async () => {
-            const { launch } = await import('puppeteer-core');
-            const executablePath = chrome ?? (await (await import('@sparticuz/chromium')).default.executablePath());
-            browser = await launch({ executablePath, headless: 'shell', args: ['--no-sandbox'] }); // as root, in a container, it has none
+describeInBrowser('in a browser', (browser) => {
+    const comparisonFile = file('comparison.html'),
+        hostileFile = file('hostile.html');
+    beforeAll(async () => {
+        fs.writeFileSync(comparisonFile, await comparisonReport(comparison));
+        const tasks = (scores: PruneResult['tasks']['dense']) => scores.map((one) => ({ ...one, task: hostile }));
+        fs.writeFileSync(
+            hostileFile,
+            await pruneReport({
+                ...result,
+                model: hostile,
+                output: hostile,
+                architecture: hostile,
+                calibration: { ...result.calibration, name: hostile },
+                tasks: { dense: tasks(result.tasks.dense), pruned: tasks(result.tasks.pruned) }
+            })
+        );
+    });
+
+    /** Opens a page that may ask for nothing and say nothing. */
+    async function withPage<T>(
+        name: string,
+        use: (page: Page) => Promise<T>,
+        { scheme = 'light', width = 1280, script = true } = {}
+    ): Promise<T> {
+        const page = await browser().newPage();
+        const asked: string[] = [],
+            said: string[] = [];
+        page.on('request', (request) => asked.push(request.url()));
+        page.on('console', (message) => said.push(message.text()));
+        page.on('pageerror', (error) => said.push(String(error)));
+        page.on('dialog', (dialog) => {
+            said.push(dialog.message());
+            void dialog.dismiss();
         });
-        afterAll(() => browser?.close());
-
-        const comparisonFile = file('comparison.html'),
-            hostileFile = file('hostile.html');
-        beforeAll(async () => {
-            fs.writeFileSync(comparisonFile, await comparisonReport(comparison));
-            const tasks = (scores: PruneResult['tasks']['dense']) => scores.map((one) => ({ ...one, task: hostile }));
-            fs.writeFileSync(
-                hostileFile,
-                await pruneReport({
-                    ...result,
-                    model: hostile,
-                    output: hostile,
-                    architecture: hostile,
-                    calibration: { ...result.calibration, name: hostile },
-                    tasks: { dense: tasks(result.tasks.dense), pruned: tasks(result.tasks.pruned) }
-                })
-            );
-        });
-
-        /** Opens a page that may ask for nothing and say nothing. */
-        async function withPage<T>(
-            name: string,
-            use: (page: Page) => Promise<T>,
-            { scheme = 'light', width = 1280, script = true } = {}
-        ): Promise<T> {
-            const page = await browser.newPage();
-            const asked: string[] = [],
-                said: string[] = [];
-            page.on('request', (request) => asked.push(request.url()));
-            page.on('console', (message) => said.push(message.text()));
-            page.on('pageerror', (error) => said.push(String(error)));
-            page.on('dialog', (dialog) => {
-                said.push(dialog.message());
-                void dialog.dismiss();
-            });
-            await page.setJavaScriptEnabled(script);
-            await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
-            await page.setViewport({ width, height: 800 });
-            await page.goto(pathToFileURL(name).href);
-            const found = await use(page);
-            expect({ asked, said }).toEqual({ asked: [pathToFileURL(name).href], said: [] });
-            await page.close();
-            return found;
-        }
-        /** What the values of a figure's charts are called. */
-        const labels = (page: Page, title: string) =>
-            page.evaluate(
-                (heading) =>
-                    [...document.querySelectorAll('section')]
-                        .filter((section) => section.querySelector('h2')?.textContent === heading)
-                        .flatMap((section) =>
-                            [...section.querySelectorAll('path[role=graphics-symbol]')].map((mark) =>
-                                mark.getAttribute('aria-label')!
-                            )
-                        ),
-                title
-            );
-        const cellsOf = (page: Page, title: string) =>
-            page.evaluate(
-                (heading) =>
-                    [...document.querySelectorAll('section')]
-                        .filter((section) => section.querySelector('h2')?.textContent === heading)
-                        .flatMap((section) =>
-                            [...section.querySelectorAll('tbody tr')].map((row) =>
-                                [...row.children].map((cell) => cell.textContent)
-                            )
-                        ),
-                title
-            );
-
-        test('every value of the JSON is in the page', () =>
-            withPage(report, async (page) => {
-                const points = await labels(page, 'Perplexity against parameters removed');
-                expect(points).toHaveLength(result.steps.length + 1);
-                result.steps.forEach(({ removed, perplexity }, i) =>
-                    expect(points[i + 1]).toContain(
-                        `${i + 1}. without ${formatMove(removed)}: perplexity ${perplexity.toFixed(2)},`
-                    )
-                );
-                const gone = result.blocks
-                    .filter((block) => result.removed.some((one) => formatBlock(one) === formatBlock(block)))
-                    .reduce((sum, { parameters }) => sum + parameters, 0);
-                expect(points.at(-1)).toContain(
-                    `${Number(((100 * gone) / result.parameters.dense).toFixed(1))} % of the parameters removed`
-                );
-
-                const map = await labels(page, 'Which blocks went, and when');
-                expect(map).toEqual(
-                    expect.arrayContaining(
-                        result.blocks.map((block) => {
-                            const number =
-                                result.removed.findIndex((one) => formatBlock(one) === formatBlock(block)) + 1;
-                            return `${formatBlock(block)}: ${number === 0 ? 'stays' : `removed as number ${number}`}`;
-                        })
-                    )
-                );
-                expect(map).toHaveLength(result.blocks.length);
-
-                const heat = await labels(page, 'Importance of every block at every step');
-                const candidates = result.steps.flatMap((step, i) =>
-                    step.candidates.map((one) => ({ ...one, step: i + 1, removed: formatMove(step.removed) }))
-                );
-                expect(heat).toHaveLength(candidates.length);
-                for (const { move, step, perplexity, sequences, removed } of candidates) {
-                    const label = heat.find((one) => one.startsWith(`${formatMove(move)}, step ${step}: `))!;
-                    expect(
-                        Number(/perplexity ([\d,.]+\d)/.exec(label)![1]!.replaceAll(',', '')) / perplexity!
-                    ).toBeCloseTo(1, 3);
-                    expect([label.includes('estimate'), label.includes(', removed')]).toEqual([
-                        sequences < 3,
-                        formatMove(move) === removed
-                    ]);
-                }
-                expect(
-                    (await cellsOf(page, 'Importance of every block at every step'))
-                        .flat()
-                        .filter((text) => /^~?\d/.test(text))
-                ).toHaveLength(candidates.length);
-
-                expect((await labels(page, 'Task scores')).map((label) => label.replace(/:.*/, ''))).toEqual([
-                    'ends.jsonl before',
-                    'ends.jsonl after'
-                ]);
-                expect(await labels(page, 'Size and speed')).toHaveLength(8);
-                expect(await page.$eval('.facts', (facts) => facts.textContent)).toContain(
-                    `${result.perplexity.dense.toFixed(2)} → ${result.perplexity.pruned.toFixed(2)}`
-                );
-            }));
-
-        test('a method that ranks once has no heat map, and says so', async () => {
-            const once = file('once.html');
-            fs.writeFileSync(
-                once,
-                await pruneReport({
-                    ...result,
-                    method: 'random',
-                    steps: result.steps.map((step) => ({ ...step, candidates: step.candidates.slice(0, 1) })),
-                    tasks: { dense: [], pruned: [] },
-                    speed: null
-                })
-            );
-            await withPage(once, async (page) => {
-                expect(await labels(page, 'Importance of every block at every step')).toEqual([]);
-                expect(await page.$eval('main', (main) => main.textContent)).toContain(
-                    'The method random does not compare blocks by their perplexity'
-                );
-                expect(await labels(page, 'Size')).toHaveLength(4);
-            });
-        });
-
-        test('what goes at once, as of laco, has no order', async () => {
-            const atOnce = file('laco.html');
-            fs.writeFileSync(
-                atOnce,
-                await pruneReport({ ...result, method: 'laco', merged: ['blk.1 = -1 blk.1 + 1 blk.2'], steps: [] })
-            );
-            await withPage(atOnce, async (page) => {
-                expect(await labels(page, 'Perplexity against parameters removed')).toHaveLength(2);
-                expect(
-                    (await labels(page, 'Which blocks went')).filter((label) => label.endsWith(': removed'))
-                ).toHaveLength(result.removed.length);
-                expect(await page.evaluate(() => document.querySelector('main')!.textContent)).toContain(
-                    'blk.1 = -1 blk.1 + 1 blk.2'
-                );
-            });
-        });
-
-        test('what a repair gained is told beside what the removals cost', async () => {
-            const page = file('repaired.html');
-            const searched = result.steps.at(-1)!.perplexity;
-            const unrepaired = 1.1 * searched;
-            const perplexity = { ...result.perplexity, pruned: 0.9 * searched };
-            const linear = [{ before: result.blocks[3]!, type: 'q8_0' }];
-            const repair = { kind: 'linear' as const, linear, refitted: [], tokens: 4096, unrepaired, seconds: 1 };
-            fs.writeFileSync(page, await pruneReport({ ...result, perplexity, repair, linearGaps: true }));
-            await withPage(page, async (shown) => {
-                const text = await shown.evaluate(() => document.querySelector('main')!.textContent);
-                expect(text).toMatch(
-                    new RegExp(
-                        `to ${searched.toFixed(2)} .* were removed, with a linear block in each gap, fitted to the ` +
-                            `model as it is, and the repair brought it to ${perplexity.pruned.toFixed(2)} `
-                    )
-                );
-                expect(text).toContain(
-                    `linear blocks before ffn.1; fitted to 4096 tokens (perplexity without ${unrepaired.toFixed(4)})`
-                );
-            });
-        });
-
-        test('a search can be watched in a file, is killed, goes on, and comes to its report', async () => {
-            const live = file('live.html');
-            const args = ['prune', tiny, '-o', file('live.gguf'), '--report', live, '--watch', '--remove', '7'];
-            const options = ['--method', 'blockpruner', '--search', 'exact', '--calibration', 'embedded', '--samples'];
-            const search = [...args, ...options, '6', '--context', '128', '--repair', 'none', '--no-verify', ...onCpu];
-            const until = async (isTrue: () => boolean | Promise<boolean>) => {
-                for (const end = Date.now() + 30_000; !(await isTrue());) {
-                    expect(Date.now()).toBeLessThan(end);
-                    await new Promise((resolve) => setTimeout(resolve, 20));
-                }
-            };
-            const killed = start(...search);
-            await until(() => fs.existsSync(live));
-            const page = await browser.newPage();
-            const asked = new Set<string>();
-            const said: string[] = [];
-            page.on('request', (request) => asked.add(request.url()));
-            page.on('console', (message) => said.push(message.text()));
-            page.on('pageerror', (error) => said.push(String(error)));
-            await page.goto(pathToFileURL(live).href);
-            /** What the page says that was removed; it may be about to be read again. */
-            const shown = async () => {
-                const lead = await page.$eval('.lead', (one) => one.textContent).catch(() => '-1');
-                return Number(/^\d+/.exec(lead ?? ''));
-            };
-            const written = () => Number(/lead">(\d+)/.exec(fs.readFileSync(live, 'utf8'))![1]);
-
-            // it follows the search, by itself
-            const seen = new Set<number>();
-            await until(async () => seen.add(await shown()) && (await shown()) >= 2);
-            expect(seen.size).toBeGreaterThan(1);
-            killed.kill();
-            expect((await killed.ended).stderr).toContain(`the search can be watched at ${pathToFileURL(live).href}\n`);
-            await until(async () => (await shown()) === written());
-            const before = written();
-            expect(before).toBeLessThan(7);
-            expect(fs.readFileSync(live, 'utf8')).toContain(`${before} of 24 blocks removed so far`);
-
-            // no other page is taken for it, and it is where it was when the search goes on
-            fs.renameSync(live, file('live-kept.html'));
-            fs.writeFileSync(live, 'mine');
-            await expectRefused(
-                folder,
-                [...search, '--resume'],
-                'live.html exists: choose another name or give --force'
-            );
-            fs.renameSync(file('live-kept.html'), live);
-            const resumed = start(...search, '--resume');
-            await page.$eval('details', (details) => (details.open = true));
-            await until(async () => (await shown()) > before);
-            await until(() => page.$eval('details', (details) => details.open).catch(() => false));
-
-            // the reader can have it stay as it is
-            await until(() =>
-                page.$eval('.follow input', (box) => {
-                    box.click();
-                    return true;
-                })
-            );
-            const stays = await shown();
-            expect((await page.evaluate(`${axe}; axe.run()`)) as AxeResults).toMatchObject({ violations: [] });
-            await until(() => written() > stays);
-            await new Promise((resolve) => setTimeout(resolve, 2500)); // longer than until it would be read again
-            expect([await shown(), await page.$eval('.follow input', (box) => box.checked)]).toEqual([stays, false]);
-            await page.$eval('.follow input', (box) => box.click());
-
-            const { code, stderr } = await resumed.ended;
-            expect({ code, stderr }).toMatchObject({ code: 0 });
-            await until(async () => (await page.$('.follow').catch(() => null)) === null && (await shown()) === 7);
-            expect(await page.$eval('main', (main) => main.textContent)).toContain('Generation speed');
-            expect([...asked, ...said]).toEqual([pathToFileURL(live).href]);
-            await page.close();
-        });
-
-        test('a comparison shows each method at each ratio', () =>
-            withPage(comparisonFile, async (page) => {
-                const rows = 2 * methods.length; // the mean of random's orders, one that can't, one that is repaired
-                // at each line's start the model as it is; what is above 100 times its perplexity is in the caption
-                const drawn = methods.length + 1 + 8 + 3;
-                expect(await labels(page, 'Perplexity on the calibration text')).toHaveLength(drawn);
-                expect(await labels(page, `Perplexity on ${hostile}`)).toHaveLength(drawn);
-                const captions = await page.$$eval('figcaption', (all) => all.map(({ textContent }) => textContent));
-                expect(captions[0]).toMatch(
-                    / Above 200\.0, and not in the chart: laco at 20 %; .*; random \(mean of 2\) at 10 %, 20 %; blockpruner-attn at 10 %, 20 %; blockpruner-ffn at 10 %, 20 %\.$/
-                );
-                expect(await labels(page, 'Task scores: piqa')).toHaveLength(rows);
-                const { lines, legend } = await page.evaluate(() => {
-                    const figure = [...document.querySelectorAll('section')].find(
-                        (section) => section.querySelector('h2')?.textContent === 'Perplexity on the calibration text'
-                    )!;
-                    return {
-                        lines: [...figure.querySelectorAll('svg .mark-line path')].map((line) =>
-                            line.getAttribute('stroke')
-                        ),
-                        legend: [...figure.querySelectorAll('.legend li')].map(
-                            (item) =>
-                                `${getComputedStyle(item.firstElementChild!).color} ${item.firstElementChild!.textContent}`
-                        )
-                    };
-                });
-                expect([new Set(lines).size, lines.length, new Set(legend).size]).toEqual([
-                    methods.length,
-                    methods.length + 1, // the repaired line has its method's colour
-                    methods.length + 1
-                ]);
-                const sizes = await labels(page, 'Perplexity by the size of the file');
-                expect(sizes).toHaveLength(2 + drawn);
-                expect(sizes).toContain('the model as it is, Q5_K_M: 341.3 MiB, perplexity 6.00');
-                expect(sizes).toContain(`${methods[0]} + linear at 10 %: 341.3 MiB, perplexity 6.00`);
-                expect(await labels(page, 'Perplexity by the speed of reading a prompt')).toHaveLength(2 + drawn);
-                expect(await labels(page, 'Which blocks each method removed')).toHaveLength(
-                    (methods.length + 1) * comparison.blocks.length
-                );
-                const table = await cellsOf(page, 'All figures');
-                expect(table.map(([method, ratio]) => [method, ratio])).toEqual([
-                    ['the model as it is', ''],
-                    ['the model as it is, Q5_K_M', ''],
-                    ...[0.1, 0.2].flatMap((ratio) =>
-                        methods
-                            .filter((method) => method !== 'sleb' || ratio < 0.2)
-                            .flatMap((method, i) => [
-                                method === 'random' ? 'random (mean of 2)' : method,
-                                ...(i === 0 && ratio === 0.1 ? [`${method} + linear`] : [])
-                            ])
-                            .map((name) => [name, `${100 * ratio} %`])
-                    )
-                ]);
-                expect(table[2]!.slice(3, 5)).toEqual(['6.00', '12.00']);
-            }));
-
-        test.each([
-            ['prune', hostileFile],
-            ['compare', comparisonFile]
-        ])('names are text, whatever they are (%s)', async (_, name) => {
-            await withPage(name, async (page) => {
-                expect(
-                    await page.evaluate(() => [document.querySelectorAll('img').length, document.scripts.length])
-                ).toEqual([0, 1]);
-                expect(await page.$eval('h1', (heading) => heading.textContent)).toBe(path.basename(hostile));
-                expect(
-                    (await page.evaluate(() => document.querySelector('main')!.textContent)).split(hostile).length
-                ).toBeGreaterThan(2);
-            });
-        });
-
-        describe.each([
-            ['prune', report],
-            ['compare', comparisonFile]
-        ])('%s', (_, name) => {
-            test.each([
-                ['light', 1280],
-                ['dark', 1280],
-                ['light', 360],
-                ['dark', 360]
-            ])('axe finds nothing, %s, %i pixels wide', async (scheme, width) => {
-                const violations = await withPage(
-                    name,
-                    async (page) => {
-                        await page.evaluate(() =>
-                            document.querySelectorAll('details').forEach((details) => (details.open = true))
-                        );
-                        await page.evaluate(axe);
-                        return ((await page.evaluate('axe.run()')) as AxeResults).violations;
-                    },
-                    { scheme, width }
-                );
-                expect(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])).toEqual([]);
-            });
-
-            test('fits on a telephone, with text that can be read', () =>
-                withPage(
-                    name,
-                    async (page) => {
-                        const { width, smallest } = await page.evaluate(() => {
-                            const sizes: number[] = [];
-                            const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-                            while (walker.nextNode()) {
-                                const element = walker.currentNode.parentElement!;
-                                const svg = element.closest('svg');
-                                const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
-                                if (
-                                    walker.currentNode.textContent!.trim() !== '' &&
-                                    !element.matches('script, style')
-                                ) {
-                                    sizes.push(parseFloat(getComputedStyle(element).fontSize) * scale);
-                                }
-                            }
-                            return { width: document.documentElement.scrollWidth, smallest: Math.min(...sizes) };
-                        });
-                        expect(width).toBe(360);
-                        expect(smallest).toBeGreaterThanOrEqual(11);
-                    },
-                    { width: 360 }
-                ));
-
-            test('all of it can be reached by keys, and every value has a text', () =>
-                withPage(name, async (page) => {
-                    const charts = await page.$$eval('svg', (all) =>
-                        all.map((svg) => ({
-                            name: svg.getAttribute('aria-label'),
-                            marks: svg.querySelectorAll('path[role=graphics-symbol]').length
-                        }))
-                    );
-                    const interactive = await page.evaluate(
-                        () =>
-                            [...document.querySelectorAll('summary, [tabindex="0"]')].filter((element) =>
-                                element.checkVisibility()
-                            ).length
-                    );
-                    const visited = new Set<string>();
-                    let reached = 0;
-                    const active = () =>
-                        page.evaluate(() => {
-                            const { activeElement: element } = document;
-                            const all = [...document.querySelectorAll('*')];
-                            return {
-                                index: String(all.indexOf(element!)),
-                                chart: element!.closest('svg')?.getAttribute('aria-label') ?? null,
-                                label: element!.getAttribute('aria-label'),
-                                tip: document.querySelector<HTMLElement>('.tip')!.hidden
-                                    ? null
-                                    : document.querySelector('.tip')!.textContent
-                            };
-                        });
-                    for (let i = 0; i < interactive; i++) {
-                        await page.keyboard.press('Tab');
-                        const first = await active();
-                        visited.add(first.index);
-                        if (first.chart !== null) {
-                            expect(first.tip).toBe(first.label);
-                            const { marks } = charts.find((chart) => chart.name === first.chart)!;
-                            const seen = new Set([first.index]);
-                            for (let mark = 1; mark < marks; mark++) {
-                                await page.keyboard.press('ArrowRight');
-                                const next = await active();
-                                expect(next.label).toBeTruthy();
-                                expect(next.tip).toBe(next.label);
-                                seen.add(next.index);
-                            }
-                            reached += seen.size;
-                            await page.keyboard.press('Home');
-                            expect((await active()).index).toBe(first.index);
-                        }
-                    }
-                    expect(visited.size).toBe(interactive);
-                    expect(reached).toBe(charts.reduce((sum, { marks }) => sum + marks, 0));
-                    await page.keyboard.press('Escape');
-                    expect((await active()).tip).toBe(null);
-                }));
-
-            test('is whole without its script', () =>
-                withPage(
-                    name,
-                    async (page) => {
-                        // the browser's own view of it: what a screen reader gets
-                        const { nodes } = await (await page.createCDPSession()).send('Accessibility.getFullAXTree');
-                        const named = nodes.map(({ name: of }) => String(of?.value ?? ''));
-                        expect(named.filter((text) => /perplexity \d/.test(text)).length).toBeGreaterThan(3);
-                        expect(nodes.filter(({ role }) => role?.value === 'DisclosureTriangle').length).toBeGreaterThan(
-                            3
-                        );
-                    },
-                    { script: false }
-                ));
-        });
-
-        test('arrow keys go up and down in a column of the heat map', () =>
-            withPage(report, async (page) => {
-                const label = () =>
-                    page.evaluate(() => document.activeElement!.getAttribute('aria-label')!.replace(/:.*/, ''));
-                await page.$eval('svg[aria-label^="Heat map: feed"] path[role=graphics-symbol]', (mark) =>
-                    (mark as SVGElement).focus()
-                );
-                const found = [await label()];
-                for (const key of ['ArrowDown', 'ArrowRight', 'ArrowUp', 'End'] as const) {
-                    await page.keyboard.press(key);
-                    found.push(await label());
-                }
-                const steps = result.removed.some(({ kind, layer }) => kind === 'ffn' && layer < 2)
-                    ? (expect.any(Array) as string[])
-                    : ['ffn.0, step 1', 'ffn.1, step 1', 'ffn.1, step 2', 'ffn.0, step 2', 'ffn.11, step 3'];
-                expect(found).toEqual(steps);
-            }));
+        await page.setJavaScriptEnabled(script);
+        await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+        await page.setViewport({ width, height: 800 });
+        await page.goto(pathToFileURL(name).href);
+        const found = await use(page);
+        expect({ asked, said }).toEqual({ asked: [pathToFileURL(name).href], said: [] });
+        await page.close();
+        return found;
     }
-);
+    /** What the values of a figure's charts are called. */
+    const labels = (page: Page, title: string) =>
+        page.evaluate(
+            (heading) =>
+                [...document.querySelectorAll('section')]
+                    .filter((section) => section.querySelector('h2')?.textContent === heading)
+                    .flatMap((section) =>
+                        [...section.querySelectorAll('path[role=graphics-symbol]')].map((mark) =>
+                            mark.getAttribute('aria-label')!
+                        )
+                    ),
+            title
+        );
+    const cellsOf = (page: Page, title: string) =>
+        page.evaluate(
+            (heading) =>
+                [...document.querySelectorAll('section')]
+                    .filter((section) => section.querySelector('h2')?.textContent === heading)
+                    .flatMap((section) =>
+                        [...section.querySelectorAll('tbody tr')].map((row) =>
+                            [...row.children].map((cell) => cell.textContent)
+                        )
+                    ),
+            title
+        );
+
+    test('every value of the JSON is in the page', () =>
+        withPage(report, async (page) => {
+            const points = await labels(page, 'Perplexity against parameters removed');
+            expect(points).toHaveLength(result.steps.length + 1);
+            result.steps.forEach(({ removed, perplexity }, i) =>
+                expect(points[i + 1]).toContain(
+                    `${i + 1}. without ${formatMove(removed)}: perplexity ${perplexity.toFixed(2)},`
+                )
+            );
+            const gone = result.blocks
+                .filter((block) => result.removed.some((one) => formatBlock(one) === formatBlock(block)))
+                .reduce((sum, { parameters }) => sum + parameters, 0);
+            expect(points.at(-1)).toContain(
+                `${Number(((100 * gone) / result.parameters.dense).toFixed(1))} % of the parameters removed`
+            );
+
+            const map = await labels(page, 'Which blocks went, and when');
+            expect(map).toEqual(
+                expect.arrayContaining(
+                    result.blocks.map((block) => {
+                        const number = result.removed.findIndex((one) => formatBlock(one) === formatBlock(block)) + 1;
+                        return `${formatBlock(block)}: ${number === 0 ? 'stays' : `removed as number ${number}`}`;
+                    })
+                )
+            );
+            expect(map).toHaveLength(result.blocks.length);
+
+            const heat = await labels(page, 'Importance of every block at every step');
+            const candidates = result.steps.flatMap((step, i) =>
+                step.candidates.map((one) => ({ ...one, step: i + 1, removed: formatMove(step.removed) }))
+            );
+            expect(heat).toHaveLength(candidates.length);
+            for (const { move, step, perplexity, sequences, removed } of candidates) {
+                const label = heat.find((one) => one.startsWith(`${formatMove(move)}, step ${step}: `))!;
+                expect(Number(/perplexity ([\d,.]+\d)/.exec(label)![1]!.replaceAll(',', '')) / perplexity!).toBeCloseTo(
+                    1,
+                    3
+                );
+                expect([label.includes('estimate'), label.includes(', removed')]).toEqual([
+                    sequences < 3,
+                    formatMove(move) === removed
+                ]);
+            }
+            expect(
+                (await cellsOf(page, 'Importance of every block at every step'))
+                    .flat()
+                    .filter((text) => /^~?\d/.test(text))
+            ).toHaveLength(candidates.length);
+
+            expect((await labels(page, 'Task scores')).map((label) => label.replace(/:.*/, ''))).toEqual([
+                'ends.jsonl before',
+                'ends.jsonl after'
+            ]);
+            expect(await labels(page, 'Size and speed')).toHaveLength(8);
+            expect(await page.$eval('.facts', (facts) => facts.textContent)).toContain(
+                `${result.perplexity.dense.toFixed(2)} → ${result.perplexity.pruned.toFixed(2)}`
+            );
+        }));
+
+    test('a method that ranks once has no heat map, and says so', async () => {
+        const once = file('once.html');
+        fs.writeFileSync(
+            once,
+            await pruneReport({
+                ...result,
+                method: 'random',
+                steps: result.steps.map((step) => ({ ...step, candidates: step.candidates.slice(0, 1) })),
+                tasks: { dense: [], pruned: [] },
+                speed: null
+            })
+        );
+        await withPage(once, async (page) => {
+            expect(await labels(page, 'Importance of every block at every step')).toEqual([]);
+            expect(await page.$eval('main', (main) => main.textContent)).toContain(
+                'The method random does not compare blocks by their perplexity'
+            );
+            expect(await labels(page, 'Size')).toHaveLength(4);
+        });
+    });
+
+    test('what goes at once, as of laco, has no order', async () => {
+        const atOnce = file('laco.html');
+        fs.writeFileSync(
+            atOnce,
+            await pruneReport({ ...result, method: 'laco', merged: ['blk.1 = -1 blk.1 + 1 blk.2'], steps: [] })
+        );
+        await withPage(atOnce, async (page) => {
+            expect(await labels(page, 'Perplexity against parameters removed')).toHaveLength(2);
+            expect(
+                (await labels(page, 'Which blocks went')).filter((label) => label.endsWith(': removed'))
+            ).toHaveLength(result.removed.length);
+            expect(await page.evaluate(() => document.querySelector('main')!.textContent)).toContain(
+                'blk.1 = -1 blk.1 + 1 blk.2'
+            );
+        });
+    });
+
+    test('what a repair gained is told beside what the removals cost', async () => {
+        const page = file('repaired.html');
+        const searched = result.steps.at(-1)!.perplexity;
+        const unrepaired = 1.1 * searched;
+        const perplexity = { ...result.perplexity, pruned: 0.9 * searched };
+        const linear = [{ before: result.blocks[3]!, type: 'q8_0' }];
+        const repair = { kind: 'linear' as const, linear, refitted: [], tokens: 4096, unrepaired, seconds: 1 };
+        fs.writeFileSync(page, await pruneReport({ ...result, perplexity, repair, linearGaps: true }));
+        await withPage(page, async (shown) => {
+            const text = await shown.evaluate(() => document.querySelector('main')!.textContent);
+            expect(text).toMatch(
+                new RegExp(
+                    `to ${searched.toFixed(2)} .* were removed, with a linear block in each gap, fitted to the ` +
+                        `model as it is, and the repair brought it to ${perplexity.pruned.toFixed(2)} `
+                )
+            );
+            expect(text).toContain(
+                `linear blocks before ffn.1; fitted to 4096 tokens (perplexity without ${unrepaired.toFixed(4)})`
+            );
+        });
+    });
+
+    test('a search can be watched in a file, is killed, goes on, and comes to its report', async () => {
+        const live = file('live.html');
+        const args = ['prune', tiny, '-o', file('live.gguf'), '--report', live, '--watch', '--remove', '7'];
+        const options = ['--method', 'blockpruner', '--search', 'exact', '--calibration', 'embedded', '--samples'];
+        const search = [...args, ...options, '6', '--context', '128', '--repair', 'none', '--no-verify', ...onCpu];
+        const until = async (isTrue: () => boolean | Promise<boolean>) => {
+            for (const end = Date.now() + 30_000; !(await isTrue());) {
+                expect(Date.now()).toBeLessThan(end);
+                await new Promise((resolve) => setTimeout(resolve, 20));
+            }
+        };
+        const killed = start(...search);
+        await until(() => fs.existsSync(live));
+        const page = await browser().newPage();
+        const asked = new Set<string>();
+        const said: string[] = [];
+        page.on('request', (request) => asked.add(request.url()));
+        page.on('console', (message) => said.push(message.text()));
+        page.on('pageerror', (error) => said.push(String(error)));
+        await page.goto(pathToFileURL(live).href);
+        /** What the page says that was removed; it may be about to be read again. */
+        const shown = async () => {
+            const lead = await page.$eval('.lead', (one) => one.textContent).catch(() => '-1');
+            return Number(/^\d+/.exec(lead ?? ''));
+        };
+        const written = () => Number(/lead">(\d+)/.exec(fs.readFileSync(live, 'utf8'))![1]);
+
+        // it follows the search, by itself
+        const seen = new Set<number>();
+        await until(async () => seen.add(await shown()) && (await shown()) >= 2);
+        expect(seen.size).toBeGreaterThan(1);
+        killed.kill();
+        expect((await killed.ended).stderr).toContain(`the search can be watched at ${pathToFileURL(live).href}\n`);
+        await until(async () => (await shown()) === written());
+        const before = written();
+        expect(before).toBeLessThan(7);
+        expect(fs.readFileSync(live, 'utf8')).toContain(`${before} of 24 blocks removed so far`);
+
+        // no other page is taken for it, and it is where it was when the search goes on
+        fs.renameSync(live, file('live-kept.html'));
+        fs.writeFileSync(live, 'mine');
+        await expectRefused(folder, [...search, '--resume'], 'live.html exists: choose another name or give --force');
+        fs.renameSync(file('live-kept.html'), live);
+        const resumed = start(...search, '--resume');
+        await page.$eval('details', (details) => (details.open = true));
+        await until(async () => (await shown()) > before);
+        await until(() => page.$eval('details', (details) => details.open).catch(() => false));
+
+        // the reader can have it stay as it is
+        await until(() =>
+            page.$eval('.follow input', (box) => {
+                box.click();
+                return true;
+            })
+        );
+        const stays = await shown();
+        expect((await page.evaluate(`${axe}; axe.run()`)) as AxeResults).toMatchObject({ violations: [] });
+        await until(() => written() > stays);
+        await new Promise((resolve) => setTimeout(resolve, 2500)); // longer than until it would be read again
+        expect([await shown(), await page.$eval('.follow input', (box) => box.checked)]).toEqual([stays, false]);
+        await page.$eval('.follow input', (box) => box.click());
+
+        const { code, stderr } = await resumed.ended;
+        expect({ code, stderr }).toMatchObject({ code: 0 });
+        await until(async () => (await page.$('.follow').catch(() => null)) === null && (await shown()) === 7);
+        expect(await page.$eval('main', (main) => main.textContent)).toContain('Generation speed');
+        expect([...asked, ...said]).toEqual([pathToFileURL(live).href]);
+        await page.close();
+    });
+
+    test('a comparison shows each method at each ratio', () =>
+        withPage(comparisonFile, async (page) => {
+            const rows = 2 * methods.length; // the mean of random's orders, one that can't, one that is repaired
+            // at each line's start the model as it is; what is above 100 times its perplexity is in the caption
+            const drawn = methods.length + 1 + 8 + 3;
+            expect(await labels(page, 'Perplexity on the calibration text')).toHaveLength(drawn);
+            expect(await labels(page, `Perplexity on ${hostile}`)).toHaveLength(drawn);
+            const captions = await page.$$eval('figcaption', (all) => all.map(({ textContent }) => textContent));
+            expect(captions[0]).toMatch(
+                / Above 200\.0, and not in the chart: laco at 20 %; .*; random \(mean of 2\) at 10 %, 20 %; blockpruner-attn at 10 %, 20 %; blockpruner-ffn at 10 %, 20 %\.$/
+            );
+            expect(await labels(page, 'Task scores: piqa')).toHaveLength(rows);
+            const { lines, legend } = await page.evaluate(() => {
+                const figure = [...document.querySelectorAll('section')].find(
+                    (section) => section.querySelector('h2')?.textContent === 'Perplexity on the calibration text'
+                )!;
+                return {
+                    lines: [...figure.querySelectorAll('svg .mark-line path')].map((line) =>
+                        line.getAttribute('stroke')
+                    ),
+                    legend: [...figure.querySelectorAll('.legend li')].map(
+                        (item) =>
+                            `${getComputedStyle(item.firstElementChild!).color} ${item.firstElementChild!.textContent}`
+                    )
+                };
+            });
+            expect([new Set(lines).size, lines.length, new Set(legend).size]).toEqual([
+                methods.length,
+                methods.length + 1, // the repaired line has its method's colour
+                methods.length + 1
+            ]);
+            const sizes = await labels(page, 'Perplexity by the size of the file');
+            expect(sizes).toHaveLength(2 + drawn);
+            expect(sizes).toContain('the model as it is, Q5_K_M: 341.3 MiB, perplexity 6.00');
+            expect(sizes).toContain(`${methods[0]} + linear at 10 %: 341.3 MiB, perplexity 6.00`);
+            expect(await labels(page, 'Perplexity by the speed of reading a prompt')).toHaveLength(2 + drawn);
+            expect(await labels(page, 'Which blocks each method removed')).toHaveLength(
+                (methods.length + 1) * comparison.blocks.length
+            );
+            const table = await cellsOf(page, 'All figures');
+            expect(table.map(([method, ratio]) => [method, ratio])).toEqual([
+                ['the model as it is', ''],
+                ['the model as it is, Q5_K_M', ''],
+                ...[0.1, 0.2].flatMap((ratio) =>
+                    methods
+                        .filter((method) => method !== 'sleb' || ratio < 0.2)
+                        .flatMap((method, i) => [
+                            method === 'random' ? 'random (mean of 2)' : method,
+                            ...(i === 0 && ratio === 0.1 ? [`${method} + linear`] : [])
+                        ])
+                        .map((name) => [name, `${100 * ratio} %`])
+                )
+            ]);
+            expect(table[2]!.slice(3, 5)).toEqual(['6.00', '12.00']);
+        }));
+
+    test.each([
+        ['prune', hostileFile],
+        ['compare', comparisonFile]
+    ])('names are text, whatever they are (%s)', async (_, name) => {
+        await withPage(name, async (page) => {
+            expect(
+                await page.evaluate(() => [document.querySelectorAll('img').length, document.scripts.length])
+            ).toEqual([0, 1]);
+            expect(await page.$eval('h1', (heading) => heading.textContent)).toBe(path.basename(hostile));
+            expect(
+                (await page.evaluate(() => document.querySelector('main')!.textContent)).split(hostile).length
+            ).toBeGreaterThan(2);
+        });
+    });
+
+    describe.each([
+        ['prune', report],
+        ['compare', comparisonFile]
+    ])('%s', (_, name) => {
+        test.each([
+            ['light', 1280],
+            ['dark', 1280],
+            ['light', 360],
+            ['dark', 360]
+        ])('axe finds nothing, %s, %i pixels wide', async (scheme, width) => {
+            const violations = await withPage(
+                name,
+                async (page) => {
+                    await page.evaluate(() =>
+                        document.querySelectorAll('details').forEach((details) => (details.open = true))
+                    );
+                    await page.evaluate(axe);
+                    return ((await page.evaluate('axe.run()')) as AxeResults).violations;
+                },
+                { scheme, width }
+            );
+            expect(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])).toEqual([]);
+        });
+
+        test('fits on a telephone, with text that can be read', () =>
+            withPage(
+                name,
+                async (page) => {
+                    const { width, smallest } = await page.evaluate(() => {
+                        const sizes: number[] = [];
+                        const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+                        while (walker.nextNode()) {
+                            const element = walker.currentNode.parentElement!;
+                            const svg = element.closest('svg');
+                            const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+                            if (walker.currentNode.textContent!.trim() !== '' && !element.matches('script, style')) {
+                                sizes.push(parseFloat(getComputedStyle(element).fontSize) * scale);
+                            }
+                        }
+                        return { width: document.documentElement.scrollWidth, smallest: Math.min(...sizes) };
+                    });
+                    expect(width).toBe(360);
+                    expect(smallest).toBeGreaterThanOrEqual(11);
+                },
+                { width: 360 }
+            ));
+
+        test('all of it can be reached by keys, and every value has a text', () =>
+            withPage(name, async (page) => {
+                const charts = await page.$$eval('svg', (all) =>
+                    all.map((svg) => ({
+                        name: svg.getAttribute('aria-label'),
+                        marks: svg.querySelectorAll('path[role=graphics-symbol]').length
+                    }))
+                );
+                const interactive = await page.evaluate(
+                    () =>
+                        [...document.querySelectorAll('summary, [tabindex="0"]')].filter((element) =>
+                            element.checkVisibility()
+                        ).length
+                );
+                const visited = new Set<string>();
+                let reached = 0;
+                const active = () =>
+                    page.evaluate(() => {
+                        const { activeElement: element } = document;
+                        const all = [...document.querySelectorAll('*')];
+                        return {
+                            index: String(all.indexOf(element!)),
+                            chart: element!.closest('svg')?.getAttribute('aria-label') ?? null,
+                            label: element!.getAttribute('aria-label'),
+                            tip: document.querySelector<HTMLElement>('.tip')!.hidden
+                                ? null
+                                : document.querySelector('.tip')!.textContent
+                        };
+                    });
+                for (let i = 0; i < interactive; i++) {
+                    await page.keyboard.press('Tab');
+                    const first = await active();
+                    visited.add(first.index);
+                    if (first.chart !== null) {
+                        expect(first.tip).toBe(first.label);
+                        const { marks } = charts.find((chart) => chart.name === first.chart)!;
+                        const seen = new Set([first.index]);
+                        for (let mark = 1; mark < marks; mark++) {
+                            await page.keyboard.press('ArrowRight');
+                            const next = await active();
+                            expect(next.label).toBeTruthy();
+                            expect(next.tip).toBe(next.label);
+                            seen.add(next.index);
+                        }
+                        reached += seen.size;
+                        await page.keyboard.press('Home');
+                        expect((await active()).index).toBe(first.index);
+                    }
+                }
+                expect(visited.size).toBe(interactive);
+                expect(reached).toBe(charts.reduce((sum, { marks }) => sum + marks, 0));
+                await page.keyboard.press('Escape');
+                expect((await active()).tip).toBe(null);
+            }));
+
+        test('is whole without its script', () =>
+            withPage(
+                name,
+                async (page) => {
+                    // the browser's own view of it: what a screen reader gets
+                    const { nodes } = await (await page.createCDPSession()).send('Accessibility.getFullAXTree');
+                    const named = nodes.map(({ name: of }) => String(of?.value ?? ''));
+                    expect(named.filter((text) => /perplexity \d/.test(text)).length).toBeGreaterThan(3);
+                    expect(nodes.filter(({ role }) => role?.value === 'DisclosureTriangle').length).toBeGreaterThan(3);
+                },
+                { script: false }
+            ));
+    });
+
+    test('arrow keys go up and down in a column of the heat map', () =>
+        withPage(report, async (page) => {
+            const label = () =>
+                page.evaluate(() => document.activeElement!.getAttribute('aria-label')!.replace(/:.*/, ''));
+            await page.$eval('svg[aria-label^="Heat map: feed"] path[role=graphics-symbol]', (mark) =>
+                (mark as SVGElement).focus()
+            );
+            const found = [await label()];
+            for (const key of ['ArrowDown', 'ArrowRight', 'ArrowUp', 'End'] as const) {
+                await page.keyboard.press(key);
+                found.push(await label());
+            }
+            const steps = result.removed.some(({ kind, layer }) => kind === 'ffn' && layer < 2)
+                ? (expect.any(Array) as string[])
+                : ['ffn.0, step 1', 'ffn.1, step 1', 'ffn.1, step 2', 'ffn.0, step 2', 'ffn.11, step 3'];
+            expect(found).toEqual(steps);
+        }));
+});
