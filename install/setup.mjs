@@ -42,6 +42,7 @@ function installPackages() {
 function compileTypes() {
     rmSync(at('dist'), { recursive: true, force: true });
     run(process.execPath, at('node_modules', 'typescript', 'bin', 'tsc'));
+    run(process.execPath, at('install', 'bundle.mjs'));
 }
 
 if (process.argv.includes('--types-only')) {

@@ -57,26 +57,20 @@ export const series = [
     { colour: 'var(--s10)', shape: 'M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z', glyph: '⬟' }
 ];
 
-/** Loading takes a quarter of a second, which only the writing of a report should cost. */
-async function loadLibrary() {
-    return { vega: await import('vega'), vegaLite: await import('vega-lite') };
-}
-let library: ReturnType<typeof loadLibrary> | undefined;
-
 /**
  * Draws a specification as an SVG element.
  * @param label what the chart is, for screen readers
  * @param options `fluid`: the chart is as wide as its place, not as wide as it is specified
  */
 async function draw(spec: object, label: string, { fluid = false } = {}): Promise<Html> {
-    const { vega, vegaLite } = await (library ??= loadLibrary());
-    const compiled = vegaLite.compile({
+    const vega = await import('./vega.mjs'); // takes a moment, which only the writing of a report should cost
+    const compiled = vega.compile({
         background: null,
         padding: 3,
         config,
         ...spec
     } as unknown as TopLevelSpec).spec;
-    const view = new vega.View(vega.parse(compiled), { renderer: 'none', logLevel: vega.Error });
+    const view = new vega.View(vega.parse(compiled), { renderer: 'none', logLevel: vega.LOG_ERRORS });
     const svg = await view.toSVG().finally(() => view.finalize());
     const rounded = svg.replace(/ (?:d|transform)="[^"]*"/g, (attribute) => attribute.replace(/(\.\d\d)\d+/g, '$1'));
     const rest = new Html(rounded.replace(/^<svg\b(?:(?! width=)[^>])*/, ''));

@@ -67,13 +67,30 @@ test('the packages that users get are listed with their licences, and those whos
     const root = path.resolve(__dirname, '../..');
     const npm = process.platform === 'win32' ? 'npm.cmd' : 'npm';
     const printed = execFileSync(npm, ['run', '--silent', 'sbom'], { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 26 });
-    const { components } = JSON.parse(printed) as { components: { name: string; licenses?: object[] }[] };
-    expect(components.map(({ name }) => name)).toEqual(expect.arrayContaining(['node-llama-cpp', 'zod', 'yargs']));
+    const { components } = JSON.parse(printed) as {
+        components: { group?: string; name: string; licenses?: object[] }[];
+    };
+    const names = new Set(components.map(({ group, name }) => (group ? `${group}/${name}` : name)));
+    expect([...names]).toEqual(expect.arrayContaining(['node-llama-cpp', 'zod', 'yargs']));
     expect(components.filter(({ licenses = [] }) => licenses.length === 0)).toEqual([]);
 
     const lock = JSON.parse(fs.readFileSync(path.join(root, 'package-lock.json'), 'utf8')) as {
-        packages: Record<string, { hasInstallScript?: boolean; dev?: boolean }>;
+        packages: Record<
+            string,
+            { hasInstallScript?: boolean; dev?: boolean; optional?: boolean; devOptional?: boolean; peer?: boolean }
+        >;
     };
+    const always = Object.entries(lock.packages)
+        .filter(([, { dev, optional, devOptional, peer }]) => !dev && !optional && !devOptional && !peer)
+        .map(([folder]) => folder.split('node_modules/').at(-1)!)
+        .filter((name) => name !== '');
+    expect(always.filter((name) => !names.has(name))).toEqual([]);
+    const bundled = fs.readFileSync(path.join(root, 'dist', 'report', 'vega.licences.txt'), 'utf8');
+    for (const name of ['vega', 'vega-lite', 'd3-array']) {
+        expect(bundled).toMatch(new RegExp(`^${name} \\d+\\.`, 'm'));
+        expect(names).not.toContain(name);
+    }
+
     const withScripts = Object.entries(lock.packages)
         .filter(([folder, { hasInstallScript, dev }]) => folder !== '' && hasInstallScript && !dev)
         .map(([folder]) => folder.split('node_modules/').at(-1)!);

@@ -19,8 +19,10 @@ function alone(command: string, ...args: string[]) {
 }
 
 const installed = at('project', 'node_modules', 'blockpruner');
-const prune = (output: string) =>
-    alone(at('project', 'node_modules', '.bin', 'blockpruner'), 'prune', tiny, '-o', at(output), ...shortSearch);
+const prune = (output: string, ...options: string[]) => {
+    const blockpruner = at('project', 'node_modules', '.bin', 'blockpruner');
+    return alone(blockpruner, 'prune', tiny, '-o', at(output), ...shortSearch, ...options);
+};
 
 // as the package is made, the addon for this platform is in it
 (process.platform === 'linux' && process.arch === 'x64' ? describe : describe.skip)('the package', () => {
@@ -40,11 +42,23 @@ const prune = (output: string) =>
         expect({ status, stderr: status === 0 ? '' : stderr }).toEqual({ status: 0, stderr: '' });
     }, 300_000);
 
-    test('prunes without a compiler, and verifies', () => {
-        const { status, stdout, stderr } = prune('smaller.gguf');
+    test('prunes without a compiler, verifies, and draws charts', () => {
+        const { status, stdout, stderr } = prune('smaller.gguf', '--report', at('report.html'));
         expect(stderr).not.toMatch(/[Cc]ompil/);
         expect(status).toBe(0);
         expect(stdout).toContain('verified in the stock runtime');
+        expect(fs.readFileSync(at('report.html'), 'utf8')).toMatch(/<svg[^>]+aria-label="Line chart: perplexity/);
+    });
+
+    test('is no more than 120 MB, with all that it depends on', () => {
+        const modules = at('project', 'node_modules');
+        const sizes = fs
+            .readdirSync(modules, { recursive: true, withFileTypes: true })
+            .filter((entry) => entry.isFile())
+            .map(({ parentPath, name }) => fs.statSync(path.join(parentPath, name)).size);
+        const bytes = sizes.reduce((sum, size) => sum + size, 0);
+        expect(bytes).toBeGreaterThan(50e6);
+        expect(bytes).toBeLessThan(120e6);
     });
 
     test('looks for ggml where it is, and has no folder of this one in it', () => {
