@@ -221,6 +221,23 @@ describe('a report is refused before the search', () => {
     }
 );
 
+test('a report whose folder goes while the search runs costs the page, not the search', async () => {
+    const outputs = fs.mkdtempSync(file('gone-'));
+    const page = path.join(outputs, 'pages', 'report.html');
+    fs.mkdirSync(path.dirname(page));
+    const output = path.join(outputs, 'new.gguf');
+    const args = ['prune', tiny, '-o', output, '--report', page, '--remove', '2', '--no-verify', ...shortPrune];
+    const search = start(...args, '--blocks', 'attn', '--watch');
+    while (!fs.existsSync(page)) {
+        await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    fs.rmSync(path.dirname(page), { recursive: true });
+    const { code, stderr } = await search.ended;
+    expect([code, stderr]).toEqual([1, expect.stringContaining(`blockpruner: can't write the report ${page}: `)]);
+    expect(stderr).toContain('\n  2. attn.');
+    expect(fs.existsSync(output)).toBe(true);
+});
+
 describeInBrowser('in a browser', (browser) => {
     const comparisonFile = file('comparison.html'),
         hostileFile = file('hostile.html');
