@@ -300,9 +300,9 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
     await checkQuantization(gguf, options);
 }
 
-/** A search that goes on has begun its report already. */
-function mayReplaceReport({ output, report, force = false, resume }: PruneOptions): boolean {
-    return force || (resume === true && fs.existsSync(journalOf(output)) && isUnfinishedReport(report!));
+/** A search that was stopped has left its page, whether it goes on or begins anew. */
+function mayReplaceReport({ output, report, force = false }: PruneOptions): boolean {
+    return force || (fs.existsSync(journalOf(output)) && isUnfinishedReport(report!));
 }
 
 /** @throws BlockprunerError if there is no room for the smallest file that can come of it */

@@ -55,8 +55,10 @@ export class LiveReport {
             this.#worker.postMessage(this.#next);
             this.#next = undefined;
             try {
-                const [html] = (await once(this.#worker, 'message')) as [string];
-                this.write(html);
+                const [drawn] = (await once(this.#worker, 'message')) as [{ html: string } | { failed: string }];
+                if ('html' in drawn) {
+                    this.write(drawn.html);
+                }
             } catch {
                 // the next page may be written, and if the last one can't be, that is told
             }

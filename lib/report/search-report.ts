@@ -63,10 +63,10 @@ function stateOf({ steps, stopped, goal, output }: SearchSoFar): string {
     const done = last
         ? `Removal ${steps.length} was ${formatStep(last)}, chosen among ${last.candidates.length} in ` +
           `${formatDuration(last.seconds)}.`
-        : 'Nothing is removed yet: the first removal takes longest.';
+        : `Nothing is removed yet${stopped ? '' : ': the first removal takes longest'}.`;
     const then = stopped
         ? `The run was stopped before ${path.basename(output)} was written. The same again with --resume (in a ` +
-          'program, resume: true) goes on where it was, and with this page.'
+          'program, resume: true) goes on with what was found, and with this page, unless something was wrong.'
         : `${goalText(goal)} This page is written anew after each removal, and once more when ` +
           `${path.basename(output)} is there.`;
     return `${done} ${then}`;
