@@ -465,6 +465,9 @@ describeInBrowser('in a browser', (browser) => {
         expect(before).toBeLessThan(7);
         expect(fs.readFileSync(live, 'utf8')).toContain(`${before} of 24 blocks removed so far`);
 
+        // whether to go on is asked before anything is said of the page
+        await expectRefused(folder, search, 'go on with it by --resume, or begin anew with --no-resume');
+
         // no other page is taken for it, and it is where it was when the search goes on
         fs.renameSync(live, file('live-kept.html'));
         fs.writeFileSync(live, 'mine');
