@@ -55,9 +55,9 @@ export class LiveReport {
             this.#worker.postMessage(this.#next);
             this.#next = undefined;
             try {
-                const [drawn] = (await once(this.#worker, 'message')) as [{ html: string } | { failed: string }];
-                if ('html' in drawn) {
-                    this.write(drawn.html);
+                const [html] = (await once(this.#worker, 'message')) as [string | undefined];
+                if (html !== undefined) {
+                    this.write(html);
                 }
             } catch {
                 // the next page may be written, and if the last one can't be, that is told

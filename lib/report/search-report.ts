@@ -3,7 +3,6 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import {
-    formatChange,
     formatDuration,
     formatNumber,
     formatPair,
@@ -91,7 +90,7 @@ function factsOf({ blocks, removed, parameters, perplexity, began, changed }: Se
         },
         {
             name: 'Perplexity',
-            value: formatChange(perplexity.pruned / perplexity.dense - 1),
+            value: formatPairChange(perplexity),
             detail: `${formatPair(formatNumber, perplexity)}, calibration text`
         },
         {
