@@ -193,8 +193,23 @@ function giveName(partial: string, name: string, force = false, what = 'output')
     if (!force) {
         linkOrCheck(partial, name, what);
     }
-    fs.renameSync(partial, name);
+    rename(partial, name);
     fs.rmSync(partial, { force: true }); // where both names are links to one file, renaming leaves both
+}
+
+/** Windows refuses to replace a file that another process, such as a browser, reads at that moment. */
+function rename(from: string, to: string): void {
+    for (let left = process.platform === 'win32' ? 20 : 0; ; left--) {
+        try {
+            fs.renameSync(from, to);
+            return;
+        } catch (error) {
+            if (left === 0 || !['EPERM', 'EACCES', 'EBUSY'].includes((error as NodeJS.ErrnoException).code ?? '')) {
+                throw error;
+            }
+            Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+        }
+    }
 }
 
 /**

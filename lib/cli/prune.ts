@@ -88,7 +88,8 @@ export const builder = (yargs: Argv) =>
             },
             report: {
                 type: 'string',
-                describe: 'Write an HTML page there that shows what came of it, and until then, the search so far'
+                describe:
+                    'Write an HTML page there that shows what came of it, and until then, what has been removed so far'
             },
             watch: {
                 type: 'boolean',

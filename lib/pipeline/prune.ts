@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkInteger, checkNumber, checkOneOf } from '../check.js';
-import { BlockprunerError, option } from '../errors.js';
+import { BlockprunerError, messageOf, option } from '../errors.js';
 import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
 import type { Task } from '../evaluation/tasks.js';
 import { formatPercent } from '../format.js';
@@ -132,7 +132,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
             fs.rmSync(journalOf(output), { force: true });
             return result;
         } catch (error) {
-            await live?.stop();
+            await live?.stop(options.signal?.aborted ? undefined : messageOf(error));
             throw error;
         }
     });
@@ -162,13 +162,15 @@ async function pruneSource(
         const context = methodContext(session, method, linear, options, (steps, dense) => {
             const removed = movesAfter(steps).flat();
             const { parameters } = session;
+            const linearGaps = gapText(method, linear) !== undefined;
+            const gone = removedShare({ ...context, linear: linearGaps ? linear : undefined }, removed);
             live?.show({
                 ...{ model: source.model, output, method: method.name, goal, began, changed: Date.now() },
                 ...{ architecture: architectureOf(session.gguf), host: session.host.name, blocks: [...session.blocks] },
-                ...{ removed, steps: [...steps], linearGaps: gapText(method, linear) !== undefined },
+                ...{ removed, steps: [...steps], linearGaps },
                 calibration: session.calibrationInfo,
                 perplexity: { dense, pruned: steps.at(-1)?.perplexity ?? dense },
-                parameters: { dense: parameters, pruned: parameters * (1 - removedShare(context, removed)) },
+                parameters: { dense: parameters, pruned: parameters * (1 - gone) },
                 repair: { kind: 'none', reason: 'the search is not at its end' },
                 ...{ stopped: false, watched: options.watch ?? false }
             });
@@ -186,7 +188,7 @@ async function pruneSource(
         session.dispose();
     }
     const decided = { uri: source.model, method: method.name, ...repaired, fitted, measured, score, started };
-    return deliver(session, decided, { ...options, speed: live !== undefined });
+    return deliver(session, decided, { ...options, speed: options.report !== undefined });
 }
 
 /** @throws BlockprunerError if arguments are wrong, or contradict each other */

@@ -10,8 +10,7 @@ import type { SearchSoFar } from './search-report.js';
  */
 export class LiveReport {
     readonly #file: string;
-    readonly #worker = new Worker(path.join(__dirname, 'live-report-worker.js'));
-    #isAlive = true;
+    #worker: Worker | undefined;
     #force: boolean;
     #last: SearchSoFar | undefined;
     #next: SearchSoFar | undefined;
@@ -21,7 +20,6 @@ export class LiveReport {
     constructor(file: string, force: boolean) {
         this.#file = file;
         this.#force = force;
-        this.#worker.on('error', () => (this.#isAlive = false));
     }
 
     show(search: SearchSoFar): void {
@@ -29,10 +27,13 @@ export class LiveReport {
         this.#drawing ??= this.#draw().finally(() => (this.#drawing = undefined));
     }
 
-    /** Says on the page, if there is one, that the run has ended too early. */
-    async stop(): Promise<void> {
+    /**
+     * Says on the page, if there is one, that the run has ended too early.
+     * @param error what was wrong; undefined where it was stopped on purpose
+     */
+    async stop(error: string | undefined): Promise<void> {
         if (this.#last) {
-            this.show({ ...this.#last, stopped: true });
+            this.show({ ...this.#last, stopped: true, error });
         }
         await this.end();
     }
@@ -40,8 +41,8 @@ export class LiveReport {
     /** Waits until what was shown last is drawn. Nothing can be shown after that. */
     async end(): Promise<void> {
         await this.#drawing;
-        this.#isAlive = false;
-        await this.#worker.terminate();
+        await this.#worker?.terminate();
+        this.#worker = undefined;
     }
 
     /** @throws BlockprunerError if it can't be written */
@@ -51,11 +52,12 @@ export class LiveReport {
     }
 
     async #draw(): Promise<void> {
-        while (this.#next && this.#isAlive) {
-            this.#worker.postMessage(this.#next);
+        while (this.#next) {
+            const worker = (this.#worker ??= this.#start());
+            worker.postMessage(this.#next);
             this.#next = undefined;
             try {
-                const [html] = (await once(this.#worker, 'message')) as [string | undefined];
+                const [html] = (await once(worker, 'message')) as [string | undefined];
                 if (html !== undefined) {
                     this.write(html);
                 }
@@ -63,5 +65,10 @@ export class LiveReport {
                 // the next page may be written, and if the last one can't be, that is told
             }
         }
+    }
+
+    #start(): Worker {
+        const worker = new Worker(path.join(__dirname, 'live-report-worker.js'));
+        return worker.on('error', () => (this.#worker = undefined)); // another thread draws the next page
     }
 }

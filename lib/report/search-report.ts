@@ -26,13 +26,15 @@ export interface SearchSoFar extends Removals, Pick<PruneResult, 'model' | 'outp
     changed: number;
     /** Whether the run has ended before its model was written. */
     stopped: boolean;
+    /** What was wrong, where that ended it. */
+    error?: string | undefined;
     /** Whether the page reads itself again while it is open in a browser. */
     watched: boolean;
 }
 
 /** A page that shows what a search has removed so far, as one HTML file that needs nothing else. */
 export async function searchReport(search: SearchSoFar): Promise<string> {
-    const { steps, removed, blocks, stopped, watched } = search;
+    const { steps, removed, blocks, stopped, error, watched } = search;
     const figures: (Figure | undefined)[] =
         steps.length === 0
             ? []
@@ -41,7 +43,10 @@ export async function searchReport(search: SearchSoFar): Promise<string> {
         title: path.basename(search.model),
         lead: `${removed.length} of ${blocks.length} blocks removed so far`,
         facts: factsOf(search),
-        advice: { title: stopped ? 'Stopped' : 'At work', paragraphs: [stateOf(search)] },
+        advice: {
+            title: error !== undefined ? 'Failed' : stopped ? 'Stopped' : 'At work',
+            paragraphs: [stateOf(search)]
+        },
         figures: figures.filter((figure) => figure !== undefined),
         details: detailsOf(search),
         unfinished: { reload: watched ? reloadSeconds(search) : undefined }
@@ -57,15 +62,16 @@ export function isUnfinishedReport(file: string): boolean {
     }
 }
 
-function stateOf({ steps, stopped, goal, output }: SearchSoFar): string {
+function stateOf({ steps, stopped, error, goal, output }: SearchSoFar): string {
     const last = steps.at(-1);
     const done = last
         ? `Removal ${steps.length} was ${formatStep(last)}, chosen among ${last.candidates.length} in ` +
           `${formatDuration(last.seconds)}.`
         : `Nothing is removed yet${stopped ? '' : ': the first removal takes longest'}.`;
     const then = stopped
-        ? `The run was stopped before ${path.basename(output)} was written. The same again with --resume (in a ` +
-          'program, resume: true) goes on with what was found, and with this page, unless something was wrong.'
+        ? `The run ${error !== undefined ? 'failed' : 'was stopped'} before ${path.basename(output)} was ` +
+          `written${error !== undefined ? `: ${error}` : ''}. The same again with --resume (in a program, ` +
+          'resume: true) goes on with what was found, and with this page.'
         : `${goalText(goal)} This page is written anew after each removal, and once more when ` +
           `${path.basename(output)} is there.`;
     return `${done} ${then}`;
