@@ -75,7 +75,7 @@ for (const tokensAtOnce of argv.tokensAtOnce ?? [undefined]) {
                 moves: (removed) => (removed.length < count ? without(blocks, removed).map((block) => [block]) : []),
                 onStart: () => {
                     dense = performance.now();
-                    run.boundaries = Math.min(evaluator.room, blocks.length - 1);
+                    run.boundaries = Math.min(evaluator.kept.boundaries, blocks.length - 1);
                     run.keptMiB = Math.round(evaluator.work[0].keptBytes / 2 ** 20);
                 },
                 onStep: (step) => {

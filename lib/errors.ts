@@ -13,6 +13,7 @@
  * - `DOWNLOAD`: a URI can't be fetched.
  * - `ADDON`: the native addon can't be built or loaded.
  * - `RUNTIME`: llama.cpp, or the stock runtime, failed.
+ * - `REDIS`: Redis, or the workers of a search that is shared over it, can't be used.
  * - `VERIFICATION`: the stock runtime computes something else of the written file than the search did.
  */
 export type ErrorCode =
@@ -27,6 +28,7 @@ export type ErrorCode =
     | 'DOWNLOAD'
     | 'ADDON'
     | 'RUNTIME'
+    | 'REDIS'
     | 'VERIFICATION';
 
 /**

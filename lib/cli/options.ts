@@ -3,6 +3,9 @@
 import type { Argv } from 'yargs';
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { checkInteger } from '../check.js';
+import type { ClusterOptions } from '../cluster/fleet.js';
+import { DEFAULT_NAMESPACE } from '../cluster/protocol.js';
+import { BlockprunerError } from '../errors.js';
 import { taskNames } from '../evaluation/tasks.js';
 import type { QuantizeOptions } from '../pipeline/quantize.js';
 import { repairTypes, type RepairOptions } from '../pipeline/repair.js';
@@ -125,6 +128,54 @@ export function calibrationOf({
     return { file: calibration, field, samples, context, seed };
 }
 
+export const redisOptions = {
+    redis: {
+        type: 'string',
+        describe:
+            'The Redis where a search meets its workers, such as redis://host:6379, or rediss://… with TLS; a ' +
+            'password is better in the environment than here',
+        default: process.env.BLOCKPRUNER_REDIS,
+        defaultDescription: '$BLOCKPRUNER_REDIS, if it is set'
+    },
+    namespace: {
+        type: 'string',
+        describe: 'How keys in Redis begin; a search and its workers have the same',
+        defaultDescription: DEFAULT_NAMESPACE
+    }
+} as const;
+
+export const clusterOptions = {
+    ...redisOptions,
+    workers: {
+        type: 'number',
+        describe: "With --redis: begin the search when so many workers ('blockpruner worker') are there",
+        defaultDescription: '1'
+    },
+    mixed: {
+        type: 'boolean',
+        describe: "With --redis: take workers whose devices round otherwise than the first one's too",
+        defaultDescription: 'false'
+    }
+} as const;
+
+interface ClusterArguments {
+    redis?: string | undefined;
+    namespace?: string | undefined;
+    workers?: number | undefined;
+    mixed?: boolean | undefined;
+}
+
+/** @throws BlockprunerError where something is said of workers, and not where they are */
+function clusterOf({ redis, namespace, workers, mixed }: ClusterArguments): ClusterOptions | undefined {
+    if (redis === undefined && (namespace !== undefined || workers !== undefined || mixed !== undefined)) {
+        throw new BlockprunerError(
+            'ARGUMENT',
+            '--namespace, --workers and --mixed are of workers: say by --redis where'
+        );
+    }
+    return redis === undefined ? undefined : { redis, namespace, workers, mixed };
+}
+
 export const searchOptions = {
     search: {
         choices: ['race', 'exact'] as const,
@@ -147,20 +198,26 @@ export const searchOptions = {
         type: 'boolean',
         default: false,
         describe: "Compare candidates with the repair's linear blocks in their gaps, fitted to the model as it is"
-    }
+    },
+    ...clusterOptions
 } as const;
 
-interface SearchArguments {
+interface SearchArguments extends ClusterArguments {
     search: 'race' | 'exact';
     confidence: number;
     repairSearch: boolean;
     memory?: number | undefined;
 }
 
-/** @throws ArgumentError unless `memory` is a whole number of MiB: the library takes bytes */
-export function searchOf({ search, confidence, memory, repairSearch }: SearchArguments) {
+/** The choice of a search. The library takes bytes. */
+export function searchOf({ search, confidence, memory, repairSearch, ...cluster }: SearchArguments) {
+    return { search, confidence, keepBytes: bytesOf(memory), repairSearch, cluster: clusterOf(cluster) };
+}
+
+/** @throws ArgumentError unless `memory` is a whole number of MiB */
+export function bytesOf(memory: number | undefined): number | undefined {
     checkInteger('memory', memory, { least: 0 });
-    return { search, confidence, keepBytes: memory === undefined ? undefined : memory * 2 ** 20, repairSearch };
+    return memory === undefined ? undefined : memory * 2 ** 20;
 }
 
 export const repairOptions = {

@@ -1,4 +1,5 @@
 // What commands print on stdout: one JSON object for programs, or lines for a person.
+import type { WorkerShare } from '../cluster/fleet.js';
 import type { TaskScores } from '../evaluation/scores.js';
 import { formatFixed, formatMebibytes, formatMillions, formatPercent, formatScore, formatSeconds } from '../format.js';
 import { formatQuantized, formatRepair, type PruneResult } from '../report/prune-result.js';
@@ -28,9 +29,20 @@ export function pruneResultLines(result: PruneResult, verified: boolean): string
             `before      ${formatScores(dense)}`,
             `after       ${formatScores(tasks.pruned[i]!)}`
         ]),
+        ...workerLines(result.workers ?? []),
         `${result.output} is written as '${result.host}'${verified ? ' and verified in the stock runtime' : ''}; ` +
             formatSeconds(result.seconds)
     ];
+}
+
+/** What each worker did of a search. */
+export function workerLines(workers: readonly WorkerShare[]): string[] {
+    const all = workers.reduce((sum, { sequences }) => sum + sequences, 0);
+    return workers.map(({ id, device, sequences, seconds, alive }) => {
+        const share = formatPercent(all > 0 ? sequences / all : 0);
+        const speed = `${formatSeconds(sequences > 0 ? seconds / sequences : 0, 3)} each`;
+        return `worker      ${id} (${device}): ${sequences} sequences, ${share}, ${speed}${alive ? '' : '; gone'}`;
+    });
 }
 
 interface Pair {

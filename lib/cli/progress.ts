@@ -1,4 +1,5 @@
 import { Presets, SingleBar } from 'cli-progress';
+import type { WorkerShare } from '../cluster/fleet.js';
 import { formatClock } from '../format.js';
 import type { Phase as PipelinePhase } from '../pipeline/session.js';
 import { tell, tellsInJson } from './stderr.js';
@@ -57,6 +58,7 @@ export class Progress {
 
     #phase: Phase | undefined;
     #told = 0;
+    readonly #workers = new Set<string>();
 
     readonly update = (phase: Phase, done: number, total: number): void => {
         if (tellsInJson() && (phase !== this.#phase || performance.now() - this.#told > JSON_INTERVAL)) {
@@ -86,6 +88,19 @@ export class Progress {
             process.stderr.write('\r\x1b[K');
         }
         tell(text, event);
+    }
+
+    /** Tells of workers: a person when one comes, a program whatever changes. */
+    workers(workers: readonly WorkerShare[]): void {
+        if (tellsInJson()) {
+            tell('', { workers });
+        }
+        for (const { id, device } of workers.filter((one) => !this.#workers.has(one.id))) {
+            this.#workers.add(id);
+            if (!tellsInJson()) {
+                this.line(`the worker ${id} (${device}) takes part`, {});
+            }
+        }
     }
 
     stop(): void {

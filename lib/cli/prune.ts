@@ -169,7 +169,8 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                         progress.line(`the search can be watched at ${page}`, { watch: page });
                     }
                 },
-                onStep: (step, number, dense) => progress.line(stepLine(step, number, dense), { step, number, dense })
+                onStep: (step, number, dense) => progress.line(stepLine(step, number, dense), { step, number, dense }),
+                onWorkers: (workers) => progress.workers(workers)
             })
         );
         print(result, argv.json, () => pruneResultLines(result, verify));

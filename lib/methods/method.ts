@@ -3,7 +3,8 @@
 import { gapsOf, type Block, type BlockSelection, type Move, type Removal } from '../runtime/blocks.js';
 import { shareOf, type BlockInfo, type Model } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
-import type { SearchMode, Step } from '../search/greedy.js';
+import type { KeepOptions } from '../runtime/kept-streams.js';
+import type { SearchEvaluator, SearchMode, Step } from '../search/greedy.js';
 import type { JournalInputs } from '../search/journal.js';
 
 /** How much is to go: exactly one of the three is set. */
@@ -107,8 +108,8 @@ export function gapText({ per }: Pick<PruningMethod, 'per'>, linear: LinearGaps 
 
 /** All that a method works with. */
 export interface MethodContext extends MethodOptions {
-    /** Copies of the model, one on each device; `model` is the first. */
-    models: readonly Model[];
+    /** Makes what a search evaluates candidates by. */
+    evaluator: (options: KeepOptions) => Promise<SearchEvaluator>;
     blocks: readonly BlockInfo[];
     merged: MergedModels;
     /** The linear blocks that a repair will put into the gaps that the removed blocks leave. Default: none. */

@@ -3,9 +3,8 @@
 import { BlockprunerError } from '../errors.js';
 import { formatPercent } from '../format.js';
 import { bare, formatBlock, type Block, type Move } from '../runtime/blocks.js';
-import { movesAfter, searchOrder, type SearchOptions } from '../search/greedy.js';
+import { movesAfter, searchOrder, type SearchEvaluator, type SearchOptions } from '../search/greedy.js';
 import { Journal } from '../search/journal.js';
-import { PrefixEvaluator } from '../search/prefix.js';
 import {
     gapText,
     linearCount,
@@ -45,13 +44,13 @@ export function stepwise<Name extends string>(
 }
 
 async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal): Promise<Decision> {
-    const { models, calibration, signal, onProgress } = context;
+    const { signal, onProgress } = context;
     const { keepBytes, per = method.per, swaps = 0 } = context.search;
     const found = await method.candidates(context);
     const total = onProgress ? expectedSteps(method, context, goal) * (1 + swaps) : 0;
     const linear = gapText(method, context.linear);
     const candidates = linear ? inBothStates(found, context) : found;
-    const evaluator = await PrefixEvaluator.create(models, calibration, {
+    const evaluator = await context.evaluator({
         keepBytes,
         linear,
         signal,
@@ -60,12 +59,12 @@ async function decide(method: StepwiseMethod, context: MethodContext, goal: Goal
     try {
         return await search(evaluator, candidates, per, total, context, goal);
     } finally {
-        evaluator.dispose();
+        await evaluator.dispose();
     }
 }
 
 async function search(
-    evaluator: PrefixEvaluator,
+    evaluator: SearchEvaluator,
     candidates: Candidates,
     per: Worth | undefined,
     total: number,
@@ -77,6 +76,9 @@ async function search(
     const { swaps: rounds = 0 } = context.search;
     const { file, inputs, resume } = context.journal;
     const journal = Journal.open(evaluator, file, await inputs(), resume);
+    if (evaluator.terms) {
+        await evaluator.terms.give(await journal.measure('terms', evaluator.terms.ask));
+    }
     const isEnough = (removed: readonly Block[]) => ratio !== undefined && removedShare(context, removed) >= ratio;
     let dense = NaN;
     const costs = per && per !== 'removal' ? await costsOf(per, evaluator, journal, context) : undefined;
@@ -94,10 +96,7 @@ async function search(
                 candidates: candidates([]).length,
                 linear: evaluator.linear,
                 resumed: journal.found,
-                kept: {
-                    boundaries: Math.min(evaluator.room, blocks.length - 1),
-                    bytes: sum(evaluator.work.map(({ keptBytes }) => keptBytes))
-                }
+                kept: { ...evaluator.kept, boundaries: Math.min(evaluator.kept.boundaries, blocks.length - 1) }
             });
             onProgress?.(0, total);
         },
@@ -160,7 +159,7 @@ type BlockCosts = 'parameters' | ReadonlyMap<string, number>;
 
 async function costsOf(
     per: Exclude<Worth, 'removal'>,
-    { together }: PrefixEvaluator,
+    { together = 1 }: SearchEvaluator,
     journal: Journal,
     context: MethodContext
 ): Promise<BlockCosts> {

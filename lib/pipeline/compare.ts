@@ -90,7 +90,7 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     const session = await Session.open(source, { ...options, onProgress: undefined });
     try {
         const measurements = await prepareMeasurements(session, options);
-        const searchedWith = await session.searchInputs(options.search, options.confidence, signal);
+        const searchedWith = await session.searchInputs(options, signal);
         const known = reusable(previous, { searchedWith, evaluatedWith: measurements.inputs }, options);
         fs.mkdirSync(output, { recursive: true });
         return await withLock(path.resolve(output), async () => {
@@ -383,7 +383,7 @@ function contextOf(
     const { linear } = plan.kind === 'none' ? {} : plan;
     const inputs = { ...comparison.searchedWith, ...repairInputs(method, linear), method: name };
     const file = path.join(output, `${name}${'repair' in inputs ? '-repaired' : ''}.journal`);
-    return session.methodContext(output, {
+    return session.methodContext(output, options, {
         selection,
         seed: seed ?? undefined,
         linear,

@@ -183,6 +183,7 @@ export async function deliver(
             : null,
         tasks: { dense: measured.tasks.dense, pruned: quantized?.tasks ?? measured.tasks.pruned },
         speed,
+        ...(session.workers && { workers: [...session.workers] }),
         seconds: (performance.now() - started) / 1000
     };
 }

@@ -322,13 +322,13 @@ function methodContext(
     show: (steps: readonly Step[], dense: number) => void = () => undefined
 ): MethodContext {
     const { output, blocks = 'all', search, confidence, keepBytes, per, swaps } = options;
-    const { methodSeed, orderFile, resume, signal } = options;
+    const { methodSeed, orderFile, resume, signal, cluster } = options;
     const steps: Step[] = [];
     if (orderFile !== undefined) {
         // an order file that can't be written is refused before the search
         session.blocks.filter(({ kind }) => blocks === 'all' || kind === blocks).forEach(paperName);
     }
-    return session.methodContext(path.dirname(output), {
+    return session.methodContext(path.dirname(output), options, {
         selection: blocks,
         seed: methodSeed,
         signal,
@@ -338,7 +338,7 @@ function methodContext(
             file: journalOf(output),
             resume: resume ?? false,
             inputs: async () => ({
-                ...(await session.searchInputs(search, confidence, signal)),
+                ...(await session.searchInputs({ search, confidence, cluster }, signal)),
                 blocks,
                 ...repairInputs(method, linear),
                 method: method.name === 'random' ? `random ${methodSeed ?? 0}` : method.name

@@ -15,12 +15,15 @@ import type { Decision, MethodContext } from '../methods/method.js';
 import type { Device } from '../runtime/device.js';
 import type { Block } from '../runtime/blocks.js';
 import { countParameters, hashGguf, readGguf, type Gguf } from '../runtime/gguf.js';
+import type { KeepOptions } from '../runtime/kept-streams.js';
 import { checkLoadOptions, Model, shareOf, type BlockInfo } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
 import { searchModes, type SearchMode } from '../search/greedy.js';
 import type { JournalInputs } from '../search/journal.js';
+import { PrefixEvaluator } from '../search/prefix.js';
 import { checkConfidence, DEFAULT_CONFIDENCE } from '../search/race.js';
 import { version } from '../version.js';
+import { checkCluster, Fleet, type ClusterOptions, type WorkerShare } from '../cluster/fleet.js';
 
 /** What is being worked on, for progress bars. `done` and `total` are in the unit of the phase. */
 export type Phase =
@@ -97,13 +100,22 @@ export interface SearchChoice {
      * the dense model then, and once more by the repair. Default: false.
      */
     repairSearch?: boolean | undefined;
+    /** Share the search among workers, on other computers as a rule. Default: all is computed here. */
+    cluster?: ClusterOptions | undefined;
+    /** Hears of all workers whenever one comes or goes, after each removal, and at the end of the search. */
+    onWorkers?: ((workers: readonly WorkerShare[]) => void) | undefined;
 }
 
+type Sharing = Pick<SearchChoice, 'cluster' | 'onWorkers'> & Pick<SessionOptions, 'onNotice'>;
+
 /** @throws ArgumentError if a choice is none that there is */
-export function checkSearchChoice({ search, confidence, keepBytes }: SearchChoice): void {
+export function checkSearchChoice({ search, confidence, keepBytes, cluster }: SearchChoice): void {
     checkOneOf('search', search, searchModes);
     checkConfidence(confidence);
     checkNumber('keepBytes', keepBytes, { least: 0 });
+    if (cluster) {
+        checkCluster(cluster);
+    }
 }
 
 /**
@@ -116,6 +128,8 @@ export class Session {
     readonly parameters: number;
     /** The number of tokens that there are. */
     readonly vocabulary: number;
+    /** The workers of the last search, where it was shared; undefined where none was. */
+    workers: readonly WorkerShare[] | undefined;
 
     private constructor(
         source: Source,
@@ -204,14 +218,35 @@ export class Session {
     /**
      * What a method works with on this model.
      * @param folder where the files of models with merged layers are for the time of their use
+     * @param sharing with whom a search is shared, and who hears of them
      */
     methodContext(
         folder: string,
-        options: Omit<MethodContext, 'host' | 'blocks' | 'model' | 'models' | 'calibration' | 'merged'>
+        sharing: Sharing,
+        options: Omit<MethodContext, 'host' | 'blocks' | 'model' | 'calibration' | 'merged' | 'evaluator'>
     ): MethodContext {
         const { host, blocks, model, models, calibration } = this;
         const merged = this.files(folder, options.signal);
-        return { host, blocks, model, models, calibration, merged, ...options };
+        const evaluator = (keeping: KeepOptions) =>
+            sharing.cluster
+                ? this.#fleet(sharing.cluster, sharing, keeping)
+                : PrefixEvaluator.create(models, calibration, keeping);
+        return { host, blocks, model, calibration, merged, evaluator, ...options };
+    }
+
+    async #fleet(
+        cluster: ClusterOptions,
+        { onWorkers, onNotice }: Sharing,
+        { linear, signal }: KeepOptions
+    ): Promise<Fleet> {
+        return Fleet.create(await hashGguf(this.gguf, signal), this.calibration, linear, cluster, {
+            signal,
+            onNotice,
+            onWorkers: (workers) => {
+                this.workers = workers;
+                onWorkers?.(workers);
+            }
+        });
     }
 
     /** @param folder where the files of models that are made of this one are for the time of their use */
@@ -221,8 +256,7 @@ export class Session {
 
     /** What the evaluations of any search on this model depend on, beside its method: by their names in messages. */
     async searchInputs(
-        search: SearchMode = 'race',
-        confidence = DEFAULT_CONFIDENCE,
+        { search = 'race', confidence = DEFAULT_CONFIDENCE, cluster }: SearchChoice,
         signal?: AbortSignal
     ): Promise<JournalInputs> {
         const { device, gpuLayers } = this.model;
@@ -230,7 +264,7 @@ export class Session {
             model: `SHA-256 ${await hashGguf(this.gguf, signal)}`,
             calibration: describeSequences(this.calibration),
             search: search === 'race' ? `race, confidence ${confidence}` : search,
-            device: `${device}, ${gpuLayers ?? 'all'} layers`,
+            device: cluster ? 'workers' : `${device}, ${gpuLayers ?? 'all'} layers`,
             version
         };
     }

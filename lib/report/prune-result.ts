@@ -1,4 +1,5 @@
 // What prune and apply give: what was removed, and what that cost and gained.
+import type { WorkerShare } from '../cluster/fleet.js';
 import type { TaskScores } from '../evaluation/scores.js';
 import { formatFixed } from '../format.js';
 import type { Method } from '../methods/index.js';
@@ -71,6 +72,8 @@ export interface PruneResult {
      * as many generated ones; null where no report was asked for.
      */
     speed: { device: Device; threads: number; tokens: number; dense: Speed[]; pruned: Speed[] } | null;
+    /** The workers that the search was shared among, if it was. */
+    workers?: WorkerShare[];
     /** How long all of it took. */
     seconds: number;
 }

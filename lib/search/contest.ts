@@ -18,6 +18,8 @@ export interface Contest {
     worth: (move: Move) => number;
     /** How many evaluations should be asked for at once. */
     atOnce: number;
+    /** Into how many shares the sequences are divided, each of which only one device can evaluate. */
+    shares: number;
     /** How many sequences an evaluation should be of, at least: fewer would hardly take less time. */
     together: number;
     /** Is told how many moves are decided; a move that has been looked at counts in part. */

@@ -40,6 +40,8 @@ export interface CandidateEvaluator {
     readonly sequences: number;
     /** How many of them can be evaluated at once. */
     readonly devices: number;
+    /** Into how many shares the sequences are divided, each of which only one device can evaluate. Default: 1. */
+    readonly shares?: number;
     /**
      * How many sequences of a device take hardly more time than one: evaluations are of so many at least. Default: 1.
      */
@@ -52,6 +54,21 @@ export interface CandidateEvaluator {
     evaluate(skip: readonly Block[], sequences: readonly number[], mayWin?: boolean): Promise<Float32Array[]>;
     /** From now on, every evaluation leaves out these blocks. */
     remove(removed: readonly Block[]): void;
+}
+
+/** An evaluator that a search is made by, and that is disposed at its end. */
+export interface SearchEvaluator extends CandidateEvaluator {
+    /** Whether linear blocks stand in the gaps that evaluations leave. */
+    readonly linear: boolean;
+    /** At how many boundaries of each sequence there is room to keep the residual stream, and the bytes of it now. */
+    readonly kept: { boundaries: number; bytes: number };
+    /**
+     * What must stay the same when a stopped search goes on, in numbers, beside what is known of its model and text:
+     * they are asked for when a search begins, and given when it goes on. Default: nothing.
+     */
+    readonly terms?: { ask(): Promise<number[]>; give(terms: readonly number[]): Promise<void> };
+    /** Frees what it takes. */
+    dispose(): void | Promise<void>;
 }
 
 export interface SearchOptions {
@@ -126,7 +143,8 @@ export async function searchOrder(evaluator: CandidateEvaluator, options: Search
         const outcome = await search.choose({
             ...contest,
             atOnce: evaluator.devices,
-            together: (evaluator.together ?? 1) * evaluator.devices,
+            shares: evaluator.shares ?? 1,
+            together: (evaluator.together ?? 1) * (evaluator.shares ?? 1),
             evaluate: async (move, sequences, mayWin) => {
                 const nll = await evaluator.evaluate([...removed, ...move], sequences, mayWin);
                 evaluations += sequences.length;

@@ -36,7 +36,7 @@ interface Line {
  */
 export class Journal implements CandidateEvaluator {
     readonly sequences: number;
-    readonly devices: number;
+    readonly shares: number;
     readonly together: number;
     readonly #fd: number;
     #closed = false;
@@ -49,10 +49,14 @@ export class Journal implements CandidateEvaluator {
         private readonly measured: Map<string, number[]>
     ) {
         this.sequences = inner.sequences;
-        this.devices = inner.devices;
+        this.shares = inner.shares ?? 1;
         this.together = inner.together ?? 1;
         this.#fd = fs.openSync(file, 'a+');
         this.#empty = known.size === 0;
+    }
+
+    get devices(): number {
+        return this.inner.devices;
     }
 
     /** How many evaluations the journal had when it was opened. */

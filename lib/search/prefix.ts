@@ -2,7 +2,7 @@ import type { Block } from '../runtime/blocks.js';
 import type { KeepOptions, KeptStreams } from '../runtime/kept-streams.js';
 import type { Model } from '../runtime/model.js';
 import { checkSequences, countSequences, type Sequences } from '../runtime/sequences.js';
-import type { CandidateEvaluator } from './greedy.js';
+import type { SearchEvaluator } from './greedy.js';
 
 /** `keepBytes` is of each device. */
 export type PrefixOptions = KeepOptions;
@@ -11,14 +11,13 @@ export type PrefixOptions = KeepOptions;
  * What a search evaluates candidates by: {@link KeptStreams} on each device, none of which computes a candidate's start
  * twice. With several models, one copy on each device, each has its share of the sequences.
  */
-export class PrefixEvaluator implements CandidateEvaluator {
+export class PrefixEvaluator implements SearchEvaluator {
     readonly sequences: number;
     readonly devices: number;
+    readonly shares: number;
     readonly together: number;
-    /** Whether linear blocks stand in the gaps that evaluations leave. */
     readonly linear: boolean;
-    /** At how many boundaries of each sequence there is room to keep the residual stream. */
-    readonly room: number;
+    readonly #room: number;
 
     /** Each with the last evaluation that was asked of it: a device does one at a time. */
     readonly #queues: { streams: KeptStreams; last: Promise<unknown> }[];
@@ -26,9 +25,9 @@ export class PrefixEvaluator implements CandidateEvaluator {
     private constructor(streams: readonly KeptStreams[], sequences: number, linear: boolean) {
         this.sequences = sequences;
         this.linear = linear;
-        this.devices = streams.length;
+        this.devices = this.shares = streams.length;
         this.together = Math.min(...streams.map(({ together }) => together));
-        this.room = Math.min(...streams.map(({ room }) => room));
+        this.#room = Math.min(...streams.map(({ room }) => room));
         this.#queues = streams.map((one) => ({ streams: one, last: Promise.resolve() }));
     }
 
@@ -56,6 +55,10 @@ export class PrefixEvaluator implements CandidateEvaluator {
     /** Of each device: the blocks computed so far, over all sequences, and the bytes that are kept now. */
     get work(): { blocks: number; keptBytes: number }[] {
         return this.#queues.map(({ streams }) => streams.work);
+    }
+
+    get kept(): { boundaries: number; bytes: number } {
+        return { boundaries: this.#room, bytes: this.work.reduce((sum, { keptBytes }) => sum + keptBytes, 0) };
     }
 
     async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin = false): Promise<Float32Array[]> {

@@ -99,12 +99,12 @@ export class Race {
      */
     constructor(private readonly confidence: number) {}
 
-    async choose({ current, moves, worth, evaluate, onProgress, atOnce, together }: Contest): Promise<Outcome> {
+    async choose({ current, moves, worth, evaluate, onProgress, atOnce, shares, together }: Contest): Promise<Outcome> {
         const n = current.length;
         const shuffle = shuffled(n);
-        // With several devices, the first looks are spread over all of their sequences. A block's first look is always
+        // Where each device has sequences of its own, the first looks are spread over all. A block's first look is always
         // at the same ones, since it is compared with its earlier looks.
-        const turn = ([block]: Move) => (atOnce > 1 ? (2 * block!.layer + Number(block!.kind === 'ffn')) % n : 0);
+        const turn = ([block]: Move) => (shares > 1 ? (2 * block!.layer + Number(block!.kind === 'ffn')) % n : 0);
         const surely = probit(1 - (1 - this.confidence) / mostLooks(n));
         const isFirst = this.#memory.size === 0;
         const bound = (racer: Racer) => {

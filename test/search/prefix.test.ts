@@ -51,7 +51,7 @@ test.each([
         async (model, calibration) => {
             await withModel(tiny, async (reference) => {
                 const evaluator = await PrefixEvaluator.create([model], calibration, { keepBytes });
-                expect(Math.min(evaluator.room, 23)).toBe(room);
+                expect(Math.min(evaluator.kept.boundaries, 23)).toBe(room);
                 const { largest, computed } = await compareWithFullPasses(evaluator, reference, calibration);
                 expect(largest).toBeLessThan(1e-6);
                 const [work] = evaluator.work;

@@ -1,0 +1,475 @@
+import crypto from 'node:crypto';
+import type { Queue, QueueEvents, Worker } from 'bullmq';
+import { checkInteger } from '../check.js';
+import { BlockprunerError, option } from '../errors.js';
+import { bare, type Block } from '../runtime/blocks.js';
+import { countSequences, type Sequences } from '../runtime/sequences.js';
+import type { SearchEvaluator } from '../search/greedy.js';
+import { version } from '../version.js';
+import {
+    applicantSchema,
+    connect,
+    joinQueueOf,
+    keyOfRun,
+    keyOfWorker,
+    LOCK_DURATION,
+    MOST_QUEUES,
+    packSequences,
+    parseAddress,
+    queueOf,
+    resultSchema,
+    RUN_EXPIRES,
+    RUN_IS_OVER,
+    unpackFloats,
+    type Answer,
+    type Applicant,
+    type Connection,
+    type Run,
+    type Unit
+} from './protocol.js';
+
+/** How a search is shared among workers. */
+export interface ClusterOptions {
+    /** Where they meet: redis://host:6379, or with TLS rediss://user:password@host:6379. */
+    redis: string;
+    /** How keys in Redis begin: only workers with the same one take part. Default: `blockpruner`. */
+    namespace?: string | undefined;
+    /** How many workers the search waits for before it begins; more may join later. Default: 1. */
+    workers?: number | undefined;
+    /** Take workers whose devices round otherwise than the first one's too. Default: false. */
+    mixed?: boolean | undefined;
+    /** After so many milliseconds without a sign of life, a worker's unit goes to another one. Default: 15,000. */
+    lockDuration?: number | undefined;
+}
+
+/** Who hears of a fleet, and what ends it. */
+interface Listeners {
+    /** Hears of all workers whenever one comes or goes, after each removal, and at the end. */
+    onWorkers?: ((workers: readonly WorkerShare[]) => void) | undefined;
+    /** Hears what happens to the fleet, such as that a worker is refused, and why. */
+    onNotice?: ((notice: string) => void) | undefined;
+    signal?: AbortSignal | undefined;
+}
+
+/** A worker, and its part in a search. */
+export interface WorkerShare {
+    id: string;
+    /** What it computes on. */
+    device: string;
+    /** Whether it has been heard of lately. */
+    alive: boolean;
+    units: number;
+    /** How many sequences it has evaluated, over all candidates, and how long that took, in seconds. */
+    sequences: number;
+    seconds: number;
+    /**
+     * By how much its NLLs of the first sequence differ from those of the first worker, at most: 0 for all, but in a
+     * mixed fleet.
+     */
+    difference: number;
+}
+
+/** @throws BlockprunerError if an option can't be */
+export function checkCluster({ redis, workers, lockDuration }: ClusterOptions): void {
+    parseAddress(redis);
+    checkInteger('workers', workers, { least: 1, most: 10_000 });
+    checkInteger('lockDuration', lockDuration, { least: 100, most: 3_600_000 });
+}
+
+interface FleetWorker extends WorkerShare {
+    together: number;
+    boundaries: number;
+    keptBytes: number;
+}
+
+/** A unit that was asked for and has no result yet. */
+interface OpenUnit {
+    unit: Unit;
+    queue: number;
+    /** When it was last sent, by performance.now(). */
+    sent: number;
+    resolve: (nll: Float32Array[]) => void;
+    reject: (reason: Error) => void;
+}
+
+/** What was sent so many milliseconds ago and isn't there yet is looked after. */
+const PATIENCE = 3000;
+
+/** How often it is looked after, and how many units at once. */
+const CHECK_INTERVAL = 2000;
+const CHECKED_AT_ONCE = 32;
+
+/** Where a unit fails, it is tried so often, by whichever worker. */
+const ATTEMPTS = 3;
+
+/**
+ * Evaluates candidates on other machines: the coordinator of a run. Units wait in a few queues, by their sequences, and
+ * workers take from the one that was named to them, or else from others, so that what they keep of the residual stream
+ * is of use and none is idle (work stealing, Blumofe and Leiserson 1999). BullMQ gives the unit of a worker that is
+ * silent to another one. What Redis forgets is sent again: the units without a result are known here.
+ *
+ * What the search asks for doesn't depend on how many workers there are now: `devices` is the number of those that were
+ * there when it began.
+ */
+export class Fleet implements SearchEvaluator {
+    readonly linear: boolean;
+    readonly terms = { ask: () => this.#ask(), give: (terms: readonly number[]) => this.#give(terms) };
+
+    readonly #id = crypto.randomUUID();
+    readonly #namespace: string;
+    readonly #queues: { queue: Queue; events: QueueEvents }[];
+    readonly #admission: Worker;
+    readonly #workers = new Map<string, FleetWorker>();
+    readonly #refused = new Set<string>();
+    readonly #open = new Map<string, OpenUnit>();
+    readonly #timers: NodeJS.Timeout[] = [];
+    #terms: { workers: number; probe: Float32Array } | undefined;
+    #removed: readonly Block[] = [];
+    #sent = 0;
+    #together = 1;
+    #failure: Error | undefined;
+    /** Is called when a worker is admitted. */
+    #admitted = () => {};
+    readonly #stop = () => this.#fail(this.listeners.signal!.reason as Error);
+
+    private constructor(
+        private readonly connection: Connection,
+        private readonly run: Run,
+        readonly sequences: number,
+        private readonly options: ClusterOptions,
+        private readonly listeners: Listeners
+    ) {
+        const { engine } = connection;
+        this.#namespace = connection.options.prefix;
+        this.linear = run.linear !== null;
+        const ignore = () => undefined; // a connection that is lost is sought again
+        this.#queues = Array.from({ length: run.queues }, (_, index) => {
+            const queue = new engine.Queue(queueOf(this.#id, index), connection.options);
+            const events = new engine.QueueEvents(queueOf(this.#id, index), connection.options);
+            queue.on('error', ignore);
+            events.on('error', ignore);
+            events.on('completed', ({ jobId, returnvalue }) => this.#received(jobId, returnvalue));
+            events.on('failed', ({ jobId, failedReason }) => this.#failed(jobId, failedReason));
+            return { queue, events };
+        });
+        this.#admission = new engine.Worker(
+            joinQueueOf(this.#id),
+            (job) => Promise.resolve(this.#admit(applicantSchema.parse(job.data))),
+            { ...connection.options, autorun: false, removeOnComplete: { age: 60 }, removeOnFail: { age: 60 } }
+        );
+        this.#admission.on('error', ignore);
+    }
+
+    /**
+     * Begins a run: workers may join from now on.
+     * @param model SHA-256 of the model's files
+     * @throws BlockprunerError if Redis can't be used
+     */
+    static async create(
+        model: string,
+        calibration: Sequences,
+        linear: Sequences | undefined,
+        options: ClusterOptions,
+        listeners: Listeners = {}
+    ): Promise<Fleet> {
+        checkCluster(options);
+        const connection = await connect(options.redis, options.namespace);
+        try {
+            const fleet = new Fleet(
+                connection,
+                {
+                    version,
+                    model,
+                    sequences: packSequences(calibration),
+                    linear: linear ? packSequences(linear) : null,
+                    queues: Math.min(MOST_QUEUES, countSequences(calibration)),
+                    lockDuration: options.lockDuration ?? LOCK_DURATION
+                },
+                countSequences(calibration),
+                options,
+                listeners
+            );
+            await Promise.all(fleet.#queues.map(({ events }) => events.waitUntilReady()));
+            await fleet.#announce();
+            listeners.signal?.addEventListener('abort', fleet.#stop, { once: true });
+            fleet.#timers.push(
+                setInterval(() => void fleet.#lookAfter().catch(() => undefined), CHECK_INTERVAL).unref()
+            );
+            return fleet;
+        } catch (error) {
+            connection.close();
+            throw error;
+        }
+    }
+
+    get devices(): number {
+        return this.#terms?.workers ?? 1;
+    }
+
+    get together(): number {
+        return this.#together;
+    }
+
+    get kept(): { boundaries: number; bytes: number } {
+        const workers = [...this.#workers.values()];
+        return {
+            boundaries: Math.min(...workers.map(({ boundaries }) => boundaries)),
+            bytes: workers.reduce((sum, { keptBytes }) => sum + keptBytes, 0)
+        };
+    }
+
+    /** All workers that took part. */
+    get workers(): WorkerShare[] {
+        return [...this.#workers.values()].map(({ together, boundaries, keptBytes, ...share }) => share);
+    }
+
+    async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin = false): Promise<Float32Array[]> {
+        const units: number[][] = [];
+        for (let start = 0; start < sequences.length; start += this.#together) {
+            units.push(sequences.slice(start, start + this.#together));
+        }
+        const states = { skip: bare(skip), removed: bare(this.#removed), mayWin };
+        const nll = await Promise.all(units.map((unit) => this.#compute({ ...states, sequences: unit })));
+        return nll.flat();
+    }
+
+    remove(removed: readonly Block[]): void {
+        this.#removed = removed;
+        this.listeners.onWorkers?.(this.workers);
+    }
+
+    /** Ends the run, and leaves nothing of it in Redis. */
+    async dispose(): Promise<void> {
+        this.#fail(new BlockprunerError('REDIS', 'the run is over'));
+        this.#timers.forEach(clearInterval);
+        this.listeners.signal?.removeEventListener('abort', this.#stop);
+        this.listeners.onWorkers?.(this.workers);
+        const { redis, engine, options } = this.connection;
+        if (redis.status === 'ready') {
+            const join = new engine.Queue(joinQueueOf(this.#id), options);
+            const queues = [join, ...this.#queues.map(({ queue }) => queue)];
+            const key = keyOfRun(this.#namespace, this.#id);
+            await redis.set(key, RUN_IS_OVER, 'EX', RUN_EXPIRES).catch(() => undefined);
+            await this.#admission.close(true).catch(() => undefined);
+            await Promise.all(queues.map((queue) => queue.obliterate({ force: true }).catch(() => undefined)));
+        }
+        await Promise.all(this.#queues.map(({ events }) => events.close().catch(() => undefined)));
+        this.connection.close();
+    }
+
+    /** Waits for the first workers; they are what the search is laid out for, and the first one's NLLs are the measure. */
+    async #ask(): Promise<number[]> {
+        const { workers: wanted = 1 } = this.options;
+        void this.#admission.run();
+        if (this.#workers.size < wanted) {
+            const missing = wanted === 1 ? 'a worker' : `${wanted} workers`;
+            const start = "'blockpruner worker MODEL --redis URL' starts one, on this or another computer";
+            this.listeners.onNotice?.(`waiting for ${missing}: ${start}`);
+        }
+        await this.#until(() => this.#workers.size >= wanted);
+        // Those who come at the same time are to count as well.
+        await new Promise((resolve) => setTimeout(resolve, wanted > 1 ? 0 : 300));
+        this.#throwIfFailed();
+        return [this.#workers.size, ...this.#terms!.probe];
+    }
+
+    async #give([workers, ...probe]: readonly number[]): Promise<void> {
+        this.#terms = { workers: workers!, probe: Float32Array.from(probe) };
+        if (!this.#admission.isRunning()) {
+            void this.#admission.run();
+            await this.#until(() => this.#workers.size > 0);
+        }
+        this.#together = Math.max(1, Math.min(...[...this.#workers.values()].map(({ together }) => together)));
+    }
+
+    async #until(isTrue: () => boolean): Promise<void> {
+        while (!isTrue()) {
+            this.#throwIfFailed();
+            await new Promise<void>((resolve) => {
+                this.#admitted = resolve;
+                setTimeout(resolve, 200);
+            });
+        }
+    }
+
+    #throwIfFailed(): void {
+        this.listeners.signal?.throwIfAborted();
+        if (this.#failure) {
+            throw this.#failure;
+        }
+    }
+
+    /** Says that there is this run, and says it again before that is forgotten. */
+    async #announce(): Promise<void> {
+        const { redis } = this.connection;
+        const key = keyOfRun(this.#namespace, this.#id);
+        const say = () => redis.set(key, JSON.stringify(this.run), 'EX', RUN_EXPIRES);
+        await say();
+        const again = async () => ((await redis.expire(key, RUN_EXPIRES)) === 0 ? say() : undefined);
+        const ignore = () => undefined; // Redis is away; the next time will come
+        this.#timers.push(setInterval(() => void again().catch(ignore), (1000 * RUN_EXPIRES) / 6).unref());
+    }
+
+    #admit(applicant: Applicant): Answer {
+        const { id, device } = applicant;
+        const known = this.#workers.get(id);
+        const reason = known ? undefined : this.#reasonAgainst(applicant);
+        if (reason !== undefined) {
+            if (!this.#refused.has(id)) {
+                this.#refused.add(id);
+                this.listeners.onNotice?.(`the worker ${id} (${device}) can't take part: ${reason}`);
+            }
+            return { refused: reason };
+        }
+        if (!known) {
+            const probe = unpackFloats(applicant.probe!);
+            this.#terms ??= { workers: 1, probe };
+            this.#workers.set(id, {
+                ...{ id, device, alive: true, units: 0, sequences: 0, seconds: 0 },
+                difference: differenceOf(probe, this.#terms.probe),
+                together: applicant.together ?? 1,
+                boundaries: applicant.boundaries ?? 0,
+                keptBytes: 0
+            });
+            this.listeners.onWorkers?.(this.workers);
+            this.#admitted();
+        }
+        return { home: homeOf([...this.#workers.keys()].indexOf(id), this.run.queues) };
+    }
+
+    #reasonAgainst({ version: its, model, probe, device }: Applicant): string | undefined {
+        if (its !== this.run.version) {
+            return `it has version ${its} of blockpruner, and the search ${this.run.version}`;
+        }
+        if (model !== this.run.model) {
+            return `it has another model (SHA-256 ${model.slice(0, 12)}…, not ${this.run.model.slice(0, 12)}…)`;
+        }
+        const found = probe === undefined ? new Float32Array() : unpackFloats(probe);
+        if (found.length !== this.run.sequences.length - 1) {
+            return 'it has not computed the first sequence';
+        }
+        const difference = this.#terms ? differenceOf(found, this.#terms.probe) : 0;
+        return difference === 0 || this.options.mixed
+            ? undefined
+            : `on ${device}, NLLs of the first sequence differ by up to ${difference.toPrecision(2)} from the first ` +
+                  `worker's, so that candidates can't be compared; ${option('mixed', true)} takes it all the same`;
+    }
+
+    #compute(unit: Unit): Promise<Float32Array[]> {
+        return new Promise((resolve, reject) => {
+            if (this.#failure) {
+                reject(this.#failure);
+                return;
+            }
+            const id = `unit-${this.#sent++}`;
+            const queue = unit.sequences[0]! % this.#queues.length;
+            this.#open.set(id, { unit, queue, sent: 0, resolve, reject });
+            this.#send(id).catch((error: unknown) => this.#fail(error as Error));
+        });
+    }
+
+    async #send(id: string): Promise<void> {
+        const open = this.#open.get(id);
+        if (open) {
+            open.sent = performance.now();
+            await this.#queues[open.queue]!.queue.add('unit', open.unit, {
+                jobId: id, // sent twice, it is there once
+                attempts: ATTEMPTS,
+                removeOnComplete: { age: 600 },
+                removeOnFail: { age: 600 }
+            });
+        }
+    }
+
+    #received(id: string, returned: unknown): void {
+        const open = this.#open.get(id);
+        if (!open) {
+            return; // it came twice, or is none of ours
+        }
+        const { sequences } = open.unit;
+        const predicted = this.run.sequences.length - 1;
+        const { data } = resultSchema.safeParse(typeof returned === 'string' ? JSON.parse(returned) : returned);
+        const nll = data && unpackFloats(data.nll);
+        if (nll?.length !== sequences.length * predicted) {
+            this.#fail(new BlockprunerError('REDIS', `the result of a unit (${id}) isn't what it should be`));
+            return;
+        }
+        this.#open.delete(id);
+        const worker = this.#workers.get(data!.worker);
+        if (worker) {
+            worker.units++;
+            worker.sequences += sequences.length;
+            worker.seconds += data!.milliseconds / 1000;
+            worker.keptBytes = data!.keptBytes;
+        }
+        open.resolve(sequences.map((_, i) => nll.slice(i * predicted, (i + 1) * predicted)));
+    }
+
+    #failed(id: string, reason: string): void {
+        if (this.#open.has(id)) {
+            this.#fail(new BlockprunerError('REDIS', `no worker could compute a unit (${id}): ${reason}`));
+        }
+    }
+
+    /** Ends all that is waited for. */
+    #fail(reason: Error): void {
+        this.#failure ??= reason;
+        this.#open.forEach(({ reject }) => reject(this.#failure!));
+        this.#open.clear();
+    }
+
+    /** Sends again what Redis has forgotten, takes results that were not heard of, and notices who has gone or come. */
+    async #lookAfter(): Promise<void> {
+        const { redis } = this.connection;
+        if (redis.status !== 'ready') {
+            return;
+        }
+        const late = [...this.#open].filter(([, { sent }]) => performance.now() - sent > PATIENCE);
+        for (const [id, { queue: index }] of late.slice(0, CHECKED_AT_ONCE)) {
+            const { queue } = this.#queues[index]!;
+            const job = await queue.getJob(id);
+            const state = await job?.getState();
+            if (!job || state === 'unknown') {
+                await this.#send(id);
+            } else if (state === 'completed') {
+                this.#received(id, job.returnvalue);
+            } else if (state === 'failed') {
+                this.#failed(id, job.failedReason);
+            }
+        }
+        const workers = [...this.#workers.values()];
+        if (workers.length === 0) {
+            return;
+        }
+        const signs = await redis.mget(workers.map(({ id }) => keyOfWorker(this.#namespace, this.#id, id)));
+        const changed = workers.filter((worker, i) => worker.alive !== (signs[i] !== null));
+        for (const worker of changed) {
+            worker.alive = !worker.alive;
+            this.listeners.onNotice?.(`the worker ${worker.id} ${worker.alive ? 'is there again' : 'is gone'}`);
+        }
+        if (changed.length > 0) {
+            this.listeners.onWorkers?.(this.workers);
+            if (!workers.some(({ alive }) => alive)) {
+                this.listeners.onNotice?.('no worker is left: the search waits for one');
+            }
+        }
+    }
+}
+
+/** By how much values differ at most; Infinity where there are more of one kind, or one is no number. */
+function differenceOf(a: Float32Array, b: Float32Array): number {
+    const largest = a.reduce(
+        (most, value, i) => Math.max(most, Object.is(value, b[i]) ? 0 : Math.abs(value - b[i]!)),
+        0
+    );
+    return a.length === b.length && !Number.isNaN(largest) ? largest : Infinity;
+}
+
+/** Where the n-th worker looks first: as far from where the others do as can be. */
+function homeOf(n: number, queues: number): number {
+    let [position, step] = [0, 0.5];
+    for (let rest = n; rest > 0; rest = Math.floor(rest / 2), step /= 2) {
+        position += (rest % 2) * step; // the van der Corput sequence
+    }
+    return Math.floor(position * queues);
+}

@@ -1,0 +1,199 @@
+// What a coordinator and its workers say to each other over Redis. They trust nothing that they read there: it has a
+// schema, a size, and neither code nor names of files in it. The jobs, their locks and their retries are BullMQ's.
+import type * as BullMQ from 'bullmq';
+import type { Redis } from 'ioredis';
+import { z } from 'zod';
+import { BlockprunerError, messageOf, option } from '../errors.js';
+import type { Sequences } from '../runtime/sequences.js';
+
+/** How keys in Redis begin where nothing else is said. */
+export const DEFAULT_NAMESPACE = 'blockpruner';
+
+/**
+ * The units of a run wait in so many queues, each with the same sequences again and again, so that whoever takes from
+ * one of them has what they start from.
+ */
+export const MOST_QUEUES = 8;
+
+/** A run is known for so long after its coordinator was last heard of, in seconds. */
+export const RUN_EXPIRES = 10;
+
+/** What stands in the place of a run that is over. */
+export const RUN_IS_OVER = 'over';
+
+/** A worker whose lock on a unit is older than that is taken for dead, in milliseconds: another one gets the unit. */
+export const LOCK_DURATION = 15_000;
+
+/** At most so many characters are read of one value: 12 million tokens. */
+const MOST_CHARACTERS = 2 ** 26;
+
+const name = z.string().min(1).max(200);
+const count = z.number().int().nonnegative().max(1e9);
+const base64 = z.base64().max(MOST_CHARACTERS);
+const sequencesSchema = z.object({
+    tokens: base64,
+    length: z
+        .number()
+        .int()
+        .min(2)
+        .max(2 ** 24)
+});
+const blocksSchema = z
+    .array(
+        z.strictObject({
+            kind: z.enum(['attn', 'ffn', 'linear']),
+            layer: count,
+            empty: z.literal(true).optional()
+        })
+    )
+    .max(1e5);
+
+/** What a run is, for its workers. */
+export const runSchema = z.object({
+    /** The versions of both sides must be the same. */
+    version: name,
+    /** SHA-256 of the model's files. */
+    model: name,
+    sequences: sequencesSchema,
+    /** The sequences that linear blocks are fitted to; null: gaps stay empty. */
+    linear: sequencesSchema.nullable(),
+    /** In how many queues units wait. */
+    queues: z.number().int().min(1).max(MOST_QUEUES),
+    lockDuration: z.number().int().min(100).max(3_600_000)
+});
+export type Run = z.infer<typeof runSchema>;
+
+/** A worker that wants to take part in a run. */
+export const applicantSchema = z.object({
+    /** Tells it from all others. */
+    id: name,
+    version: name,
+    model: name,
+    /** What computes, such as `cuda: NVIDIA H100`. */
+    device: name,
+    /** The rest is missing where the model or the version is another one: nothing was computed then. */
+    together: count.optional(),
+    boundaries: count.optional(),
+    /** The NLLs of the run's first sequence, little-endian 32-bit floats. */
+    probe: base64.optional()
+});
+export type Applicant = z.infer<typeof applicantSchema>;
+
+/** What the coordinator says to that: the queue where it is to look first, or why it can't take part. */
+export const answerSchema = z.union([z.object({ home: count }), z.object({ refused: z.string().max(2000) })]);
+export type Answer = z.infer<typeof answerSchema>;
+
+/** A candidate and some sequences. Computed twice, it gives the same. */
+export const unitSchema = z.strictObject({
+    /** The blocks that are left out: those removed so far, and the candidate's. */
+    skip: blocksSchema,
+    removed: blocksSchema,
+    /** The numbers of sequences. */
+    sequences: z.array(count).min(1).max(1e6),
+    /** As in {@link CandidateEvaluator.evaluate}. */
+    mayWin: z.boolean()
+});
+export type Unit = z.infer<typeof unitSchema>;
+
+/** What became of a unit. */
+export const resultSchema = z.object({
+    worker: name,
+    /** Of each sequence, the NLL of each token but the first, sequence after sequence. */
+    nll: base64,
+    /** How long it took. */
+    milliseconds: z.number().nonnegative(),
+    /** Bytes of the residual streams that the worker keeps now. */
+    keptBytes: z.number().nonnegative()
+});
+export type Result = z.infer<typeof resultSchema>;
+
+export function packSequences({ tokens, length }: Sequences): Run['sequences'] {
+    return { tokens: pack(tokens), length };
+}
+
+/** @throws BlockprunerError unless they are whole sequences of tokens that there are */
+export function unpackSequences({ tokens, length }: Run['sequences'], vocabulary: number): Sequences {
+    const found = new Int32Array(bytesOf(tokens));
+    const isToken = (token: number) => token >= 0 && token < vocabulary;
+    if (found.length === 0 || found.length % length !== 0 || !found.every(isToken)) {
+        throw new BlockprunerError('INPUT', 'its sequences are none of this model');
+    }
+    return { tokens: found, length };
+}
+
+export function pack(values: Int32Array | Float32Array): string {
+    return Buffer.from(values.buffer, values.byteOffset, values.byteLength).toString('base64');
+}
+
+export function unpackFloats(text: string): Float32Array {
+    return new Float32Array(bytesOf(text));
+}
+
+/** @throws BlockprunerError unless they are whole 32-bit values */
+function bytesOf(text: string): ArrayBuffer {
+    const bytes = Buffer.from(text, 'base64');
+    if (bytes.length % 4 !== 0) {
+        throw new BlockprunerError('INPUT', 'a value is cut off');
+    }
+    return new Uint8Array(bytes).buffer;
+}
+
+/** Where things are in Redis. */
+export const keyOfRun = (namespace: string, run: string) => `${namespace}:run:${run}`;
+export const keyOfWorker = (namespace: string, run: string, worker: string) => `${namespace}:alive:${run}:${worker}`;
+export const queueOf = (run: string, index: number) => `${run}.${index}`;
+export const joinQueueOf = (run: string) => `${run}.join`;
+
+/** A connection, and the engine that works over it. Every user of the engine gives it `options`. */
+export interface Connection {
+    redis: Redis;
+    engine: typeof BullMQ;
+    options: { connection: Redis; prefix: string };
+    close(): void;
+}
+
+/**
+ * Connects to Redis. Once that has succeeded, a connection that is lost is sought again until it is closed.
+ * @param url such as redis://host:6379, or rediss://user:password@host:6379/1 with TLS
+ * @throws BlockprunerError if nothing is there, it doesn't let us in, or the packages for it aren't installed
+ */
+export async function connect(url: string, namespace = DEFAULT_NAMESPACE): Promise<Connection> {
+    const { hostname, port, protocol } = parseAddress(url);
+    if (!/^[\w.-]{1,100}$/.test(namespace)) {
+        const expected = 'letters, digits, and . _ -';
+        throw new BlockprunerError('ARGUMENT', `${option('namespace')} must be of ${expected}, not '${namespace}'`);
+    }
+    const [{ Redis }, engine] = await Promise.all([import('ioredis'), import('bullmq')]).catch((error: unknown) => {
+        const message = `${option('redis')} needs two more packages: npm install bullmq ioredis`;
+        throw new BlockprunerError('ARGUMENT', message, { cause: error });
+    });
+    let connected = false;
+    const redis = new Redis(url, {
+        lazyConnect: true,
+        maxRetriesPerRequest: null, // as the engine wants it: what is asked waits until Redis is there again
+        connectTimeout: 10_000,
+        retryStrategy: (tries) => (connected ? Math.min(100 * tries, 2000) : null)
+    });
+    let problem: unknown;
+    redis.on('error', (error) => (problem = error));
+    try {
+        await redis.connect();
+        await redis.ping();
+        connected = true;
+    } catch (error) {
+        redis.disconnect();
+        const where = `${hostname}:${port || 6379}${protocol === 'rediss:' ? ' with TLS' : ''}`;
+        throw new BlockprunerError('REDIS', `can't use Redis at ${where}: ${messageOf(problem ?? error)}`);
+    }
+    return { redis, engine, options: { connection: redis, prefix: namespace }, close: () => redis.disconnect() };
+}
+
+/** @throws BlockprunerError unless it is the address of a Redis; it may have a password and isn't shown */
+export function parseAddress(url: string): URL {
+    const parsed = URL.canParse(url) ? new URL(url) : undefined;
+    if (!parsed || !['redis:', 'rediss:'].includes(parsed.protocol) || parsed.hostname === '') {
+        const examples = 'redis://host:6379 or, with TLS, rediss://user:password@host:6379';
+        throw new BlockprunerError('ARGUMENT', `${option('redis')} must be an address such as ${examples}`);
+    }
+    return parsed;
+}
