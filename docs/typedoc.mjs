@@ -6,6 +6,7 @@ import { MarkdownPageEvent, MarkdownTheme, MarkdownThemeContext } from 'typedoc-
 /** The title of each part of lib/. */
 const sections = {
     pipeline: 'Prune, compare, inspect',
+    cluster: 'Several computers',
     report: 'Results and reports',
     runtime: 'Models and blocks',
     calibration: 'Calibration',

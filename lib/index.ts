@@ -20,6 +20,7 @@
  * - {@link inspect} tells a model's blocks, sizes and host architecture.
  * - {@link compare} runs several methods of pruning against each other and against quantization, and
  *   {@link comparisonText}, {@link comparisonCsv} and {@link comparisonReport} show what it found.
+ * - {@link serveRuns} lends a model to searches on other computers.
  * - {@link findDevices} tells where models can be computed on this computer.
  * - {@link Model.load} loads a model, of which any block can be left out. {@link resolveModel} downloads one.
  * - {@link loadCalibration} makes sequences of tokens of a text.
@@ -52,6 +53,8 @@ export {
 export { embeddedText, loadCalibration, type Calibration, type CalibrationOptions } from './calibration/calibration.js';
 export { type DownloadOptions } from './calibration/download.js';
 export { compare, type CompareOptions } from './pipeline/compare.js';
+export { type ClusterOptions, type WorkerShare } from './cluster/fleet.js';
+export { serveRuns, type WorkerEvent, type WorkerOptions } from './cluster/worker.js';
 export { ArgumentError, BlockprunerError, MethodError, type ErrorCode } from './errors.js';
 export { PrefixEvaluator, type PrefixOptions } from './search/prefix.js';
 export {
@@ -149,6 +152,7 @@ export {
     movesAfter,
     searchOrder,
     type CandidateEvaluator,
+    type SearchEvaluator,
     type SearchMode,
     type SearchOptions,
     type SearchResult,

@@ -69,6 +69,11 @@ export interface WorkerShare {
     difference: number;
 }
 
+/** @throws BlockprunerError if Redis can't be used, which is to be found before any long work */
+export async function tryCluster({ redis, namespace }: ClusterOptions): Promise<void> {
+    (await connect(redis, namespace)).close();
+}
+
 /** @throws BlockprunerError if an option can't be */
 export function checkCluster({ redis, workers, lockDuration }: ClusterOptions): void {
     parseAddress(redis);
@@ -76,7 +81,8 @@ export function checkCluster({ redis, workers, lockDuration }: ClusterOptions): 
     checkInteger('lockDuration', lockDuration, { least: 100, most: 3_600_000 });
 }
 
-interface FleetWorker extends WorkerShare {
+interface FleetWorker {
+    share: WorkerShare;
     together: number;
     boundaries: number;
     keptBytes: number;
@@ -220,7 +226,7 @@ export class Fleet implements SearchEvaluator {
 
     /** All workers that took part. */
     get workers(): WorkerShare[] {
-        return [...this.#workers.values()].map(({ together, boundaries, keptBytes, ...share }) => share);
+        return [...this.#workers.values()].map(({ share }) => ({ ...share }));
     }
 
     async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin = false): Promise<Float32Array[]> {
@@ -257,7 +263,10 @@ export class Fleet implements SearchEvaluator {
         this.connection.close();
     }
 
-    /** Waits for the first workers; they are what the search is laid out for, and the first one's NLLs are the measure. */
+    /**
+     * Waits for the first workers. They are what the search is laid out for, and by the first one's NLLs the others are
+     * measured.
+     */
     async #ask(): Promise<number[]> {
         const { workers: wanted = 1 } = this.options;
         void this.#admission.run();
@@ -325,8 +334,10 @@ export class Fleet implements SearchEvaluator {
             const probe = unpackFloats(applicant.probe!);
             this.#terms ??= { workers: 1, probe };
             this.#workers.set(id, {
-                ...{ id, device, alive: true, units: 0, sequences: 0, seconds: 0 },
-                difference: differenceOf(probe, this.#terms.probe),
+                share: {
+                    ...{ id, device, alive: true, units: 0, sequences: 0, seconds: 0 },
+                    difference: differenceOf(probe, this.#terms.probe)
+                },
                 together: applicant.together ?? 1,
                 boundaries: applicant.boundaries ?? 0,
                 keptBytes: 0
@@ -397,9 +408,9 @@ export class Fleet implements SearchEvaluator {
         this.#open.delete(id);
         const worker = this.#workers.get(data!.worker);
         if (worker) {
-            worker.units++;
-            worker.sequences += sequences.length;
-            worker.seconds += data!.milliseconds / 1000;
+            worker.share.units++;
+            worker.share.sequences += sequences.length;
+            worker.share.seconds += data!.milliseconds / 1000;
             worker.keptBytes = data!.keptBytes;
         }
         open.resolve(sequences.map((_, i) => nll.slice(i * predicted, (i + 1) * predicted)));
@@ -437,7 +448,7 @@ export class Fleet implements SearchEvaluator {
                 this.#failed(id, job.failedReason);
             }
         }
-        const workers = [...this.#workers.values()];
+        const workers = [...this.#workers.values()].map(({ share }) => share);
         if (workers.length === 0) {
             return;
         }

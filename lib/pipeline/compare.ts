@@ -2,6 +2,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { nameOf } from '../calibration/text.js';
 import { checkInteger, checkOneOf } from '../check.js';
+import { tryCluster } from '../cluster/fleet.js';
 import { BlockprunerError, messageOf, MethodError, option } from '../errors.js';
 import { meanNll } from '../evaluation/perplexity.js';
 import { checkTaskOptions } from '../evaluation/scores.js';
@@ -86,6 +87,9 @@ export async function compare(uri: string, options: CompareOptions): Promise<Com
     }
     const { ratios, quantize, contestants } = checkOptions(options);
     const previous = await readFolder(output, resume);
+    if (options.cluster) {
+        await tryCluster(options.cluster);
+    }
     const source = await findModel(uri, { signal });
     const session = await Session.open(source, { ...options, onProgress: undefined });
     try {

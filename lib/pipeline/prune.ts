@@ -1,6 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkInteger, checkNumber, checkOneOf } from '../check.js';
+import { tryCluster } from '../cluster/fleet.js';
 import { BlockprunerError, messageOf, option } from '../errors.js';
 import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
 import type { Task } from '../evaluation/tasks.js';
@@ -116,6 +117,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         return isolated('prune', model, options);
     }
     const { method, goal } = checkOptions(options);
+    if (options.cluster) {
+        await tryCluster(options.cluster);
+    }
     const source = await findModel(model, options);
     await checkOutputs(source, options);
     return withLock(options.output, async () => {

@@ -66,7 +66,7 @@ export interface SearchEvaluator extends CandidateEvaluator {
      * What must stay the same when a stopped search goes on, in numbers, beside what is known of its model and text:
      * they are asked for when a search begins, and given when it goes on. Default: nothing.
      */
-    readonly terms?: { ask(): Promise<number[]>; give(terms: readonly number[]): Promise<void> };
+    readonly terms?: { ask: () => Promise<number[]>; give: (terms: readonly number[]) => Promise<void> };
     /** Frees what it takes. */
     dispose(): void | Promise<void>;
 }

@@ -102,8 +102,8 @@ export class Race {
     async choose({ current, moves, worth, evaluate, onProgress, atOnce, shares, together }: Contest): Promise<Outcome> {
         const n = current.length;
         const shuffle = shuffled(n);
-        // Where each device has sequences of its own, the first looks are spread over all. A block's first look is always
-        // at the same ones, since it is compared with its earlier looks.
+        // Where each device has sequences of its own, the first looks are spread over all. A block's first look is
+        // always at the same ones, since it is compared with its earlier looks.
         const turn = ([block]: Move) => (shares > 1 ? (2 * block!.layer + Number(block!.kind === 'ffn')) % n : 0);
         const surely = probit(1 - (1 - this.confidence) / mostLooks(n));
         const isFirst = this.#memory.size === 0;

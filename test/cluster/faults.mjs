@@ -74,7 +74,9 @@ export async function breakRuns({ model, args, runs, seed = 1, which = faults, o
             if (code !== 0 && !(fault === 'coordinator' && fs.existsSync(output))) {
                 failures.push(`run ${run} (${fault}): ${stderr}`);
             } else if (code === 0 && JSON.stringify(foundIn(stdout)) !== JSON.stringify(expected)) {
-                failures.push(`run ${run} (${fault}): ${JSON.stringify(foundIn(stdout))}, not ${JSON.stringify(expected)}`);
+                failures.push(
+                    `run ${run} (${fault}): ${JSON.stringify(foundIn(stdout))}, not ${JSON.stringify(expected)}`
+                );
             } else if (!fs.readFileSync(output).equals(bytes)) {
                 failures.push(`run ${run} (${fault}): other bytes`);
             }
@@ -124,7 +126,7 @@ function start(args) {
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 async function until(isTrue, milliseconds) {
-    for (const end = Date.now() + milliseconds; !isTrue(); ) {
+    for (const end = Date.now() + milliseconds; !isTrue();) {
         if (Date.now() > end) {
             throw new Error('the search did not begin');
         }

@@ -21,7 +21,7 @@ export async function startRedis(...args) {
         server = spawn('redis-server', options, { stdio: 'ignore' });
         const ended = new Promise((resolve) => server.on('close', resolve));
         server.ended = ended;
-        for (const end = Date.now() + 10_000; !(await answers(port)); ) {
+        for (const end = Date.now() + 10_000; !(await answers(port));) {
             if (Date.now() > end || server.exitCode !== null) {
                 throw new Error('Redis does not answer');
             }

@@ -112,6 +112,7 @@ expectTypeOf<ErrorCode>().toEqualTypeOf<
     | 'DOWNLOAD'
     | 'ADDON'
     | 'RUNTIME'
+    | 'REDIS'
     | 'VERIFICATION'
 >();
 expectTypeOf<BlockprunerError>().toExtend<Error>();
