@@ -149,7 +149,7 @@ async function measureCosts(model, blocks, { tokens, length }) {
 }
 
 /**
- * A fleet on a clock of its own. A worker that has a sequence's stream up to where a candidate's block was computes what
+ * A fleet on a clock of its own. A worker that has a stream up to where a candidate's block was computes what
  * is behind it, else what is before it too; where removals change the stream, it is computed anew from there.
  */
 async function simulate(evaluator, values, blocks, { block, head }, count) {

@@ -5,8 +5,17 @@ import { checkTaskOptions, scoreTasks } from '../evaluation/scores.js';
 import { formatScore } from '../format.js';
 import { parseBlocks } from '../runtime/blocks.js';
 import { interruptSignal } from './interrupt.js';
-import { loadModel } from './model.js';
-import { deviceOptions, jsonOption, modelArgument, repeatableTask, skipOption, taskOptions } from './options.js';
+import { loadModel, shared } from './model.js';
+import {
+    clusterOf,
+    clusterOptions,
+    deviceOptions,
+    jsonOption,
+    modelArgument,
+    repeatableTask,
+    skipOption,
+    taskOptions
+} from './options.js';
 import { formatScores, print } from './print.js';
 import { withProgress } from './progress.js';
 import { loadTasks } from './tasks.js';
@@ -25,6 +34,7 @@ export const builder = (yargs: Argv) =>
             },
             skip: skipOption,
             ...deviceOptions,
+            ...clusterOptions,
             json: jsonOption
         })
         .example(
@@ -51,11 +61,13 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         const message = "--answers: a model with blocks left out can't write: prune it, and score the file";
         throw new BlockprunerError('ARGUMENT', message);
     }
+    const cluster = clusterOf(argv);
     const signal = interruptSignal();
     const scores = await withProgress(async (progress) => {
         const tasks = await loadTasks(argv.task ?? [], { signal, onProgress: progress.of('download') });
         const model = await loadModel(argv.model, argv, progress, signal);
-        const found = await scoreTasks(model, tasks, { skip, limit, signal, onProgress: progress.of('score') });
+        const scorer = cluster ? shared(model, cluster, argv, progress, signal) : model;
+        const found = await scoreTasks(scorer, tasks, { skip, limit, signal, onProgress: progress.of('score') });
         const answered = answers ? await scoreAnswers(model, { signal, onProgress: progress.of('score') }) : null;
         model.dispose();
         return { tasks: found, answers: answered };

@@ -1,3 +1,4 @@
+import { SharedModel, type ClusterOptions } from '../cluster/fleet.js';
 import { tryLoading } from '../export/probe.js';
 import { checkLoadOptions, Model } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
@@ -15,4 +16,16 @@ export async function loadModel(
     const file = await resolveModel(model, { signal, onProgress: progress.of('download') });
     await tryLoading(file, signal);
     return Model.load(file, { ...deviceOf(argv), signal, onProgress: progress.of('load') });
+}
+
+/** A model whose evaluations workers share. */
+export function shared(
+    model: Model,
+    cluster: ClusterOptions,
+    argv: DeviceArguments,
+    progress: Progress,
+    signal: AbortSignal
+): SharedModel {
+    const { onNotice } = deviceOf(argv);
+    return new SharedModel(model, cluster, { onNotice, onWorkers: (workers) => progress.workers(workers), signal });
 }

@@ -166,7 +166,7 @@ interface ClusterArguments {
 }
 
 /** @throws BlockprunerError where something is said of workers, and not where they are */
-function clusterOf({ redis, namespace, workers, mixed }: ClusterArguments): ClusterOptions | undefined {
+export function clusterOf({ redis, namespace, workers, mixed }: ClusterArguments): ClusterOptions | undefined {
     if (redis === undefined && (namespace !== undefined || workers !== undefined || mixed !== undefined)) {
         throw new BlockprunerError(
             'ARGUMENT',

@@ -1,10 +1,19 @@
 import type { Argv } from 'yargs';
 import { checkTextOptions, textPerplexity, type Perplexity } from '../evaluation/perplexity.js';
+import { BlockprunerError } from '../errors.js';
 import { formatFixed, formatPercent } from '../format.js';
 import { parseBlocks } from '../runtime/blocks.js';
 import { interruptSignal } from './interrupt.js';
-import { loadModel } from './model.js';
-import { calibrationOptions, deviceOptions, jsonOption, modelArgument, skipOption } from './options.js';
+import { loadModel, shared } from './model.js';
+import {
+    calibrationOptions,
+    clusterOf,
+    clusterOptions,
+    deviceOptions,
+    jsonOption,
+    modelArgument,
+    skipOption
+} from './options.js';
 import { print } from './print.js';
 import { withProgress } from './progress.js';
 
@@ -26,7 +35,7 @@ export const builder = (yargs: Argv) =>
             dense: {
                 type: 'string',
                 describe: "Compare with this model's predictions: mean KL divergence, share of equal top-1 tokens",
-                defaultDescription: 'with --skip, the model with all blocks'
+                defaultDescription: 'with --skip, the model with all blocks; with --redis, none'
             },
             definition: {
                 choices: ['paper', 'llama.cpp'] as const,
@@ -35,6 +44,7 @@ export const builder = (yargs: Argv) =>
                     "The paper's, or that of llama.cpp's perplexity tool (BOS in each chunk, second half of each chunk)"
             },
             ...deviceOptions,
+            ...clusterOptions,
             json: jsonOption
         })
         .example('$0 perplexity model.gguf --text wiki.txt', 'of the whole model')
@@ -48,11 +58,15 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     const { text, context, field, definition, samples } = argv;
     checkTextOptions({ context, definition, samples }); // before a model is downloaded
     const skip = parseBlocks(argv.skip);
+    const cluster = clusterOf(argv);
+    if (cluster && argv.dense !== undefined) {
+        throw new BlockprunerError('ARGUMENT', '--dense compares two models on this computer: leave out --redis');
+    }
     const signal = interruptSignal();
     const result = await withProgress(async (progress) => {
         const model = await loadModel(argv.model, argv, progress, signal);
         const other = argv.dense === undefined ? undefined : await loadModel(argv.dense, argv, progress, signal);
-        const dense = other ?? (skip.length > 0 ? model : undefined);
+        const dense = other ?? (skip.length > 0 && !cluster ? model : undefined);
         const onProgress = progress.of('evaluate');
         const found = await textPerplexity(model, text, {
             context,
@@ -61,6 +75,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
             samples,
             skip,
             dense,
+            evaluator: cluster && shared(model, cluster, argv, progress, signal),
             signal,
             onProgress
         });

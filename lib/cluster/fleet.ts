@@ -3,17 +3,21 @@ import type { Queue, QueueEvents, Worker } from 'bullmq';
 import { checkInteger } from '../check.js';
 import { BlockprunerError, option } from '../errors.js';
 import { bare, type Block } from '../runtime/blocks.js';
+import { hashGguf } from '../runtime/gguf.js';
+import type { Choice, EvaluateOptions, Model } from '../runtime/model.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 import type { SearchEvaluator } from '../search/greedy.js';
 import { version } from '../version.js';
 import {
     applicantSchema,
+    bytesOf,
     connect,
     joinQueueOf,
     keyOfRun,
     keyOfWorker,
     LOCK_DURATION,
     MOST_QUEUES,
+    pack,
     packSequences,
     parseAddress,
     queueOf,
@@ -94,7 +98,9 @@ interface OpenUnit {
     queue: number;
     /** When it was last sent, by performance.now(). */
     sent: number;
-    resolve: (nll: Float32Array[]) => void;
+    /** The bytes of its result. */
+    bytes: number;
+    resolve: (nll: ArrayBuffer) => void;
     reject: (reason: Error) => void;
 }
 
@@ -104,6 +110,9 @@ const PATIENCE = 3000;
 /** How often it is looked after, and how many units at once. */
 const CHECK_INTERVAL = 2000;
 const CHECKED_AT_ONCE = 32;
+
+/** Endings of a unit: so many are computed at once, and neighbours have much in common. */
+const CHOICES_AT_ONCE = 64;
 
 /** Where a unit fails, it is tried so often, by whichever worker. */
 const ATTEMPTS = 3;
@@ -235,8 +244,35 @@ export class Fleet implements SearchEvaluator {
             units.push(sequences.slice(start, start + this.#together));
         }
         const states = { skip: bare(skip), removed: bare(this.#removed), mayWin };
-        const nll = await Promise.all(units.map((unit) => this.#compute({ ...states, sequences: unit })));
+        const predicted = this.run.sequences.length - 1;
+        const nll = await Promise.all(
+            units.map(async (unit) => {
+                const bytes = 4 * predicted * unit.length;
+                const values = await this.#compute({ ...states, sequences: unit }, unit[0]!, bytes);
+                return unit.map((_, i) => new Float32Array(values, 4 * i * predicted, predicted));
+            })
+        );
         return nll.flat();
+    }
+
+    /** The NLLs of endings, as {@link Model.score} gives them. */
+    async score(choices: readonly Choice[], { skip = [], onProgress }: EvaluateOptions = {}): Promise<Float64Array> {
+        const nll = new Float64Array(choices.length);
+        const starts = Array.from(
+            { length: Math.ceil(choices.length / CHOICES_AT_ONCE) },
+            (_, i) => i * CHOICES_AT_ONCE
+        );
+        let done = 0;
+        await Promise.all(
+            starts.map(async (start, index) => {
+                const some = choices.slice(start, start + CHOICES_AT_ONCE);
+                const packed = some.map(({ context, ending }) => ({ context: pack(context), ending: pack(ending) }));
+                const values = await this.#compute({ skip: bare(skip), choices: packed }, index, 8 * some.length);
+                nll.set(new Float64Array(values), start);
+                onProgress?.((done += some.length), choices.length);
+            })
+        );
+        return nll;
     }
 
     remove(removed: readonly Block[]): void {
@@ -366,15 +402,15 @@ export class Fleet implements SearchEvaluator {
                   `worker's, so that candidates can't be compared; ${option('mixed', true)} takes it all the same`;
     }
 
-    #compute(unit: Unit): Promise<Float32Array[]> {
+    /** @param bytes of its result */
+    #compute(unit: Unit, place: number, bytes: number): Promise<ArrayBuffer> {
         return new Promise((resolve, reject) => {
             if (this.#failure) {
                 reject(this.#failure);
                 return;
             }
             const id = `unit-${this.#sent++}`;
-            const queue = unit.sequences[0]! % this.#queues.length;
-            this.#open.set(id, { unit, queue, sent: 0, resolve, reject });
+            this.#open.set(id, { unit, queue: place % this.#queues.length, sent: 0, bytes, resolve, reject });
             this.#send(id).catch((error: unknown) => this.#fail(error as Error));
         });
     }
@@ -397,11 +433,9 @@ export class Fleet implements SearchEvaluator {
         if (!open) {
             return; // it came twice, or is none of ours
         }
-        const { sequences } = open.unit;
-        const predicted = this.run.sequences.length - 1;
         const { data } = resultSchema.safeParse(typeof returned === 'string' ? JSON.parse(returned) : returned);
-        const nll = data && unpackFloats(data.nll);
-        if (nll?.length !== sequences.length * predicted) {
+        const nll = data && bytesOf(data.nll);
+        if (nll?.byteLength !== open.bytes) {
             this.#fail(new BlockprunerError('REDIS', `the result of a unit (${id}) isn't what it should be`));
             return;
         }
@@ -409,11 +443,11 @@ export class Fleet implements SearchEvaluator {
         const worker = this.#workers.get(data!.worker);
         if (worker) {
             worker.share.units++;
-            worker.share.sequences += sequences.length;
+            worker.share.sequences += 'choices' in open.unit ? open.unit.choices.length : open.unit.sequences.length;
             worker.share.seconds += data!.milliseconds / 1000;
             worker.keptBytes = data!.keptBytes;
         }
-        open.resolve(sequences.map((_, i) => nll.slice(i * predicted, (i + 1) * predicted)));
+        open.resolve(nll);
     }
 
     #failed(id: string, reason: string): void {
@@ -483,4 +517,57 @@ function homeOf(n: number, queues: number): number {
         position += (rest % 2) * step; // the van der Corput sequence
     }
     return Math.floor(position * queues);
+}
+
+/** A model that workers evaluate in the place of this process, which only reads texts by it. */
+export class SharedModel implements Pick<Model, 'evaluate' | 'score' | 'tokenize'> {
+    constructor(
+        private readonly model: Model,
+        private readonly cluster: ClusterOptions,
+        private readonly listeners: Listeners = {}
+    ) {}
+
+    tokenize(text: string, signal?: AbortSignal): Promise<Int32Array> {
+        return this.model.tokenize(text, signal);
+    }
+
+    /** As {@link Model.evaluate}. */
+    async evaluate(sequences: Sequences, { skip = [], onProgress }: EvaluateOptions = {}): Promise<Float32Array> {
+        return this.#share(sequences, async (fleet) => {
+            const predicted = sequences.length - 1;
+            const nll = new Float32Array(fleet.sequences * predicted);
+            const all = Array.from({ length: fleet.sequences }, (_, sequence) => sequence);
+            const starts = all.filter((sequence) => sequence % fleet.together === 0);
+            let done = 0;
+            await Promise.all(
+                starts.map(async (start) => {
+                    const values = await fleet.evaluate(skip, all.slice(start, start + fleet.together));
+                    values.forEach((one, i) => nll.set(one, (start + i) * predicted));
+                    onProgress?.((done += values.length), fleet.sequences);
+                })
+            );
+            return nll;
+        });
+    }
+
+    /** As {@link Model.score}. */
+    async score(choices: readonly Choice[], options: EvaluateOptions = {}): Promise<Float64Array> {
+        const [first] = choices;
+        if (!first) {
+            return new Float64Array();
+        }
+        const tokens = Int32Array.from([...first.context, ...first.ending]); // which the workers are compared by
+        return this.#share({ tokens, length: tokens.length }, (fleet) => fleet.score(choices, options));
+    }
+
+    async #share<T>(sequences: Sequences, work: (fleet: Fleet) => Promise<T>): Promise<T> {
+        const sha256 = await hashGguf(this.model.gguf, this.listeners.signal);
+        const fleet = await Fleet.create(sha256, sequences, undefined, this.cluster, this.listeners);
+        try {
+            await fleet.terms.give(await fleet.terms.ask());
+            return await work(fleet);
+        } finally {
+            await fleet.dispose();
+        }
+    }
 }

@@ -84,7 +84,7 @@ export const answerSchema = z.union([z.object({ home: count }), z.object({ refus
 export type Answer = z.infer<typeof answerSchema>;
 
 /** A candidate and some sequences. Computed twice, it gives the same. */
-export const unitSchema = z.strictObject({
+const candidateSchema = z.strictObject({
     /** The blocks that are left out: those removed so far, and the candidate's. */
     skip: blocksSchema,
     removed: blocksSchema,
@@ -93,12 +93,26 @@ export const unitSchema = z.strictObject({
     /** As in {@link CandidateEvaluator.evaluate}. */
     mayWin: z.boolean()
 });
+
+/** Endings of a task's questions, tokens as little-endian 32-bit numbers. */
+const choicesSchema = z.strictObject({
+    skip: blocksSchema,
+    choices: z
+        .array(z.strictObject({ context: base64.min(1), ending: base64.min(1) }))
+        .min(1)
+        .max(1e4)
+});
+
+export const unitSchema = z.union([candidateSchema, choicesSchema]);
 export type Unit = z.infer<typeof unitSchema>;
 
 /** What became of a unit. */
 export const resultSchema = z.object({
     worker: name,
-    /** Of each sequence, the NLL of each token but the first, sequence after sequence. */
+    /**
+     * Of each sequence, the NLL of each token but the first, sequence after sequence, as 32-bit floats; or the NLL of
+     * each ending, as 64-bit ones.
+     */
     nll: base64,
     /** How long it took. */
     milliseconds: z.number().nonnegative(),
@@ -113,15 +127,23 @@ export function packSequences({ tokens, length }: Sequences): Run['sequences'] {
 
 /** @throws BlockprunerError unless they are whole sequences of tokens that there are */
 export function unpackSequences({ tokens, length }: Run['sequences'], vocabulary: number): Sequences {
-    const found = new Int32Array(bytesOf(tokens));
-    const isToken = (token: number) => token >= 0 && token < vocabulary;
-    if (found.length === 0 || found.length % length !== 0 || !found.every(isToken)) {
-        throw new BlockprunerError('INPUT', 'its sequences are none of this model');
+    const found = unpackTokens(tokens, vocabulary);
+    if (found.length % length !== 0) {
+        throw new BlockprunerError('INPUT', 'its sequences are not whole');
     }
     return { tokens: found, length };
 }
 
-export function pack(values: Int32Array | Float32Array): string {
+/** @throws BlockprunerError unless they are tokens that there are, at least one */
+export function unpackTokens(text: string, vocabulary: number): Int32Array {
+    const found = new Int32Array(bytesOf(text));
+    if (found.length === 0 || !found.every((token) => token >= 0 && token < vocabulary)) {
+        throw new BlockprunerError('INPUT', 'its tokens are none of this model');
+    }
+    return found;
+}
+
+export function pack(values: Int32Array | Float32Array | Float64Array): string {
     return Buffer.from(values.buffer, values.byteOffset, values.byteLength).toString('base64');
 }
 
@@ -130,7 +152,7 @@ export function unpackFloats(text: string): Float32Array {
 }
 
 /** @throws BlockprunerError unless they are whole 32-bit values */
-function bytesOf(text: string): ArrayBuffer {
+export function bytesOf(text: string): ArrayBuffer {
     const bytes = Buffer.from(text, 'base64');
     if (bytes.length % 4 !== 0) {
         throw new BlockprunerError('INPUT', 'a value is cut off');

@@ -20,11 +20,13 @@ import {
     runSchema,
     unitSchema,
     unpackSequences,
+    unpackTokens,
     type Answer,
     type Applicant,
     type Connection,
     type Result,
-    type Run
+    type Run,
+    type Unit
 } from './protocol.js';
 
 export interface WorkerOptions {
@@ -275,9 +277,18 @@ class Service {
         if (!unit.success) {
             throw new this.connection.engine.UnrecoverableError('it is none of ours');
         }
-        const { skip, removed, sequences, mayWin } = unit.data;
-        const streams = this.#streams!;
         const started = performance.now();
+        const { nll, sequences } =
+            'choices' in unit.data ? await this.#score(unit.data) : await this.#evaluate(unit.data);
+        const milliseconds = performance.now() - started;
+        this.#done.units++;
+        this.#done.sequences += sequences;
+        this.#done.seconds += milliseconds / 1000;
+        return { worker: this.self.id, nll, milliseconds, keptBytes: this.#streams!.work.keptBytes };
+    }
+
+    async #evaluate({ skip, removed, sequences, mayWin }: Exclude<Unit, { choices: unknown }>): Promise<Computed> {
+        const streams = this.#streams!;
         const now = removed.map((block) => formatMove([block])).join(' ');
         if (now !== this.#removed) {
             streams.remove(removed);
@@ -286,12 +297,24 @@ class Service {
         const nll = await streams.evaluate(skip, sequences, mayWin);
         const all = new Float32Array(nll.reduce((sum, { length }) => sum + length, 0));
         nll.forEach((values, i) => all.set(values, i * values.length));
-        const milliseconds = performance.now() - started;
-        this.#done.units++;
-        this.#done.sequences += sequences.length;
-        this.#done.seconds += milliseconds / 1000;
-        return { worker: this.self.id, nll: pack(all), milliseconds, keptBytes: streams.work.keptBytes };
+        return { nll: pack(all), sequences: sequences.length };
     }
+
+    async #score({ skip, choices }: Extract<Unit, { choices: unknown }>): Promise<Computed> {
+        const tokensOf = (text: string) => unpackTokens(text, this.model.vocabulary);
+        const unpacked = choices.map(({ context, ending }) => ({
+            context: tokensOf(context),
+            ending: tokensOf(ending)
+        }));
+        const nll = await this.model.score(unpacked, { skip, signal: this.options.signal });
+        return { nll: pack(nll), sequences: choices.length };
+    }
+}
+
+/** NLLs as they are sent, and of how many sequences or endings they are. */
+interface Computed {
+    nll: string;
+    sequences: number;
 }
 
 /** What a model is computed on, for people. */

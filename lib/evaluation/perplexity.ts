@@ -120,19 +120,21 @@ export interface PerplexityOptions extends EvaluateOptions {
      * count.
      */
     dense?: Model | undefined;
+    /** What computes the NLLs in the place of the model; with `dense`, the model does. Default: the model. */
+    evaluator?: Pick<Model, 'evaluate'> | undefined;
 }
 
 /** Measures the perplexity of a model on sequences that {@link textSequences} has cut for the same definition. */
 export async function measurePerplexity(
     model: Model,
     sequences: Sequences,
-    { definition = 'paper', dense, ...evaluation }: PerplexityOptions = {}
+    { definition = 'paper', dense, evaluator = model, ...evaluation }: PerplexityOptions = {}
 ): Promise<Perplexity> {
     const { tokens, length } = sequences;
     const first = definition === 'llama.cpp' ? Math.floor(length / 2) : 0;
     const meanOf = (values: Float32Array) => meanNll(values, length, first);
     const compared = dense && (await model.diverge(sequences, dense, evaluation));
-    const nll = meanOf(compared?.nll ?? (await model.evaluate(sequences, evaluation)));
+    const nll = meanOf(compared?.nll ?? (await evaluator.evaluate(sequences, evaluation)));
     return {
         perplexity: Math.exp(nll),
         nll,

@@ -39,12 +39,15 @@ export function checkTaskOptions({ limit }: TaskOptions): void {
     checkInteger('limit', limit, { least: 1 });
 }
 
+/** What of a model scores. */
+export type Scorer = Pick<Model, 'tokenize' | 'score'>;
+
 /**
  * Scores a model on a multiple-choice task, zero-shot.
  * @throws ArgumentError if `limit` is no whole number of at least 1
  * @throws BlockprunerError if a context or an ending has no tokens of its own
  */
-export async function scoreTask(model: Model, task: Task, options: TaskOptions = {}): Promise<TaskScores> {
+export async function scoreTask(model: Scorer, task: Task, options: TaskOptions = {}): Promise<TaskScores> {
     const nll = await endingsNll(model, task, options);
     const right = { acc: [] as number[], norm: [] as number[] };
     nll.forEach((values, question) => {
@@ -64,7 +67,7 @@ export async function scoreTask(model: Model, task: Task, options: TaskOptions =
 
 /** Scores a model on several tasks, zero-shot; errors are those of {@link scoreTask}. */
 export async function scoreTasks(
-    model: Model,
+    model: Scorer,
     tasks: readonly Task[],
     options: TaskOptions = {}
 ): Promise<TaskScores[]> {
@@ -85,7 +88,7 @@ export function reportedScore({ acc, acc_norm }: Pick<TaskScores, 'acc' | 'acc_n
  * tokenised together, as by the LM Evaluation Harness: the ending's tokens are those after the context's number of
  * tokens.
  */
-export async function endingsNll(model: Model, task: Task, options: TaskOptions = {}): Promise<number[][]> {
+export async function endingsNll(model: Scorer, task: Task, options: TaskOptions = {}): Promise<number[][]> {
     const { skip, limit, signal, onProgress } = options;
     checkTaskOptions({ limit });
     const questions = task.questions.slice(0, limit);
