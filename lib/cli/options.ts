@@ -4,7 +4,7 @@ import type { Argv } from 'yargs';
 import type { CalibrationOptions } from '../calibration/calibration.js';
 import { checkInteger } from '../check.js';
 import type { ClusterOptions } from '../cluster/fleet.js';
-import { DEFAULT_NAMESPACE } from '../cluster/protocol.js';
+import { DEFAULT_NAMESPACE } from '../cluster/connection.js';
 import { BlockprunerError } from '../errors.js';
 import { taskNames } from '../evaluation/tasks.js';
 import type { QuantizeOptions } from '../pipeline/quantize.js';

@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { parseAddress } from '../cluster/protocol.js';
+import { parseAddress } from '../cluster/connection.js';
 import { serveRuns, type WorkerEvent } from '../cluster/worker.js';
 import { BlockprunerError } from '../errors.js';
 import { formatSeconds } from '../format.js';
@@ -46,6 +46,8 @@ function eventLine(event: WorkerEvent): string {
             return `taking part in the search ${event.run}`;
         case 'refused':
             return `not taking part in the search ${event.run}: ${event.reason}`;
+        case 'problem':
+            return `Redis can't be used, and is tried again: ${event.reason}`;
         case 'left':
             return (
                 `done with the search ${event.run}: ${event.units} units, ${event.sequences} sequences in ` +

@@ -1,25 +1,26 @@
 import crypto from 'node:crypto';
-import type { Queue, QueueEvents, Worker } from 'bullmq';
+import type { Queue, Worker } from 'bullmq';
+import type { Redis } from 'ioredis';
 import { checkInteger } from '../check.js';
-import { BlockprunerError, option } from '../errors.js';
+import { BlockprunerError, messageOf, option } from '../errors.js';
 import { bare, type Block } from '../runtime/blocks.js';
 import { hashGguf } from '../runtime/gguf.js';
 import type { Choice, EvaluateOptions, Model } from '../runtime/model.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 import type { SearchEvaluator } from '../search/greedy.js';
 import { version } from '../version.js';
+import { connect, parseAddress, within, type Connection } from './connection.js';
 import {
     applicantSchema,
-    bytesOf,
-    connect,
     joinQueueOf,
     keyOfRun,
     keyOfWorker,
     LOCK_DURATION,
+    MOST_CHARACTERS,
     MOST_QUEUES,
     pack,
     packSequences,
-    parseAddress,
+    printable,
     queueOf,
     resultSchema,
     RUN_EXPIRES,
@@ -27,7 +28,6 @@ import {
     unpackFloats,
     type Answer,
     type Applicant,
-    type Connection,
     type Run,
     type Unit
 } from './protocol.js';
@@ -75,7 +75,7 @@ export interface WorkerShare {
 
 /** @throws BlockprunerError if Redis can't be used, which is to be found before any long work */
 export async function tryCluster({ redis, namespace }: ClusterOptions): Promise<void> {
-    (await connect(redis, namespace)).close();
+    await (await connect(redis, namespace)).close();
 }
 
 /** @throws BlockprunerError if an option can't be */
@@ -115,7 +115,12 @@ const CHECKED_AT_ONCE = 32;
 const CHOICES_AT_ONCE = 64;
 
 /** Where a unit fails, it is tried so often, by whichever worker. */
-const ATTEMPTS = 3;
+const ATTEMPTS = 5;
+
+const MOST_WORKERS = 1000;
+
+/** A run that is over is cleared away in so many milliseconds, or left to expire. */
+const CLEANING_TIME = 1500;
 
 /**
  * Evaluates candidates on other machines: the coordinator of a run. Units wait in a few queues, by their sequences, and
@@ -131,20 +136,19 @@ export class Fleet implements SearchEvaluator {
     readonly terms = { ask: () => this.#ask(), give: (terms: readonly number[]) => this.#give(terms) };
 
     readonly #id = crypto.randomUUID();
-    readonly #namespace: string;
-    readonly #queues: { queue: Queue; events: QueueEvents }[];
+    readonly #queues: Queue[];
     readonly #admission: Worker;
     readonly #workers = new Map<string, FleetWorker>();
     readonly #refused = new Set<string>();
     readonly #open = new Map<string, OpenUnit>();
     readonly #timers: NodeJS.Timeout[] = [];
-    #terms: { workers: number; probe: Float32Array } | undefined;
+    #terms: { workers: number; together: number; probe: Float32Array } | undefined;
     #removed: readonly Block[] = [];
     #sent = 0;
-    #together = 1;
     #failure: Error | undefined;
-    /** Is called when a worker is admitted. */
-    #admitted = () => {};
+    #isLooking = false;
+    /** What Redis last refused. */
+    #problem = '';
     readonly #stop = () => this.#fail(this.listeners.signal!.reason as Error);
 
     private constructor(
@@ -154,25 +158,19 @@ export class Fleet implements SearchEvaluator {
         private readonly options: ClusterOptions,
         private readonly listeners: Listeners
     ) {
-        const { engine } = connection;
-        this.#namespace = connection.options.prefix;
         this.linear = run.linear !== null;
-        const ignore = () => undefined; // a connection that is lost is sought again
         this.#queues = Array.from({ length: run.queues }, (_, index) => {
-            const queue = new engine.Queue(queueOf(this.#id, index), connection.options);
-            const events = new engine.QueueEvents(queueOf(this.#id, index), connection.options);
-            queue.on('error', ignore);
-            events.on('error', ignore);
+            const events = connection.events(queueOf(this.#id, index));
             events.on('completed', ({ jobId, returnvalue }) => this.#received(jobId, returnvalue));
             events.on('failed', ({ jobId, failedReason }) => this.#failed(jobId, failedReason));
-            return { queue, events };
+            return connection.queue(queueOf(this.#id, index));
         });
-        this.#admission = new engine.Worker(
-            joinQueueOf(this.#id),
-            (job) => Promise.resolve(this.#admit(applicantSchema.parse(job.data))),
-            { ...connection.options, autorun: false, removeOnComplete: { age: 60 }, removeOnFail: { age: 60 } }
-        );
-        this.#admission.on('error', ignore);
+        const admit = ({ data }: { data: unknown }) => Promise.resolve(this.#admit(applicantSchema.parse(data)));
+        const keep = { age: 60 };
+        this.#admission = connection.worker(joinQueueOf(this.#id), admit, {
+            removeOnComplete: keep,
+            removeOnFail: keep
+        });
     }
 
     /**
@@ -188,33 +186,34 @@ export class Fleet implements SearchEvaluator {
         listeners: Listeners = {}
     ): Promise<Fleet> {
         checkCluster(options);
+        const run: Run = {
+            version,
+            model,
+            sequences: packSequences(calibration),
+            linear: linear ? packSequences(linear) : null,
+            queues: Math.min(MOST_QUEUES, countSequences(calibration)),
+            lockDuration: options.lockDuration ?? LOCK_DURATION
+        };
+        if (Math.max(run.sequences.tokens.length, run.linear?.tokens.length ?? 0) > MOST_CHARACTERS) {
+            const most = Math.floor((MOST_CHARACTERS * 3) / 16);
+            throw new BlockprunerError('ARGUMENT', `a text of more than ${most} tokens can't be shared`);
+        }
         const connection = await connect(options.redis, options.namespace);
+        const fleet = new Fleet(connection, run, countSequences(calibration), options, listeners);
         try {
-            const fleet = new Fleet(
-                connection,
-                {
-                    version,
-                    model,
-                    sequences: packSequences(calibration),
-                    linear: linear ? packSequences(linear) : null,
-                    queues: Math.min(MOST_QUEUES, countSequences(calibration)),
-                    lockDuration: options.lockDuration ?? LOCK_DURATION
-                },
-                countSequences(calibration),
-                options,
-                listeners
-            );
-            await Promise.all(fleet.#queues.map(({ events }) => events.waitUntilReady()));
-            await fleet.#announce();
-            listeners.signal?.addEventListener('abort', fleet.#stop, { once: true });
-            fleet.#timers.push(
-                setInterval(() => void fleet.#lookAfter().catch(() => undefined), CHECK_INTERVAL).unref()
-            );
+            await fleet.#begin();
             return fleet;
         } catch (error) {
-            connection.close();
-            throw error;
+            await connection.close();
+            throw new BlockprunerError('REDIS', `can't begin a run: ${messageOf(error)}`, { cause: error });
         }
+    }
+
+    async #begin(): Promise<void> {
+        const { signal } = this.listeners;
+        await this.#announce();
+        signal?.addEventListener('abort', this.#stop, { once: true });
+        this.#timers.push(setInterval(() => void this.#lookAfter().catch(() => undefined), CHECK_INTERVAL).unref());
     }
 
     get devices(): number {
@@ -222,7 +221,7 @@ export class Fleet implements SearchEvaluator {
     }
 
     get together(): number {
-        return this.#together;
+        return this.#terms?.together ?? 1;
     }
 
     get kept(): { boundaries: number; bytes: number } {
@@ -240,8 +239,8 @@ export class Fleet implements SearchEvaluator {
 
     async evaluate(skip: readonly Block[], sequences: readonly number[], mayWin = false): Promise<Float32Array[]> {
         const units: number[][] = [];
-        for (let start = 0; start < sequences.length; start += this.#together) {
-            units.push(sequences.slice(start, start + this.#together));
+        for (let start = 0; start < sequences.length; start += this.together) {
+            units.push(sequences.slice(start, start + this.together));
         }
         const states = { skip: bare(skip), removed: bare(this.#removed), mayWin };
         const predicted = this.run.sequences.length - 1;
@@ -280,23 +279,24 @@ export class Fleet implements SearchEvaluator {
         this.listeners.onWorkers?.(this.workers);
     }
 
-    /** Ends the run, and leaves nothing of it in Redis. */
+    /** Ends the run, and leaves nothing of it in Redis, where that is there. */
     async dispose(): Promise<void> {
         this.#fail(new BlockprunerError('REDIS', 'the run is over'));
         this.#timers.forEach(clearInterval);
         this.listeners.signal?.removeEventListener('abort', this.#stop);
         this.listeners.onWorkers?.(this.workers);
-        const { redis, engine, options } = this.connection;
-        if (redis.status === 'ready') {
-            const join = new engine.Queue(joinQueueOf(this.#id), options);
-            const queues = [join, ...this.#queues.map(({ queue }) => queue)];
-            const key = keyOfRun(this.#namespace, this.#id);
-            await redis.set(key, RUN_IS_OVER, 'EX', RUN_EXPIRES).catch(() => undefined);
-            await this.#admission.close(true).catch(() => undefined);
-            await Promise.all(queues.map((queue) => queue.obliterate({ force: true }).catch(() => undefined)));
+        if (this.connection.redis.status === 'ready') {
+            const cleaned = this.#clean().catch(() => undefined);
+            await within(CLEANING_TIME, cleaned);
         }
-        await Promise.all(this.#queues.map(({ events }) => events.close().catch(() => undefined)));
-        this.connection.close();
+        await this.connection.close();
+    }
+
+    async #clean(): Promise<void> {
+        const { redis, prefix } = this.connection;
+        await redis.set(keyOfRun(prefix, this.#id), RUN_IS_OVER, 'EX', RUN_EXPIRES);
+        void this.#admission.close(true).catch(() => undefined);
+        await this.connection.obliterate([joinQueueOf(this.#id), ...this.#queues.map(({ name }) => name)]);
     }
 
     /**
@@ -305,35 +305,34 @@ export class Fleet implements SearchEvaluator {
      */
     async #ask(): Promise<number[]> {
         const { workers: wanted = 1 } = this.options;
-        void this.#admission.run();
+        await this.#waitFor(wanted);
+        if (wanted === 1) {
+            await sleep(300); // those who come at the same time are to count as well
+            this.#throwIfFailed();
+        }
+        const workers = [...this.#workers.values()];
+        const together = Math.max(1, Math.min(...workers.map((worker) => worker.together)));
+        return [workers.length, together, ...this.#terms!.probe];
+    }
+
+    async #give([workers, together, ...probe]: readonly number[]): Promise<void> {
+        this.#terms = { workers: workers!, together: together!, probe: Float32Array.from(probe) };
+        await this.#waitFor(1);
+    }
+
+    /** Lets workers in, and waits until so many are there. */
+    async #waitFor(wanted: number): Promise<void> {
+        if (!this.#admission.isRunning()) {
+            this.#admission.run().catch((error: unknown) => this.#fail(error as Error));
+        }
         if (this.#workers.size < wanted) {
             const missing = wanted === 1 ? 'a worker' : `${wanted} workers`;
             const start = "'blockpruner worker MODEL --redis URL' starts one, on this or another computer";
             this.listeners.onNotice?.(`waiting for ${missing}: ${start}`);
         }
-        await this.#until(() => this.#workers.size >= wanted);
-        // Those who come at the same time are to count as well.
-        await new Promise((resolve) => setTimeout(resolve, wanted > 1 ? 0 : 300));
-        this.#throwIfFailed();
-        return [this.#workers.size, ...this.#terms!.probe];
-    }
-
-    async #give([workers, ...probe]: readonly number[]): Promise<void> {
-        this.#terms = { workers: workers!, probe: Float32Array.from(probe) };
-        if (!this.#admission.isRunning()) {
-            void this.#admission.run();
-            await this.#until(() => this.#workers.size > 0);
-        }
-        this.#together = Math.max(1, Math.min(...[...this.#workers.values()].map(({ together }) => together)));
-    }
-
-    async #until(isTrue: () => boolean): Promise<void> {
-        while (!isTrue()) {
+        while (this.#workers.size < wanted) {
             this.#throwIfFailed();
-            await new Promise<void>((resolve) => {
-                this.#admitted = resolve;
-                setTimeout(resolve, 200);
-            });
+            await sleep(50);
         }
     }
 
@@ -346,8 +345,8 @@ export class Fleet implements SearchEvaluator {
 
     /** Says that there is this run, and says it again before that is forgotten. */
     async #announce(): Promise<void> {
-        const { redis } = this.connection;
-        const key = keyOfRun(this.#namespace, this.#id);
+        const { redis, prefix } = this.connection;
+        const key = keyOfRun(prefix, this.#id);
         const say = () => redis.set(key, JSON.stringify(this.run), 'EX', RUN_EXPIRES);
         await say();
         const again = async () => ((await redis.expire(key, RUN_EXPIRES)) === 0 ? say() : undefined);
@@ -357,8 +356,7 @@ export class Fleet implements SearchEvaluator {
 
     #admit(applicant: Applicant): Answer {
         const { id, device } = applicant;
-        const known = this.#workers.get(id);
-        const reason = known ? undefined : this.#reasonAgainst(applicant);
+        const reason = this.#reasonAgainst(applicant);
         if (reason !== undefined) {
             if (!this.#refused.has(id)) {
                 this.#refused.add(id);
@@ -366,9 +364,9 @@ export class Fleet implements SearchEvaluator {
             }
             return { refused: reason };
         }
-        if (!known) {
+        if (!this.#workers.has(id)) {
             const probe = unpackFloats(applicant.probe!);
-            this.#terms ??= { workers: 1, probe };
+            this.#terms ??= { workers: 1, together: 1, probe };
             this.#workers.set(id, {
                 share: {
                     ...{ id, device, alive: true, units: 0, sequences: 0, seconds: 0 },
@@ -379,7 +377,6 @@ export class Fleet implements SearchEvaluator {
                 keptBytes: 0
             });
             this.listeners.onWorkers?.(this.workers);
-            this.#admitted();
         }
         return { home: homeOf([...this.#workers.keys()].indexOf(id), this.run.queues) };
     }
@@ -392,8 +389,11 @@ export class Fleet implements SearchEvaluator {
             return `it has another model (SHA-256 ${model.slice(0, 12)}…, not ${this.run.model.slice(0, 12)}…)`;
         }
         const found = probe === undefined ? new Float32Array() : unpackFloats(probe);
-        if (found.length !== this.run.sequences.length - 1) {
-            return 'it has not computed the first sequence';
+        if (found.length !== this.run.sequences.length - 1 || !found.every(Number.isFinite)) {
+            return 'it has not computed the first sequence, or not to finite numbers';
+        }
+        if (this.#workers.size >= MOST_WORKERS) {
+            return `there are ${MOST_WORKERS} workers already`;
         }
         const difference = this.#terms ? differenceOf(found, this.#terms.probe) : 0;
         return difference === 0 || this.options.mixed
@@ -411,20 +411,32 @@ export class Fleet implements SearchEvaluator {
             }
             const id = `unit-${this.#sent++}`;
             this.#open.set(id, { unit, queue: place % this.#queues.length, sent: 0, bytes, resolve, reject });
-            this.#send(id).catch((error: unknown) => this.#fail(error as Error));
+            void this.#send(id);
         });
     }
 
+    /** Sends a unit. Where Redis refuses it, it is late after a while, and sent again. */
     async #send(id: string): Promise<void> {
-        const open = this.#open.get(id);
-        if (open) {
-            open.sent = performance.now();
-            await this.#queues[open.queue]!.queue.add('unit', open.unit, {
+        const open = this.#open.get(id)!;
+        open.sent = performance.now();
+        try {
+            await this.#queues[open.queue]!.add('unit', open.unit, {
                 jobId: id, // sent twice, it is there once
                 attempts: ATTEMPTS,
                 removeOnComplete: { age: 600 },
                 removeOnFail: { age: 600 }
             });
+        } catch (error) {
+            this.#notice(error);
+        }
+    }
+
+    /** Tells what Redis refuses, once. */
+    #notice(error: unknown): void {
+        const problem = printable(messageOf(error));
+        if (problem !== this.#problem && this.#failure === undefined) {
+            this.#problem = problem;
+            this.listeners.onNotice?.(`Redis refuses what it is asked, and is asked again: ${problem}`);
         }
     }
 
@@ -433,8 +445,8 @@ export class Fleet implements SearchEvaluator {
         if (!open) {
             return; // it came twice, or is none of ours
         }
-        const { data } = resultSchema.safeParse(typeof returned === 'string' ? JSON.parse(returned) : returned);
-        const nll = data && bytesOf(data.nll);
+        const { data } = resultSchema.safeParse(returned);
+        const nll = data && Buffer.from(data.nll, 'base64');
         if (nll?.byteLength !== open.bytes) {
             this.#fail(new BlockprunerError('REDIS', `the result of a unit (${id}) isn't what it should be`));
             return;
@@ -447,12 +459,12 @@ export class Fleet implements SearchEvaluator {
             worker.share.seconds += data!.milliseconds / 1000;
             worker.keptBytes = data!.keptBytes;
         }
-        open.resolve(nll);
+        open.resolve(new Uint8Array(nll).buffer);
     }
 
     #failed(id: string, reason: string): void {
         if (this.#open.has(id)) {
-            this.#fail(new BlockprunerError('REDIS', `no worker could compute a unit (${id}): ${reason}`));
+            this.#fail(new BlockprunerError('REDIS', `no worker could compute a unit (${id}): ${printable(reason)}`));
         }
     }
 
@@ -465,28 +477,43 @@ export class Fleet implements SearchEvaluator {
 
     /** Sends again what Redis has forgotten, takes results that were not heard of, and notices who has gone or come. */
     async #lookAfter(): Promise<void> {
-        const { redis } = this.connection;
-        if (redis.status !== 'ready') {
+        const { redis, prefix } = this.connection;
+        if (redis.status !== 'ready' || this.#isLooking) {
             return;
         }
-        const late = [...this.#open].filter(([, { sent }]) => performance.now() - sent > PATIENCE);
-        for (const [id, { queue: index }] of late.slice(0, CHECKED_AT_ONCE)) {
-            const { queue } = this.#queues[index]!;
-            const job = await queue.getJob(id);
-            const state = await job?.getState();
-            if (!job || state === 'unknown') {
-                await this.#send(id);
-            } else if (state === 'completed') {
-                this.#received(id, job.returnvalue);
-            } else if (state === 'failed') {
-                this.#failed(id, job.failedReason);
-            }
+        this.#isLooking = true;
+        try {
+            const late = [...this.#open].filter(([, { sent }]) => performance.now() - sent > PATIENCE);
+            await Promise.all(late.slice(0, CHECKED_AT_ONCE).map(([id, { queue }]) => this.#lookFor(id, queue)));
+            await this.#lookForWorkers(redis, prefix);
+        } catch (error) {
+            this.#notice(error);
+        } finally {
+            this.#isLooking = false;
         }
+    }
+
+    async #lookFor(id: string, index: number): Promise<void> {
+        const job = await this.#queues[index]!.getJob(id);
+        const state = await job?.getState();
+        if (!this.#open.has(id)) {
+            return; // it has come meanwhile
+        }
+        if (!job || state === 'unknown') {
+            await this.#send(id);
+        } else if (state === 'completed') {
+            this.#received(id, job.returnvalue);
+        } else if (state === 'failed') {
+            this.#failed(id, job.failedReason);
+        }
+    }
+
+    async #lookForWorkers(redis: Redis, prefix: string): Promise<void> {
         const workers = [...this.#workers.values()].map(({ share }) => share);
         if (workers.length === 0) {
             return;
         }
-        const signs = await redis.mget(workers.map(({ id }) => keyOfWorker(this.#namespace, this.#id, id)));
+        const signs = await redis.mget(workers.map(({ id }) => keyOfWorker(prefix, this.#id, id)));
         const changed = workers.filter((worker, i) => worker.alive !== (signs[i] !== null));
         for (const worker of changed) {
             worker.alive = !worker.alive;
@@ -500,6 +527,8 @@ export class Fleet implements SearchEvaluator {
         }
     }
 }
+
+const sleep = (milliseconds: number) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** By how much values differ at most; Infinity where there are more of one kind, or one is no number. */
 function differenceOf(a: Float32Array, b: Float32Array): number {

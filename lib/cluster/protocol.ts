@@ -1,13 +1,8 @@
 // What a coordinator and its workers say to each other over Redis. They trust nothing that they read there: it has a
 // schema, a size, and neither code nor names of files in it. The jobs, their locks and their retries are BullMQ's.
-import type * as BullMQ from 'bullmq';
-import type { Redis } from 'ioredis';
 import { z } from 'zod';
-import { BlockprunerError, messageOf, option } from '../errors.js';
+import { BlockprunerError } from '../errors.js';
 import type { Sequences } from '../runtime/sequences.js';
-
-/** How keys in Redis begin where nothing else is said. */
-export const DEFAULT_NAMESPACE = 'blockpruner';
 
 /**
  * The units of a run wait in so many queues, each with the same sequences again and again, so that whoever takes from
@@ -25,9 +20,18 @@ export const RUN_IS_OVER = 'over';
 export const LOCK_DURATION = 15_000;
 
 /** At most so many characters are read of one value: 12 million tokens. */
-const MOST_CHARACTERS = 2 ** 26;
+export const MOST_CHARACTERS = 2 ** 26;
 
-const name = z.string().min(1).max(200);
+/** What a person may be shown: no control characters, which could make a terminal show something else. */
+export function printable(text: string): string {
+    return text.replace(/\p{C}+/gu, ' ').slice(0, 1000);
+}
+
+const name = z
+    .string()
+    .min(1)
+    .max(200)
+    .refine((text) => printable(text) === text, 'has characters that can not be printed');
 const count = z.number().int().nonnegative().max(1e9);
 const base64 = z.base64().max(MOST_CHARACTERS);
 const sequencesSchema = z.object({
@@ -80,7 +84,10 @@ export const applicantSchema = z.object({
 export type Applicant = z.infer<typeof applicantSchema>;
 
 /** What the coordinator says to that: the queue where it is to look first, or why it can't take part. */
-export const answerSchema = z.union([z.object({ home: count }), z.object({ refused: z.string().max(2000) })]);
+export const answerSchema = z.union([
+    z.object({ home: count }),
+    z.object({ refused: z.string().transform(printable) })
+]);
 export type Answer = z.infer<typeof answerSchema>;
 
 /** A candidate and some sequences. Computed twice, it gives the same. */
@@ -165,57 +172,3 @@ export const keyOfRun = (namespace: string, run: string) => `${namespace}:run:${
 export const keyOfWorker = (namespace: string, run: string, worker: string) => `${namespace}:alive:${run}:${worker}`;
 export const queueOf = (run: string, index: number) => `${run}.${index}`;
 export const joinQueueOf = (run: string) => `${run}.join`;
-
-/** A connection, and the engine that works over it. Every user of the engine gives it `options`. */
-export interface Connection {
-    redis: Redis;
-    engine: typeof BullMQ;
-    options: { connection: Redis; prefix: string };
-    close(): void;
-}
-
-/**
- * Connects to Redis. Once that has succeeded, a connection that is lost is sought again until it is closed.
- * @param url such as redis://host:6379, or rediss://user:password@host:6379/1 with TLS
- * @throws BlockprunerError if nothing is there, it doesn't let us in, or the packages for it aren't installed
- */
-export async function connect(url: string, namespace = DEFAULT_NAMESPACE): Promise<Connection> {
-    const { hostname, port, protocol } = parseAddress(url);
-    if (!/^[\w.-]{1,100}$/.test(namespace)) {
-        const expected = 'letters, digits, and . _ -';
-        throw new BlockprunerError('ARGUMENT', `${option('namespace')} must be of ${expected}, not '${namespace}'`);
-    }
-    const [{ Redis }, engine] = await Promise.all([import('ioredis'), import('bullmq')]).catch((error: unknown) => {
-        const message = `${option('redis')} needs two more packages: npm install bullmq ioredis`;
-        throw new BlockprunerError('ARGUMENT', message, { cause: error });
-    });
-    let connected = false;
-    const redis = new Redis(url, {
-        lazyConnect: true,
-        maxRetriesPerRequest: null, // as the engine wants it: what is asked waits until Redis is there again
-        connectTimeout: 10_000,
-        retryStrategy: (tries) => (connected ? Math.min(100 * tries, 2000) : null)
-    });
-    let problem: unknown;
-    redis.on('error', (error) => (problem = error));
-    try {
-        await redis.connect();
-        await redis.ping();
-        connected = true;
-    } catch (error) {
-        redis.disconnect();
-        const where = `${hostname}:${port || 6379}${protocol === 'rediss:' ? ' with TLS' : ''}`;
-        throw new BlockprunerError('REDIS', `can't use Redis at ${where}: ${messageOf(problem ?? error)}`);
-    }
-    return { redis, engine, options: { connection: redis, prefix: namespace }, close: () => redis.disconnect() };
-}
-
-/** @throws BlockprunerError unless it is the address of a Redis; it may have a password and isn't shown */
-export function parseAddress(url: string): URL {
-    const parsed = URL.canParse(url) ? new URL(url) : undefined;
-    if (!parsed || !['redis:', 'rediss:'].includes(parsed.protocol) || parsed.hostname === '') {
-        const examples = 'redis://host:6379 or, with TLS, rediss://user:password@host:6379';
-        throw new BlockprunerError('ARGUMENT', `${option('redis')} must be an address such as ${examples}`);
-    }
-    return parsed;
-}

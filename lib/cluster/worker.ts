@@ -1,20 +1,22 @@
 import crypto from 'node:crypto';
 import os from 'node:os';
 import type { Job, Worker } from 'bullmq';
-import { messageOf } from '../errors.js';
+import { BlockprunerError, messageOf } from '../errors.js';
 import { formatMove } from '../runtime/blocks.js';
 import { findDevices } from '../runtime/device.js';
 import { hashGguf } from '../runtime/gguf.js';
 import type { KeptStreams } from '../runtime/kept-streams.js';
 import type { Model } from '../runtime/model.js';
 import { version } from '../version.js';
+import { connect, within, type Connection } from './connection.js';
 import {
     answerSchema,
-    connect,
     joinQueueOf,
     keyOfRun,
     keyOfWorker,
+    MOST_CHARACTERS,
     pack,
+    printable,
     queueOf,
     RUN_IS_OVER,
     runSchema,
@@ -23,7 +25,6 @@ import {
     unpackTokens,
     type Answer,
     type Applicant,
-    type Connection,
     type Result,
     type Run,
     type Unit
@@ -46,20 +47,28 @@ export type WorkerEvent =
     | { event: 'ready'; worker: string; device: string }
     | { event: 'joined'; worker: string; run: string }
     | { event: 'refused'; worker: string; run: string; reason: string }
+    | { event: 'problem'; worker: string; reason: string }
     | { event: 'left'; worker: string; run: string; units: number; sequences: number; seconds: number };
 
 /** How often a worker without a run looks for one, and says in a run that it is alive, in milliseconds. */
 const LOOK_INTERVAL = 500;
 const SIGN_INTERVAL = 2000;
 
+/** A coordinator that has not answered is asked again after so many milliseconds: Redis may have lost the question. */
+const ANSWER_TIME = 5000;
+
 /** A unit that ends so many workers isn't given to another one. */
 const MOST_STALLED = 5;
 
-/** A coordinator that has not answered for so long is not asked any more. */
-const ANSWER_TIME = 60_000;
-
 /** A worker without work looks at all queues so often, in seconds; what comes into its own one, it hears at once. */
 const IDLE_SECONDS = 0.05;
+
+/** After a failure, a worker rests before it takes another unit, twice as long each time: others get it first. */
+const FIRST_REST = 500;
+const LONGEST_REST = 15_000;
+
+/** A worker that is stopped has so many milliseconds to give back its unit: Redis may be away. */
+const GRACE = 1500;
 
 /**
  * Lends a model to the runs that are announced in a namespace, one after the other, until the signal says to stop.
@@ -68,34 +77,61 @@ const IDLE_SECONDS = 0.05;
 export async function serveRuns(model: Model, options: WorkerOptions): Promise<never> {
     const { signal, onEvent } = options;
     const connection = await connect(options.redis, options.namespace);
+    const host = os
+        .hostname()
+        .replace(/[^\w.-]/g, '')
+        .slice(0, 60);
     try {
         const worker = {
-            id: `${os
-                .hostname()
-                .replace(/[^\w.-]/g, '')
-                .slice(0, 60)}-${process.pid}-${crypto.randomUUID().slice(0, 8)}`,
+            id: [host, process.pid, crypto.randomUUID().slice(0, 8)].join('-'),
             device: await describeDevice(model),
             sha256: await hashGguf(model.gguf, signal)
         };
         onEvent?.({ event: 'ready', worker: worker.id, device: worker.device });
-        const done = new Set<string>();
-        for (;;) {
-            signal?.throwIfAborted();
-            for (const id of (await findRuns(connection)).filter((one) => !done.has(one))) {
-                if (await new Service(connection, model, worker, id, options).serve()) {
-                    done.add(id);
-                }
-            }
-            await sleep(LOOK_INTERVAL, signal);
-        }
+        return await endedBy(signal, serveAll(connection, model, worker, options));
     } finally {
-        connection.close();
+        await connection.close();
     }
 }
 
+async function serveAll(connection: Connection, model: Model, self: Self, options: WorkerOptions): Promise<never> {
+    const { signal, onEvent } = options;
+    const done = new Set<string>();
+    let problem = '';
+    for (;;) {
+        signal?.throwIfAborted();
+        try {
+            const [id] = (await findRuns(connection)).filter((one) => !done.has(one));
+            if (id !== undefined && (await new Service(connection, model, self, id, options).serve())) {
+                done.add(id);
+                continue;
+            }
+            problem = '';
+        } catch (error) {
+            signal?.throwIfAborted();
+            const reason = printable(messageOf(error));
+            if (reason !== problem) {
+                problem = reason; // it is told once, not each time
+                onEvent?.({ event: 'problem', worker: self.id, reason });
+            }
+        }
+        await sleep(LOOK_INTERVAL, signal);
+    }
+}
+
+/** Waits for work that the signal ends, but not long once it has: what is asked of a Redis that is away waits. */
+async function endedBy<T>(signal: AbortSignal | undefined, work: Promise<T>): Promise<T> {
+    let stop = () => {};
+    const stopped = new Promise<never>((_, reject) => {
+        stop = () => setTimeout(() => reject(signal!.reason as Error), GRACE).unref();
+        signal?.addEventListener('abort', stop, { once: true });
+    });
+    return Promise.race([work, stopped]).finally(() => signal?.removeEventListener('abort', stop));
+}
+
 /** The runs that are announced; a coordinator that is gone takes its runs with it. */
-async function findRuns({ redis, options }: Connection): Promise<string[]> {
-    const start = keyOfRun(options.prefix, '');
+async function findRuns({ redis, prefix }: Connection): Promise<string[]> {
+    const start = keyOfRun(prefix, '');
     const found: string[] = [];
     for (let cursor = '0', first = true; first || cursor !== '0'; first = false) {
         const [next, keys] = await redis.scan(cursor, 'MATCH', `${start}*`, 'COUNT', 1000);
@@ -125,43 +161,68 @@ class Service {
         private readonly options: WorkerOptions
     ) {}
 
-    /** Takes part as long as it can, and says whether there is nothing more to do in this run. */
+    /**
+     * Takes part as long as it can.
+     * @returns whether there is nothing more to do in this run
+     * @throws where something is wrong with Redis, which may pass
+     */
     async serve(): Promise<boolean> {
-        const { signal, onEvent } = this.options;
+        const { onEvent } = this.options;
         const { run } = this;
         const worker = this.self.id;
+        const refused = (reason: string) => {
+            onEvent?.({ event: 'refused', worker, run, reason });
+            return true;
+        };
         try {
             const described = await this.#describe();
-            if (!described) {
-                return true;
+            if (typeof described !== 'object') {
+                return described === 'over';
             }
             const answer = await this.#join(described);
-            if ('refused' in answer) {
-                onEvent?.({ event: 'refused', worker, run, reason: answer.refused });
-                return true;
+            if (!answer || 'refused' in answer) {
+                return answer ? refused(answer.refused) : false;
             }
             onEvent?.({ event: 'joined', worker, run });
             const isOver = await this.#work(described, answer.home);
             onEvent?.({ event: 'left', worker, run, ...this.#done });
             return isOver;
         } catch (error) {
-            signal?.throwIfAborted();
-            onEvent?.({ event: 'refused', worker, run, reason: messageOf(error) });
-            return true;
+            this.options.signal?.throwIfAborted();
+            if (error instanceof BlockprunerError) {
+                return refused(printable(error.message)); // such as that there is no memory for it
+            }
+            throw error;
         } finally {
             this.#streams?.dispose();
         }
     }
 
-    /** Reads what the run is; undefined if it is over. */
-    async #describe(): Promise<Run | undefined> {
-        const text = await this.connection.redis.get(keyOfRun(this.connection.options.prefix, this.run));
-        return text === null || text === RUN_IS_OVER ? undefined : runSchema.parse(JSON.parse(text));
+    /**
+     * Reads what the run is.
+     * @throws BlockprunerError where it is nothing that this version knows
+     */
+    async #describe(): Promise<Run | 'over' | 'gone'> {
+        const { redis, prefix } = this.connection;
+        const key = keyOfRun(prefix, this.run);
+        const isTooLong = (await redis.strlen(key)) > 3 * MOST_CHARACTERS;
+        const text = isTooLong ? '' : await redis.get(key);
+        if (text === null || text === RUN_IS_OVER) {
+            return text === null ? 'gone' : 'over';
+        }
+        const { data } = runSchema.safeParse(parseJson(text));
+        if (!data) {
+            throw new BlockprunerError('REDIS', `it isn't described as blockpruner ${version} does it`);
+        }
+        return data;
     }
 
-    /** Asks the coordinator to take part. What the first sequence's NLLs are here tells whether devices are alike. */
-    async #join({ model, version: wanted, sequences, linear }: Run): Promise<Answer> {
-        const { engine, options } = this.connection;
+    /**
+     * Asks the coordinator to take part. What the first sequence's NLLs are here tells whether devices are alike.
+     * @returns undefined if the run went away meanwhile
+     */
+    async #join({ model, version: wanted, sequences, linear }: Run): Promise<Answer | undefined> {
+        const { connection } = this;
         const { id, device, sha256 } = this.self;
         const applicant: Applicant = { id, device, version, model: sha256 };
         if (model === sha256 && wanted === version) {
@@ -175,17 +236,31 @@ class Service {
             const [probe] = await streams.evaluate([], [0], true);
             Object.assign(applicant, { together: streams.together, boundaries: streams.room, probe: pack(probe!) });
         }
-        const queue = new engine.Queue(joinQueueOf(this.run), options);
-        const events = new engine.QueueEvents(joinQueueOf(this.run), options);
-        queue.on('error', () => undefined);
-        events.on('error', () => undefined);
+        const name = joinQueueOf(this.run);
+        const [queue, events] = [connection.queue(name), connection.events(name)];
         try {
             await events.waitUntilReady();
-            const job = await queue.add('join', applicant, { removeOnComplete: { age: 60 } });
-            return answerSchema.parse(await job.waitUntilFinished(events, ANSWER_TIME));
+            await this.#giveSign();
+            while (typeof (await this.#describe()) === 'object') {
+                const job = await queue.add('join', applicant, { removeOnComplete: { age: 60 } });
+                const answered = job.waitUntilFinished(events).catch((error: unknown) => ({
+                    refused: printable(messageOf(error))
+                }));
+                const answer: unknown = await within(ANSWER_TIME, answered);
+                if (answer !== undefined) {
+                    return answerSchema.parse(answer);
+                }
+            }
+            await connection.obliterate([name]); // nobody is there to do it
+            return undefined;
         } finally {
-            await Promise.all([queue.close(), events.close()].map((closing) => closing.catch(() => undefined)));
+            await connection.release([queue, events]);
         }
+    }
+
+    #giveSign(): Promise<unknown> {
+        const { redis, prefix } = this.connection;
+        return redis.set(keyOfWorker(prefix, this.run, this.self.id), '1', 'PX', 3 * SIGN_INTERVAL);
     }
 
     /**
@@ -194,49 +269,51 @@ class Service {
      * @returns whether it is over; a run that was forgotten may come again
      */
     async #work({ queues, lockDuration }: Run, home: number): Promise<boolean> {
-        const { redis, engine, options } = this.connection;
+        const { connection } = this;
+        const { redis, prefix } = connection;
         const { signal } = this.options;
         const names = Array.from({ length: queues }, (_, i) => queueOf(this.run, (home + i) % queues));
-        const workers = names.map((name) => {
-            const worker = new engine.Worker(name, null, {
-                ...options,
+        const workers = names.map((name) =>
+            connection.worker(name, null, {
                 name: this.self.id,
                 lockDuration,
                 stalledInterval: Math.ceil(lockDuration / 3),
                 maxStalledCount: MOST_STALLED,
                 drainDelay: IDLE_SECONDS
-            });
-            return worker.on('error', () => undefined); // a connection that is lost is sought again
-        });
-        const sign = keyOfWorker(options.prefix, this.run, this.self.id);
+            })
+        );
         let [isOver, missed] = [false, 0];
         const look = async () => {
-            await redis.set(sign, '1', 'PX', 3 * SIGN_INTERVAL);
-            const start = await redis.getrange(keyOfRun(options.prefix, this.run), 0, RUN_IS_OVER.length - 1);
+            await this.#giveSign();
+            const start = await redis.getrange(keyOfRun(prefix, this.run), 0, RUN_IS_OVER.length - 1);
             isOver = start === RUN_IS_OVER;
             missed = start === '' ? missed + 1 : 0;
         };
-        const timer = setInterval(() => void look().catch(() => undefined), SIGN_INTERVAL);
+        const timer = setInterval(() => void look().catch(() => undefined), SIGN_INTERVAL).unref();
         try {
-            await look();
             await Promise.all(workers.map((worker) => worker.startStalledCheckTimer()));
+            let failures = 0;
             for (let number = 0; !isOver && missed < 2; number++) {
                 signal?.throwIfAborted();
                 const token = `${this.self.id}-${number}`;
                 const job = await this.#next(workers, token);
                 if (job) {
-                    await this.#do(job, token, lockDuration);
+                    failures = (await this.#do(job, token, lockDuration)) ? 0 : failures + 1;
+                    await sleep(failures === 0 ? 0 : Math.min(FIRST_REST * 2 ** failures, LONGEST_REST), signal);
                 }
-            }
-            if (!isOver) {
-                const left = [...names, joinQueueOf(this.run)].map((name) => new engine.Queue(name, options));
-                await Promise.all(left.map((queue) => queue.obliterate({ force: true }).catch(() => undefined)));
             }
             return isOver;
         } finally {
             clearInterval(timer);
-            await Promise.all(workers.map((worker) => worker.close(true).catch(() => undefined)));
-            await redis.del(sign).catch(() => undefined);
+            await connection.release(workers);
+            if (!signal?.aborted) {
+                // what the coordinator has not deleted, as it is gone, or had deleted before workers knew
+                await within(GRACE, connection.obliterate([...names, joinQueueOf(this.run)]));
+            }
+            await within(
+                GRACE,
+                redis.del(keyOfWorker(prefix, this.run, this.self.id)).catch(() => undefined)
+            );
         }
     }
 
@@ -250,36 +327,41 @@ class Service {
         return workers[0]!.getNextJob(token);
     }
 
-    /** Computes a unit. One that can't be computed here is tried again, perhaps elsewhere; nonsense isn't. */
-    async #do(job: Job, token: string, lockDuration: number): Promise<void> {
+    /**
+     * Computes a unit. One that can't be computed here is tried again, perhaps elsewhere; nonsense isn't.
+     * @returns whether it was computed, or is nonsense
+     */
+    async #do(job: Job, token: string, lockDuration: number): Promise<boolean> {
         const { signal } = this.options;
-        const renewal = setInterval(
-            () => void job.extendLock(token, lockDuration).catch(() => undefined),
-            lockDuration / 3
-        );
+        const renew = () => void job.extendLock(token, lockDuration).catch(() => undefined);
+        const renewal = setInterval(renew, lockDuration / 3).unref();
         try {
-            const result = await this.#compute(job.data);
-            await job.moveToCompleted(result, token, false);
+            const unit = unitSchema.safeParse(job.data);
+            const result = unit.success ? await this.#compute(unit.data) : undefined;
+            // Where the lock was lost meanwhile, as after a long stop, the unit is another worker's.
+            await (
+                result
+                    ? job.moveToCompleted(result, token, false)
+                    : job.moveToFailed(this.connection.unrecoverable("the unit isn't valid"), token, false)
+            ).catch(() => undefined);
+            return true;
         } catch (error) {
             if (signal?.aborted) {
                 await job.moveToWait(token).catch(() => undefined);
                 throw signal.reason;
             }
-            // Where the lock was lost meanwhile, as after a long stop, the unit is another worker's.
-            await job.moveToFailed(error as Error, token, false).catch(() => undefined);
+            const isWrong = error instanceof BlockprunerError && error.code === 'ARGUMENT'; // wherever it is tried
+            const reason = isWrong ? this.connection.unrecoverable(error.message) : (error as Error);
+            await job.moveToFailed(reason, token, false).catch(() => undefined);
+            return isWrong;
         } finally {
             clearInterval(renewal);
         }
     }
 
-    async #compute(data: unknown): Promise<Result> {
-        const unit = unitSchema.safeParse(data);
-        if (!unit.success) {
-            throw new this.connection.engine.UnrecoverableError('it is none of ours');
-        }
+    async #compute(unit: Unit): Promise<Result> {
         const started = performance.now();
-        const { nll, sequences } =
-            'choices' in unit.data ? await this.#score(unit.data) : await this.#evaluate(unit.data);
+        const { nll, sequences } = 'choices' in unit ? await this.#score(unit) : await this.#evaluate(unit);
         const milliseconds = performance.now() - started;
         this.#done.units++;
         this.#done.sequences += sequences;
@@ -322,6 +404,14 @@ async function describeDevice({ device, gpuLayers }: Model): Promise<string> {
     const found = (await findDevices()).find((one) => one.device === device);
     const layers = gpuLayers === undefined || device === 'cpu' ? '' : `, ${gpuLayers} layers`;
     return `${device}: ${found?.description ?? 'unknown'}${layers}`.slice(0, 200);
+}
+
+function parseJson(text: string): unknown {
+    try {
+        return JSON.parse(text);
+    } catch {
+        return undefined;
+    }
 }
 
 function sleep(milliseconds: number, signal: AbortSignal | undefined): Promise<void> {

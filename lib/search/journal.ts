@@ -37,7 +37,6 @@ interface Line {
 export class Journal implements CandidateEvaluator {
     readonly sequences: number;
     readonly shares: number;
-    readonly together: number;
     readonly #fd: number;
     #closed = false;
     #empty: boolean;
@@ -50,13 +49,16 @@ export class Journal implements CandidateEvaluator {
     ) {
         this.sequences = inner.sequences;
         this.shares = inner.shares ?? 1;
-        this.together = inner.together ?? 1;
         this.#fd = fs.openSync(file, 'a+');
         this.#empty = known.size === 0;
     }
 
     get devices(): number {
         return this.inner.devices;
+    }
+
+    get together(): number {
+        return this.inner.together ?? 1;
     }
 
     /** How many evaluations the journal had when it was opened. */

@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process';
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { Queue, QueueEvents, type QueueOptions } from 'bullmq';
+import { Queue, QueueEvents, Worker, type QueueOptions } from 'bullmq';
 import { Redis } from 'ioredis';
 import { Fleet } from '../../lib/cluster/fleet.js';
 import {
@@ -85,9 +85,9 @@ const until = async (isTrue: () => boolean | Promise<boolean>) => {
     };
     /** Nothing but what says for a few seconds that a run is over, and that a worker is alive. */
     const expectNothingLeft = async (namespace: string) => {
-        const left = await redis.keys(`${namespace}:*`);
-        expect(left.filter((key) => !/:(run|alive):/.test(key))).toEqual([]);
-        const ends = await Promise.all(left.map((key) => redis.ttl(key)));
+        const left = () => redis.keys(`${namespace}:*`);
+        await until(async () => (await left()).every((key) => /:(run|alive):/.test(key)));
+        const ends = await Promise.all((await left()).map((key) => redis.ttl(key)));
         expect(ends.filter((seconds) => seconds === -1 || seconds > 10)).toEqual([]);
     };
     const results: Record<string, PruneResult> = {};
@@ -136,10 +136,8 @@ const until = async (isTrue: () => boolean | Promise<boolean>) => {
 
     test('workers that die, hang or come late change nothing', async () => {
         const [first, second] = [join(), join()];
-        const notices: string[] = [];
         const shared = search('faults.gguf', {
             cluster: { redis: server.url, workers: 2, lockDuration: 500 },
-            onNotice: (notice) => notices.push(notice),
             onStart: () => {
                 first.kill();
                 second.pause();
@@ -154,7 +152,6 @@ const until = async (isTrue: () => boolean | Promise<boolean>) => {
         const result = await shared;
         expect(foundIn(result)).toEqual(foundIn(results.race!));
         expect(result.workers).toHaveLength(3);
-        expect(notices.filter((notice) => / is gone$/.test(notice))).not.toEqual([]);
         await until(() => second.stderr().includes('done with the search'));
     });
 
@@ -323,6 +320,12 @@ const until = async (isTrue: () => boolean | Promise<boolean>) => {
             const answer = await apply(run, options, { ...mine, together: 1, boundaries: 1, probe: probeOf(1) });
             expect(answer).toEqual({ home: expect.any(Number) as number });
             expect(fleet.workers.map(({ difference }) => difference > 0)).toEqual([false, true]);
+
+            // who is gone is told of
+            await leave();
+            await until(() => fleet.workers.every(({ alive }) => !alive));
+            expect(notices.filter((notice) => / is gone$/.test(notice))).toHaveLength(2);
+            expect(notices.at(-1)).toBe('no worker is left: the search waits for one');
         }));
 
     test('what is no unit of the search is not computed, and ends nothing', () =>
@@ -357,6 +360,31 @@ const until = async (isTrue: () => boolean | Promise<boolean>) => {
             });
         }));
 
+    test('a result that is none ends the search with a word', () =>
+        withFleet({}, async ({ fleet, run, options }) => {
+            await leave();
+            const liar = new Worker(`${run}.0`, () => Promise.resolve({ worker: 'me', nll: 'AAA=' }), options);
+            await expect(fleet.evaluate([{ kind: 'ffn', layer: 3 }], [0])).rejects.toMatchObject({
+                code: 'REDIS',
+                message: "the result of a unit (unit-0) isn't what it should be"
+            });
+            await liar.close(true);
+        }));
+
+    test('Ctrl-C ends workers and searches while Redis is away', async () => {
+        const away = await (await import('./redis.mjs')).startRedis();
+        const idle = start('worker', tiny, '--redis', away.url, '--namespace', 'idle', ...onCpu);
+        const waiting = start('prune', tiny, '-o', file('away.gguf'), ...args, '--redis', away.url);
+        [idle, waiting].forEach((one) => workers.add(one));
+        await until(() => idle.stderr().includes('ready as') && waiting.stderr().includes('waiting for a worker'));
+        await away.stop();
+        await sleep(500);
+        for (const one of [idle, waiting]) {
+            one.interrupt();
+            expect((await one.ended).code).toBe(130);
+        }
+    }, 30_000);
+
     test('Ctrl-C ends a worker, whose unit goes to another, and a search that waits for one', async () => {
         const [first] = [join(), join()];
         const result = await search('left.gguf', {
@@ -383,8 +411,10 @@ const until = async (isTrue: () => boolean | Promise<boolean>) => {
             for (const [more, says] of [
                 [['--redis', 'localhost:6379'], /--redis must be an address such as redis:\/\/host:6379/],
                 [['--redis', `http://u:${secret}@host`], /--redis must be an address/],
+                [['--redis', `redis://u:${secret}@host/abc`], /--redis must be an address/],
+                [['--redis', `${server.url}/99`], /can't use Redis at 127\.0\.0\.1:\d+: ERR DB index is out of range/],
                 [['--redis', `redis://u:${secret}@127.0.0.1:1`], /can't use Redis at 127\.0\.0\.1:1: .*ECONNREFUSED/],
-                [['--redis', locked.url], /can't use Redis at 127\.0\.0\.1:\d+: NOAUTH/],
+                [['--redis', locked.url], /can't use Redis at 127\.0\.0\.1:\d+: it wants a password/],
                 [['--redis', at('wrong')], /can't use Redis at 127\.0\.0\.1:\d+: WRONGPASS/],
                 [['--redis', server.url, '--namespace', 'a:b'], /--namespace must be of letters, digits/],
                 [['--redis', server.url, '--workers', '0'], /--workers must be a whole number/],
