@@ -9,11 +9,14 @@ export declare const addonPath: string;
  */
 export declare function ensureBuilt(options?: { log?: (line: string) => void; force?: boolean }): Promise<void>;
 
+/** The backends that are built where they are asked for: CUDA's for the GPUs of this computer, and RPC's. */
+export type ExtraBackend = 'cuda' | 'rpc';
+
 /**
- * Builds the CUDA backend for the GPUs of this computer, unless it is built, and returns its library.
+ * Builds a backend unless it is built, and returns its library.
  * @throws BuildError with what the user can do
  */
-export declare function buildCuda(options?: { log?: (line: string) => void }): Promise<string>;
+export declare function buildBackend(kind: ExtraBackend, options?: { log?: (line: string) => void }): Promise<string>;
 
-/** The library of the CUDA backend that was built here; '' if none was, or for another release of llama.cpp. */
-export declare function builtCuda(): string;
+/** The library of a backend that was built here; '' if none was, or for another release of llama.cpp. */
+export declare function builtBackend(kind: ExtraBackend): string;

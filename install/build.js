@@ -108,49 +108,78 @@ async function prebuild() {
     console.log(saved);
 }
 
-const cudaFolder = path.join(buildFolder, 'cuda');
-const cudaLibrary = windows ? 'ggml-cuda.dll' : 'libggml-cuda.so';
+/** The backends that are built where they are asked for, from the source that the addon was built from. */
+const extraBackends = {
+    // The prebuilt one has machine code for some cards only, and what it has for others needs a newer driver than they
+    // may have.
+    cuda: {
+        title: 'the CUDA backend',
+        variant: () => process.env.BLOCKPRUNER_CUDA_ARCHITECTURES || architecturesHere(),
+        takes: (architectures) => ` for ${architectures} (an hour on two cores, minutes on many)`,
+        options: (architectures) => ({
+            CMAKE_CUDA_ARCHITECTURES: architectures,
+            GGML_CUDA: 'ON',
+            GGML_CUDA_GRAPHS: 'ON'
+        }),
+        check: () => {
+            if (spawnSync('nvcc', ['--version']).status !== 0) {
+                throw new BuildError(
+                    'nvcc was not found: install the CUDA toolkit, of the version that nvidia-smi shows or older, and ' +
+                        'put its bin folder into PATH',
+                    'BUILD_IMPOSSIBLE'
+                );
+            }
+        }
+    },
+    // Computes on other computers. There is no prebuilt one.
+    rpc: {
+        title: 'the RPC backend',
+        variant: () => '',
+        takes: () => ' (a minute)',
+        options: () => ({ GGML_RPC: 'ON', GGML_RPC_RDMA: 'OFF' }),
+        check: () => {}
+    }
+};
+
+const folderOf = (kind) => path.join(buildFolder, kind);
+const libraryOf = (kind) => (windows ? `ggml-${kind}.dll` : `libggml-${kind}.so`);
 
 /**
- * Builds the CUDA backend for the GPUs of this computer, from the source that the addon was built from: the prebuilt
- * one has machine code for some cards only, and what it has for others needs a newer driver than they may have.
+ * Builds a backend.
+ * @param kind `cuda`, for the GPUs of this computer, or `rpc`
+ * @returns the file of its library
  */
-async function buildCuda({ log } = {}) {
+async function buildBackend(kind, { log } = {}) {
     await ensureBuilt({ log });
-    if (spawnSync('nvcc', ['--version']).status !== 0) {
-        throw new BuildError(
-            'nvcc was not found: install the CUDA toolkit, of the version that nvidia-smi shows or older, and put ' +
-                'its bin folder into PATH',
-            'BUILD_IMPOSSIBLE'
-        );
-    }
-    const architectures = process.env.BLOCKPRUNER_CUDA_ARCHITECTURES || architecturesHere();
+    const { title, variant, takes, options, check } = extraBackends[kind];
+    check();
+    const chosen = variant();
+    const folder = folderOf(kind);
+    const library = libraryOf(kind);
     await buildOnce({
-        folder: cudaFolder,
-        product: cudaLibrary,
-        name: 'the CUDA backend',
-        stamp: `${llamaRelease()} ${architectures}`,
+        folder,
+        product: library,
+        name: title,
+        stamp: `${llamaRelease()} ${chosen}`,
         log,
         build: async (progress, stopped) => {
-            const logFile = path.join(cudaFolder, 'build.log');
-            const work = path.join(cudaFolder, 'cmake');
+            const logFile = path.join(folder, 'build.log');
+            const work = path.join(folder, 'cmake');
             fs.writeFileSync(logFile, '');
             const cmake = (...args) => run('cmake', args, { progress, stopped, logFile });
-            progress.phase('Preparing the build of the CUDA backend');
-            const options = {
+            progress.phase(`Preparing the build of ${title}`);
+            const all = {
                 CMAKE_BUILD_TYPE: 'Release',
-                CMAKE_CUDA_ARCHITECTURES: architectures,
                 CMAKE_PLATFORM_NO_VERSIONED_SONAME: 'ON', // it must find the prebuilt ggml-base, which has no version
                 BUILD_SHARED_LIBS: 'ON',
                 GGML_BACKEND_DL: 'ON',
                 GGML_BUILD_EXAMPLES: 'OFF',
                 GGML_BUILD_TESTS: 'OFF',
                 GGML_CPU: 'OFF',
-                GGML_CUDA: 'ON',
-                GGML_CUDA_GRAPHS: 'ON',
-                GGML_NATIVE: 'OFF'
+                GGML_NATIVE: 'OFF',
+                ...options(chosen)
             };
-            const defines = Object.entries(options).map(([name, value]) => `-D${name}=${value}`);
+            const defines = Object.entries(all).map(([name, value]) => `-D${name}=${value}`);
             const source = path.join(cmakeFolder, 'llama.cpp', 'ggml');
             if (!fs.existsSync(source)) {
                 checkTools(); // the addon came with the package, so that nothing was unpacked yet
@@ -158,30 +187,31 @@ async function buildCuda({ log } = {}) {
             }
             fs.appendFileSync(path.join(source, 'ggml.pc.in'), ''); // the bundle lacks it, and CMake wants it
             if (!(await cmake('-S', source, '-B', work, ...defines))) {
-                throw failure('The build of the CUDA backend could not be prepared', logFile);
+                throw failure(`The build of ${title} could not be prepared`, logFile);
             }
-            progress.phase(`Compiling the CUDA backend for ${architectures} (an hour on two cores, minutes on many)`);
+            progress.phase(`Compiling ${title}${takes(chosen)}`);
             const parallel = ['--config', 'Release', '--parallel', String(jobs())];
-            if (!(await cmake('--build', work, '--target', 'ggml-cuda', ...parallel))) {
-                throw failure('The CUDA backend could not be compiled', logFile);
+            if (!(await cmake('--build', work, '--target', `ggml-${kind}`, ...parallel))) {
+                throw failure(`${title} could not be compiled`, logFile);
             }
-            const built = [path.join('bin', 'Release'), 'bin'].map((bin) => path.join(work, bin, cudaLibrary));
+            const built = [path.join('bin', 'Release'), 'bin'].map((bin) => path.join(work, bin, library));
             fs.copyFileSync(
                 built.find((file) => fs.existsSync(file)),
-                path.join(cudaFolder, cudaLibrary)
+                path.join(folder, library)
             );
         }
     });
-    return builtCuda();
+    return builtBackend(kind);
 }
 
 /**
- * The library of the CUDA backend that was built here; '' if none was, or for another release of llama.cpp. Whether it
- * is for the GPUs that are here now shows when they are tried.
+ * The library of a backend that was built here; '' if none was, or for another release of llama.cpp. Whether it is for
+ * the GPUs that are here now shows when they are tried.
+ * @param kind `cuda` or `rpc`
  */
-function builtCuda() {
+function builtBackend(kind) {
     const isOurs = (stamp) => stamp.startsWith(`${llamaRelease()} `);
-    return isBuilt(cudaFolder, cudaLibrary, isOurs) ? path.join(cudaFolder, cudaLibrary) : '';
+    return isBuilt(folderOf(kind), libraryOf(kind), isOurs) ? path.join(folderOf(kind), libraryOf(kind)) : '';
 }
 
 /** What all that is built here depends on. */
@@ -372,7 +402,7 @@ function failure(message, file = logFile) {
     );
 }
 
-module.exports = { addonPath, buildCuda, builtCuda, ensureBuilt, BuildError };
+module.exports = { addonPath, buildBackend, builtBackend, ensureBuilt, BuildError };
 
 if (require.main === module) {
     const work = process.argv.includes('--prebuilt')

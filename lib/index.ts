@@ -62,6 +62,7 @@ export {
     scoreTask,
     scoreTasks,
     type Score,
+    type Scorer,
     type TaskOptions,
     type TaskScores
 } from './evaluation/scores.js';

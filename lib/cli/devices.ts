@@ -1,6 +1,6 @@
 import type { Argv } from 'yargs';
 import { formatBytes } from '../format.js';
-import { buildCudaBackend } from '../runtime/addon.js';
+import { buildBackend } from '../runtime/addon.js';
 import { findDevices, type FoundDevice } from '../runtime/device.js';
 import { jsonOption } from './options.js';
 import { print } from './print.js';
@@ -12,8 +12,10 @@ export const builder = (yargs: Argv) =>
     yargs
         .options({
             build: {
-                choices: ['cuda'] as const,
-                describe: 'First build the CUDA backend for the GPUs of this computer; needs the CUDA toolkit (nvcc)'
+                choices: ['cuda', 'rpc'] as const,
+                describe:
+                    'First build a backend: CUDA for the GPUs of this computer, which needs its toolkit (nvcc); RPC for ' +
+                    'other computers'
             },
             json: jsonOption
         })
@@ -21,7 +23,7 @@ export const builder = (yargs: Argv) =>
 
 export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>): Promise<void> {
     if (argv.build) {
-        await buildCudaBackend();
+        await buildBackend(argv.build);
     }
     const found = await findDevices();
     print(found, argv.json, () => found.map(deviceLine));

@@ -10,6 +10,7 @@ import * as evaluate from './eval.js';
 import * as inspect from './inspect.js';
 import * as perplexity from './perplexity.js';
 import * as prune from './prune.js';
+import * as rpcServer from './rpc-server.js';
 import * as worker from './worker.js';
 import { Interrupted } from './interrupt.js';
 import { tell, tellInJson } from './stderr.js';
@@ -47,11 +48,15 @@ async function main(): Promise<void> {
         .command(inspect)
         .command(devices)
         .command(worker)
+        .command(rpcServer)
         .option('json-progress', {
             type: 'boolean',
             describe: 'Tell progress, notices and errors on stderr as one JSON object a line'
         })
-        .demandCommand(1, 'say what to do: prune, apply, adapt, perplexity, eval, compare, inspect, devices or worker')
+        .demandCommand(
+            1,
+            'say what to do: prune, apply, adapt, perplexity, eval, compare, inspect, devices, worker or rpc-server'
+        )
         .strict()
         .recommendCommands()
         .parserConfiguration({ 'duplicate-arguments-array': false }) // the last one counts

@@ -81,18 +81,23 @@ export const deviceOptions = {
         describe: "Where to compute; auto takes the first GPU that works; 'blockpruner devices' lists them"
     },
     'gpu-layers': { type: 'number', describe: 'Layers on the GPU', defaultDescription: 'all' },
+    rpc: {
+        type: 'string',
+        describe: 'RPC servers of llama.cpp to compute on, host:port,host:port (experimental, for networks of your own)'
+    },
     threads: { type: 'number', describe: 'CPU threads', defaultDescription: 'all cores' }
 } as const;
 
 export interface DeviceArguments {
     device: Device | 'auto';
     gpuLayers?: number | undefined;
+    rpc?: string | undefined;
     threads?: number | undefined;
 }
 
-export function deviceOf({ device, gpuLayers, threads }: DeviceArguments) {
+export function deviceOf({ device, gpuLayers, rpc, threads }: DeviceArguments) {
     const onNotice = (notice: string) => tell(messageInWords(notice), { notice: messageInWords(notice) });
-    return { device, gpuLayers, threads, onNotice };
+    return { device, gpuLayers, rpc: rpc?.split(',').map((server) => server.trim()), threads, onNotice };
 }
 
 export const calibrationOptions = {

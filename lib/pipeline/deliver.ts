@@ -241,7 +241,7 @@ export function stockOptions(
     { device, prebuilt, gpuLayers, threads, flashAttention }: Model,
     signal: AbortSignal | undefined
 ): StockOptions {
-    return { device: prebuilt ? device : 'cpu', gpuLayers, threads, flashAttention, signal };
+    return { device: prebuilt && device !== 'rpc' ? device : 'cpu', gpuLayers, threads, flashAttention, signal };
 }
 
 /** Measures both files' speeds in turns, so that whatever else the computer does slows both down. */

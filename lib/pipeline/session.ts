@@ -60,6 +60,8 @@ export interface SessionOptions {
     device?: Device | 'auto' | undefined;
     /** Layers on the GPU. Default: all. */
     gpuLayers?: number | undefined;
+    /** Compute on these RPC servers, host:port, over which the model is spread; see {@link LoadOptions}. */
+    rpc?: readonly string[] | undefined;
     /** CPU threads. Default: the number of cores. */
     threads?: number | undefined;
     onProgress?: PhaseProgress | undefined;
@@ -78,9 +80,11 @@ export interface SessionOptions {
 export function checkSessionOptions({
     calibration = {},
     gpuLayers,
-    threads
+    threads,
+    device,
+    rpc
 }: Omit<SessionOptions, 'onProgress'>): void {
-    checkLoadOptions({ gpuLayers, threads });
+    checkLoadOptions({ device, gpuLayers, threads, rpc });
     checkCalibration(calibration);
 }
 
@@ -151,13 +155,14 @@ export class Session {
      * @throws BlockprunerError if the model can't be pruned, or something can't be read
      */
     static async open(source: Source, options: SessionOptions, { copies = true } = {}): Promise<Session> {
-        const { device, gpuLayers, threads, signal, onProgress, onNotice } = options;
+        const { device, gpuLayers, threads, rpc, signal, onProgress, onNotice } = options;
         const [file] = source.gguf.files as [string];
         const host = await chooseHost(source.gguf, signal);
         const loading = {
             device,
             gpuLayers,
             threads,
+            rpc,
             signal,
             onNotice,
             checkTensors: true,

@@ -71,7 +71,7 @@ export interface PruneResult {
      * Speeds in the stock runtime, in rounds that the two files took in turns, each of a prompt of `tokens` tokens and
      * as many generated ones; null where no report was asked for.
      */
-    speed: { device: Device; threads: number; tokens: number; dense: Speed[]; pruned: Speed[] } | null;
+    speed: { device: Exclude<Device, 'rpc'>; threads: number; tokens: number; dense: Speed[]; pruned: Speed[] } | null;
     /** The workers that the search was shared among, if it was. */
     workers?: WorkerShare[];
     /** How long all of it took. */

@@ -1,5 +1,6 @@
 // The native addon: loading it, and the types of what it exports. What a call that model.ts or kept-streams.ts passes
 // on means is said there.
+import type { ExtraBackend } from '../../install/build.js';
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 import type { BlockKind } from './blocks.js';
@@ -232,6 +233,10 @@ export interface Addon {
         memoryFree: number;
         memoryTotal: number;
     }[];
+    /** Adds the devices of an RPC server, host:port, once the RPC backend is loaded; why that fails, if it does. */
+    addRpcServer(endpoint: string): string | undefined;
+    /** Serves this computer's devices to others over RPC, until the process ends; rejects where it can't. */
+    serveRpc(endpoint: string, threads: number, devices: string[], task: NativeTask): Promise<void>;
     /**
      * Computes a tiny graph on a device; rejects where it gives something else than on the CPU. A backend that can't go
      * on ends the process.
@@ -314,11 +319,12 @@ export const { backendFolders } = require(path.join(root, 'install', 'packages.j
 };
 
 /**
- * Builds the CUDA backend for the GPUs of this computer; it is then used in the place of the prebuilt one.
+ * Builds a backend: CUDA's for the GPUs of this computer, which is then used in the place of the prebuilt one, or
+ * RPC's.
  * @throws BlockprunerError if it can't be built
  */
-export async function buildCudaBackend(): Promise<string> {
-    return build.buildCuda().catch((error: unknown) => {
+export async function buildBackend(kind: ExtraBackend): Promise<string> {
+    return build.buildBackend(kind).catch((error: unknown) => {
         throw error instanceof build.BuildError
             ? new BlockprunerError('ADDON', error.message, { cause: error })
             : error;
@@ -326,8 +332,8 @@ export async function buildCudaBackend(): Promise<string> {
 }
 
 /** The library of that backend; '' where it was not built. */
-export function builtCudaBackend(): string {
-    return build.builtCuda();
+export function builtBackend(kind: ExtraBackend): string {
+    return build.builtBackend(kind);
 }
 
 let loaded: Addon | undefined;

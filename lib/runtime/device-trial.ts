@@ -4,9 +4,13 @@ import { messageOf } from '../errors.js';
 import { loadAddon } from './addon.js';
 import { gpusOf, type Device, type TriedGpu } from './device.js';
 
-async function main(device: Device, library: string): Promise<void> {
+async function main(device: Device, library: string, servers: readonly string[]): Promise<void> {
     const addon = await loadAddon();
     addon.loadBackend(library);
+    const missing = servers.map((server) => addon.addRpcServer(server)).find((failure) => failure !== undefined);
+    if (missing !== undefined) {
+        throw new Error(missing);
+    }
     const gpus: TriedGpu[] = [];
     for (const gpu of gpusOf(addon, device)) {
         gpus.push({ ...gpu, failure: await addon.tryDevice(gpu.name, {}).then(() => undefined, messageOf) });
@@ -14,4 +18,7 @@ async function main(device: Device, library: string): Promise<void> {
     process.stdout.write(JSON.stringify(gpus));
 }
 
-void main(process.argv[2] as Device, process.argv[3]!);
+main(process.argv[2] as Device, process.argv[3]!, process.argv.slice(4)).catch((error: unknown) => {
+    process.stderr.write(`${messageOf(error)}\n`);
+    process.exitCode = 1;
+});

@@ -2,12 +2,13 @@ import { execFile } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { checkOneOf } from '../check.js';
+import { checkInteger, checkOneOf } from '../check.js';
 import { BlockprunerError } from '../errors.js';
-import { backendFolders, builtCudaBackend, loadAddon, type Addon } from './addon.js';
+import { backendFolders, builtBackend, loadAddon, runNative, type Addon } from './addon.js';
 
-/** Where a model is computed. */
-export type Device = 'cpu' | 'cuda' | 'metal' | 'vulkan';
+/** Where a model is computed; `rpc`: on other computers, whose addresses are given beside it. */
+export type Device = 'cpu' | 'cuda' | 'metal' | 'vulkan' | 'rpc';
+/** What can be there without an address. */
 export const devices: readonly Device[] = ['cpu', 'cuda', 'metal', 'vulkan'];
 
 /** A GPU, by ggml's name of it; its memory in bytes. */
@@ -51,7 +52,8 @@ const backendNames: Record<Device, RegExp> = {
     cpu: /^cpu/i,
     cuda: /^cuda/i,
     metal: /^(metal|mtl)/i,
-    vulkan: /^vulkan/i
+    vulkan: /^vulkan/i,
+    rpc: /^rpc$/i
 };
 
 /** A backend is given so long, in milliseconds, to compute a tiny graph: the first one of a driver may be slow. */
@@ -61,17 +63,20 @@ const TRIAL_TIME = 120_000;
  * Finds the device to compute on: `auto` takes the first kind of GPU that works, else the CPU. A kind of GPU is tried
  * in a process of its own first, once: a backend that has no code for the card would end this one.
  * @param onNotice hears of a GPU that is there and can't be used, and what is used instead
+ * @param rpc addresses of RPC servers, host:port: they are computed on then, and `wanted` must be `auto` or `rpc`
  * @throws ArgumentError if there can be no such device, BlockprunerError if there is none on this computer
  */
 export async function chooseDevice(
     wanted: Device | 'auto',
-    onNotice?: (notice: string) => void
+    onNotice?: (notice: string) => void,
+    rpc: readonly string[] = []
 ): Promise<ChosenDevice> {
-    checkOneOf('device', wanted, ['auto', ...devices]);
-    const kinds: Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
+    checkOneOf('device', wanted, ['auto', ...devices, ...(rpc.length > 0 ? (['rpc'] as const) : [])]);
+    const ofRpc = rpc.length > 0 ? (['rpc'] as const) : undefined;
+    const kinds: readonly Device[] = ofRpc ?? (wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted]);
     const failures: string[] = [];
     for (const device of kinds) {
-        const found = await tryDevice(device);
+        const found = await tryDevice(device, rpc);
         if (found.works) {
             if (failures.length > 0) {
                 onNotice?.(`${failures.join('; ')}: computing on ${nameOf(device)} instead`);
@@ -92,20 +97,60 @@ export async function chooseDevice(
 
 /** What is there of each kind of device, and whether it works. */
 export async function findDevices(): Promise<FoundDevice[]> {
-    return Promise.all(devices.map(tryDevice));
+    return Promise.all(devices.map((device) => tryDevice(device)));
 }
 
-const found = new Map<Device, Promise<FoundDevice>>();
+/**
+ * Lends this computer's devices to others over llama.cpp's RPC, until the process ends.
+ * @param endpoint host:port
+ * @throws BlockprunerError if the RPC backend isn't built, there is no such device, or the port is taken
+ */
+export async function serveDevices(
+    endpoint: string,
+    options: {
+        device?: Device | 'auto' | undefined;
+        threads?: number | undefined;
+        onNotice?: ((notice: string) => void) | undefined;
+    } = {}
+): Promise<void> {
+    const { device = 'auto', threads = os.availableParallelism(), onNotice } = options;
+    checkInteger('threads', threads, { least: 1 });
+    if (!/^[^\s:]+:\d{1,5}$/.test(endpoint)) {
+        throw new BlockprunerError('ARGUMENT', `${endpoint} is no address such as 127.0.0.1:50052`);
+    }
+    const { gpus } = await chooseDevice(device, onNotice);
+    const library = backendFile('rpc');
+    if (!library) {
+        throw new BlockprunerError('DEVICE', RPC_NOT_BUILT);
+    }
+    const addon = await loadAddon();
+    addon.loadBackend(library);
+    const cpu = addon.devices().filter((one) => backendNames.cpu.test(one.backend));
+    const served = gpus.length > 0 ? gpus : cpu;
+    await runNative(undefined, (cancel) =>
+        addon.serveRpc(
+            endpoint,
+            threads,
+            served.map(({ name }) => name),
+            { cancel }
+        )
+    );
+}
+
+const RPC_NOT_BUILT = "the RPC backend isn't built: 'blockpruner devices --build rpc' does it";
+
+const found = new Map<string, Promise<FoundDevice>>();
 
 /** Finds a kind of device and tries it, once in this process. */
-function tryDevice(device: Device): Promise<FoundDevice> {
-    const before = found.get(device);
+function tryDevice(device: Device, servers: readonly string[] = []): Promise<FoundDevice> {
+    const name = [device, ...servers].join(' ');
+    const before = found.get(name);
     if (before) {
         return before;
     }
-    const now = device === 'cpu' ? describeCpu() : tryGpus(device);
-    found.set(device, now);
-    now.catch(() => found.delete(device));
+    const now = device === 'cpu' ? describeCpu() : tryGpus(device, servers);
+    found.set(name, now);
+    now.catch(() => found.delete(name));
     return now;
 }
 
@@ -115,13 +160,17 @@ async function describeCpu(): Promise<FoundDevice> {
     return { device: 'cpu', present: true, works: true, description, gpus: [] };
 }
 
-async function tryGpus(device: Device): Promise<FoundDevice> {
+async function tryGpus(device: Device, servers: readonly string[]): Promise<FoundDevice> {
     const library = backendFile(device);
     if (!library) {
-        const description = `there is no ${nameOf(device)} backend for this platform`;
+        const description =
+            device === 'rpc' ? RPC_NOT_BUILT : `there is no ${nameOf(device)} backend for this platform`;
         return { device, present: false, works: false, description, gpus: [] };
     }
     const addon = await loadAddon();
+    if (device === 'rpc') {
+        return tryServers(addon, library, servers);
+    }
     const failure = addon.loadBackend(library); // once: each time would add the same GPUs again
     const seen = gpusOf(addon, device);
     if (failure !== undefined || seen.length === 0) {
@@ -129,10 +178,27 @@ async function tryGpus(device: Device): Promise<FoundDevice> {
         const present = failure !== undefined && (named || hasDriver(device));
         return { device, present, works: false, description: whyNone(failure, present, library), library, gpus: [] };
     }
-    const gpus = await runTrial(device, library, seen);
+    const gpus = await runTrial(device, library, servers, seen);
     const works = gpus.some((gpu) => gpu.failure === undefined);
     const description = gpus.map((gpu) => `${gpu.description}${gpu.failure ? `: ${gpu.failure}` : ''}`).join('; ');
     return { device, present: true, works, description, library, gpus };
+}
+
+/** Tries RPC servers in another process before this one has anything to do with them: one that isn't there ends it. */
+async function tryServers(addon: Addon, library: string, servers: readonly string[]): Promise<FoundDevice> {
+    const nameless = servers.map((server) => ({ name: server, description: server, memoryFree: 0, memoryTotal: 0 }));
+    const tried = await runTrial('rpc', library, servers, nameless);
+    const failed = tried.filter(({ failure }) => failure !== undefined);
+    const result = { device: 'rpc' as const, present: true, library };
+    if (failed.length > 0) {
+        // the trial ends at the first server that isn't there, and says where in llama.cpp
+        const description = failed[0]!.failure!.replace(/^llama\.cpp gave up: (\S+:\d+: )?/, '');
+        return { ...result, works: false, description, gpus: tried };
+    }
+    addon.loadBackend(library);
+    servers.forEach((server) => addon.addRpcServer(server));
+    const gpus = gpusOf(addon, 'rpc').filter(({ description }) => servers.includes(description));
+    return { ...result, works: gpus.length > 0, description: gpus.map((gpu) => gpu.description).join('; '), gpus };
 }
 
 /** Why a backend shows no GPU. */
@@ -145,19 +211,30 @@ function whyNone(failure: string | undefined, present: boolean, library: string)
           : failure;
 }
 
-function runTrial(device: Device, library: string, gpus: readonly Gpu[]): Promise<TriedGpu[]> {
+function runTrial(
+    device: Device,
+    library: string,
+    servers: readonly string[],
+    gpus: readonly Gpu[]
+): Promise<TriedGpu[]> {
     const program = path.join(__dirname, 'device-trial.js');
     return new Promise((resolve) => {
-        execFile(process.execPath, [program, device, library], { timeout: TRIAL_TIME }, (error, stdout, stderr) => {
-            if (!error) {
-                return resolve(JSON.parse(stdout) as TriedGpu[]);
+        execFile(
+            process.execPath,
+            [program, device, library, ...servers],
+            { timeout: TRIAL_TIME },
+            (error, stdout, stderr) => {
+                if (!error) {
+                    return resolve(JSON.parse(stdout) as TriedGpu[]);
+                }
+                const reason = stderr.trim().split('\n').at(-1) || `its trial ended with ${error.signal ?? error.code}`;
+                // a backend of the wrong card's code is what makes CUDA fail in most cases
+                const help =
+                    device === 'cuda' ? "; 'blockpruner devices --build cuda' builds a backend for this GPU" : '';
+                const failure = error.killed ? 'its trial did not end' : `${reason}${help}`;
+                resolve(gpus.map((gpu) => ({ ...gpu, failure })));
             }
-            const reason = stderr.trim().split('\n').at(-1) || `its trial ended with ${error.signal ?? error.code}`;
-            // a backend of the wrong card's code is what makes CUDA fail in most cases
-            const help = device === 'cuda' ? "; 'blockpruner devices --build cuda' builds a backend for this GPU" : '';
-            const failure = error.killed ? 'its trial did not end' : `${reason}${help}`;
-            resolve(gpus.map((gpu) => ({ ...gpu, failure })));
-        });
+        );
     });
 }
 
@@ -180,7 +257,7 @@ export function gpusOf(addon: Addon, device: Device): Gpu[] {
 }
 
 function nameOf(device: Device): string {
-    return device === 'cpu' || device === 'cuda' ? device.toUpperCase() : device === 'metal' ? 'Metal' : 'Vulkan';
+    return ['cpu', 'cuda', 'rpc'].includes(device) ? device.toUpperCase() : device === 'metal' ? 'Metal' : 'Vulkan';
 }
 
 /**
@@ -189,11 +266,11 @@ function nameOf(device: Device): string {
  */
 function backendFile(device: Device): string | undefined {
     const named = process.env[variableOf(device)];
-    return named || (device === 'cuda' && builtCudaBackend()) || prebuiltFile(device);
+    return named || ((device === 'cuda' || device === 'rpc') && builtBackend(device)) || prebuiltFile(device);
 }
 
 function prebuiltFile(device: Device): string | undefined {
-    const folder = backendFolders[device];
+    const folder = device === 'rpc' ? '' : backendFolders[device];
     const name =
         folder && fs.readdirSync(folder).find((file) => /^(lib)?ggml-(cuda|vulkan|metal)\.(so|dll|dylib)$/.test(file));
     return name ? path.join(folder, name) : undefined;

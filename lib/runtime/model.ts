@@ -23,6 +23,11 @@ export interface LoadOptions {
     device?: Device | 'auto' | undefined;
     /** Layers on the GPU. Default: all. */
     gpuLayers?: number | undefined;
+    /**
+     * Compute on these RPC servers, host:port, over which the model is spread, for one that is too large for a
+     * computer. llama.cpp calls its RPC backend experimental and insecure: it is for networks that are yours alone.
+     */
+    rpc?: readonly string[] | undefined;
     /** Threads on the CPU, as many as there are cores at most. Default: the number of cores. */
     threads?: number | undefined;
     /**
@@ -177,6 +182,7 @@ export class Model {
     /** Whether the device's backend is the prebuilt one, which the stock runtime has too. */
     readonly prebuilt: boolean;
     readonly gpuLayers: number | undefined;
+    readonly rpc: readonly string[] | undefined;
     readonly threads: number;
     /** Never llama.cpp's `auto`: that depends on the graph, and so on what is left out of it. */
     readonly flashAttention = true;
@@ -205,6 +211,7 @@ export class Model {
         this.gguf = gguf;
         this.device = device;
         this.gpuLayers = options.gpuLayers;
+        this.rpc = options.rpc;
         const available = os.availableParallelism();
         this.threads = Math.min(options.threads ?? available, available);
         if (options.threads !== undefined && options.threads > available) {
@@ -223,7 +230,7 @@ export class Model {
      */
     static async load(file: string, options: LoadOptions = {}): Promise<Model> {
         checkLoadOptions(options);
-        const on = await chooseDevice(options.device ?? 'auto', options.onNotice);
+        const on = await chooseDevice(options.device ?? 'auto', options.onNotice, options.rpc);
         return Model.#loadOn(file, on, options);
     }
 
@@ -234,7 +241,7 @@ export class Model {
      */
     static async loadOnEach(file: string, options: LoadOptions = {}): Promise<Model[]> {
         checkLoadOptions(options);
-        const on = await chooseDevice(options.device ?? 'auto', options.onNotice);
+        const on = await chooseDevice(options.device ?? 'auto', options.onNotice, options.rpc);
         const { gpus } = on;
         const needed = gpus.length > 1 ? (await readGguf(file, options.signal)).bytes + COPY_HEADROOM : Infinity;
         const each =
@@ -713,11 +720,19 @@ export class Model {
 }
 
 /** @throws ArgumentError if an option is out of its range; nothing is loaded for that */
-export function checkLoadOptions({ gpuLayers, threads, tokensAtOnce, cacheType }: LoadOptions): void {
+export function checkLoadOptions(options: LoadOptions): void {
+    const { device, gpuLayers, threads, rpc = [], tokensAtOnce, cacheType } = options;
     checkInteger('gpuLayers', gpuLayers, { least: 0 });
     checkInteger('threads', threads, { least: 1 });
     checkInteger('tokensAtOnce', tokensAtOnce, { least: 1 });
     checkOneOf('cacheType', cacheType, ['f16', 'f32']);
+    if (rpc.length > 0 && device !== undefined && device !== 'auto' && device !== 'rpc') {
+        throw new BlockprunerError('ARGUMENT', `${option('rpc')} computes on servers: leave out ${option('device')}`);
+    }
+    const wrong = rpc.find((server) => !/^[^\s:]+:\d{1,5}$/.test(server));
+    if (wrong !== undefined) {
+        throw new ArgumentError('rpc', 'servers such as host:50052', wrong);
+    }
 }
 
 /**
@@ -725,12 +740,18 @@ export function checkLoadOptions({ gpuLayers, threads, tokensAtOnce, cacheType }
  * may be disposed.
  */
 export async function useAlike<T>(
-    { device: same, gpuLayers, threads }: Model,
+    { device: same, gpuLayers, threads, rpc }: Model,
     file: string,
     work: (loaded: Model) => Promise<T>,
     { device = same, signal }: Pick<LoadOptions, 'device' | 'signal'> = {}
 ): Promise<T> {
-    const loaded = await Model.load(file, { device, gpuLayers, threads, signal });
+    const loaded = await Model.load(file, {
+        device,
+        gpuLayers,
+        threads,
+        signal,
+        rpc: device === 'rpc' ? rpc : undefined
+    });
     try {
         return await work(loaded);
     } finally {

@@ -5,7 +5,7 @@ import type { Device } from '../runtime/device.js';
 import type { Sequences } from '../runtime/sequences.js';
 
 export interface StockOptions {
-    device: Device;
+    device: Exclude<Device, 'rpc'>;
     gpuLayers?: number | undefined;
     threads: number;
     flashAttention: boolean;

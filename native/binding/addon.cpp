@@ -14,6 +14,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 #ifdef _WIN32
 #define NOMINMAX
 #include <windows.h>
@@ -54,6 +55,52 @@ Napi::Value load_backend(const Napi::CallbackInfo & info) {
     }
 #endif
     return info.Env().Undefined();
+}
+
+// What the RPC backend gives by its names; null where it isn't loaded.
+void * rpc_function([[maybe_unused]] const char * name) {
+#ifdef GGML_BACKEND_DL
+    if (const auto rpc = ggml_backend_reg_by_name("RPC")) {
+        return ggml_backend_reg_get_proc_address(rpc, name);
+    }
+#endif
+    return nullptr;
+}
+
+// Returns why it can't be added, or nothing.
+Napi::Value add_rpc_server(const Napi::CallbackInfo & info) {
+    using add_server    = ggml_backend_reg_t (*)(const char *);
+    const auto endpoint = info[0].As<Napi::String>().Utf8Value();
+    const auto add      = (add_server) rpc_function("ggml_backend_rpc_add_server");
+    const auto server   = add ? add(endpoint.c_str()) : nullptr;
+    if (!server) {
+        return Napi::String::New(info.Env(), endpoint + (add ? " has no devices" : ": there is no RPC backend"));
+    }
+    ggml_backend_register(server); // once: what is registered already stays as it is
+    return info.Env().Undefined();
+}
+
+Napi::Value serve_rpc(const Napi::CallbackInfo & info) {
+    using start_server  = void (*)(const char *, const char *, size_t, size_t, ggml_backend_dev_t *);
+    const auto endpoint = info[0].As<Napi::String>().Utf8Value();
+    const auto threads  = info[1].As<Napi::Number>().Uint32Value();
+    const auto names    = info[2].As<Napi::Array>();
+    std::vector<ggml_backend_dev_t> served;
+    for (uint32_t i = 0; i < names.Length(); i++) {
+        served.push_back(ggml_backend_dev_by_name(names.Get(i).As<Napi::String>().Utf8Value().c_str()));
+    }
+    return run_async(
+        info.Env(), info[3],
+        [=](const task_control &) mutable {
+            const assertion_mode threads_are_at_work(assertion_mode::end_process);
+            const auto           start = (start_server) rpc_function("ggml_backend_rpc_start_server");
+            if (!start) {
+                throw std::runtime_error("there is no RPC backend");
+            }
+            start(endpoint.c_str(), nullptr, threads, served.size(), served.data());
+            throw std::runtime_error("can't serve at " + endpoint); // it returns only where it fails
+        },
+        [](Napi::Env env) { return env.Undefined(); });
 }
 
 Napi::Value devices(const Napi::CallbackInfo & info) {
@@ -97,6 +144,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     llama_backend_init();
     exports.Set("loadBackends", Napi::Function::New(env, load_backends));
     exports.Set("loadBackend", Napi::Function::New(env, load_backend));
+    exports.Set("addRpcServer", Napi::Function::New(env, add_rpc_server));
+    exports.Set("serveRpc", Napi::Function::New(env, serve_rpc));
     exports.Set("devices", Napi::Function::New(env, devices));
     exports.Set("tryDevice", Napi::Function::New(env, try_device_of));
     exports.Set("lockFile", Napi::Function::New(env, binding::lock_file));

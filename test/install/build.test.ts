@@ -93,7 +93,7 @@ function buildHere(
     program('nvcc', 'true');
     program('cmake', '[ "$1" != --build ] || { mkdir -p "$2/bin"; echo $$ > "$2/bin/libggml-cuda.so"; }');
     const build = (architectures: string) => {
-        const script = `require('./install/build.js').buildCuda({ log: () => {} }).then(console.log)`;
+        const script = `require('./install/build.js').buildBackend('cuda', { log: () => {} }).then(console.log)`;
         const { stdout, stderr } = spawnSync(process.execPath, ['--preserve-symlinks', '-e', script], {
             cwd: folder,
             encoding: 'utf8',
