@@ -124,8 +124,8 @@ const extraBackends = {
         check: () => {
             if (spawnSync('nvcc', ['--version']).status !== 0) {
                 throw new BuildError(
-                    'nvcc was not found: install the CUDA toolkit, of the version that nvidia-smi shows or older, and ' +
-                        'put its bin folder into PATH',
+                    'nvcc was not found: install the CUDA toolkit, of the version that nvidia-smi shows or older, ' +
+                        'and put its bin folder into PATH',
                     'BUILD_IMPOSSIBLE'
                 );
             }

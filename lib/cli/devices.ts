@@ -14,8 +14,8 @@ export const builder = (yargs: Argv) =>
             build: {
                 choices: ['cuda', 'rpc'] as const,
                 describe:
-                    'First build a backend: CUDA for the GPUs of this computer, which needs its toolkit (nvcc); RPC for ' +
-                    'other computers'
+                    'First build a backend: CUDA for the GPUs of this computer, which needs its toolkit (nvcc); ' +
+                    'RPC for other computers'
             },
             json: jsonOption
         })

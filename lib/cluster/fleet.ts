@@ -119,6 +119,9 @@ const ATTEMPTS = 5;
 
 const MOST_WORKERS = 1000;
 
+/** Workers that are there already join within so many milliseconds; after that, it is told that some are missing. */
+const WAITING_TIME = 2000;
+
 /** A run that is over is cleared away in so many milliseconds, or left to expire. */
 const CLEANING_TIME = 1500;
 
@@ -325,13 +328,13 @@ export class Fleet implements SearchEvaluator {
         if (!this.#admission.isRunning()) {
             this.#admission.run().catch((error: unknown) => this.#fail(error as Error));
         }
-        if (this.#workers.size < wanted) {
-            const missing = wanted === 1 ? 'a worker' : `${wanted} workers`;
-            const start = "'blockpruner worker MODEL --redis URL' starts one, on this or another computer";
-            this.listeners.onNotice?.(`waiting for ${missing}: ${start}`);
-        }
-        while (this.#workers.size < wanted) {
+        const missing = wanted === 1 ? 'a worker' : `${wanted} workers`;
+        const start = "'blockpruner worker MODEL --redis URL' starts one, on this or another computer";
+        for (let waited = 0; this.#workers.size < wanted; waited += 50) {
             this.#throwIfFailed();
+            if (waited === WAITING_TIME) {
+                this.listeners.onNotice?.(`waiting for ${missing}: ${start}`);
+            }
             await sleep(50);
         }
     }
