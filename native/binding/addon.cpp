@@ -81,10 +81,10 @@ Napi::Value add_rpc_server(const Napi::CallbackInfo & info) {
 }
 
 Napi::Value serve_rpc(const Napi::CallbackInfo & info) {
-    using start_server  = void (*)(const char *, const char *, size_t, size_t, ggml_backend_dev_t *);
-    const auto endpoint = info[0].As<Napi::String>().Utf8Value();
-    const auto threads  = info[1].As<Napi::Number>().Uint32Value();
-    const auto names    = info[2].As<Napi::Array>();
+    using start_server = void (*)(const char *, const char *, size_t, size_t, ggml_backend_dev_t *);
+    const auto                      endpoint = info[0].As<Napi::String>().Utf8Value();
+    const auto                      threads  = info[1].As<Napi::Number>().Uint32Value();
+    const auto                      names    = info[2].As<Napi::Array>();
     std::vector<ggml_backend_dev_t> served;
     for (uint32_t i = 0; i < names.Length(); i++) {
         served.push_back(ggml_backend_dev_by_name(names.Get(i).As<Napi::String>().Utf8Value().c_str()));
