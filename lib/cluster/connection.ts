@@ -64,7 +64,7 @@ export function parseAddress(url: string): URL {
 
 /** A connection, and what of BullMQ works over it. Nobody hears of it when it is lost: it is sought again. */
 export class Connection {
-    readonly #clients: Redis[];
+    readonly #clients: Set<Redis>;
     readonly #opened = new Set<Opened>();
 
     constructor(
@@ -73,13 +73,14 @@ export class Connection {
         readonly prefix: string,
         private readonly state: { seeks: boolean }
     ) {
-        this.#clients = [redis];
+        this.#clients = new Set([redis]);
         // BullMQ takes more connections for what blocks, and waits for them when it closes, however long they are lost
         const duplicate = redis.duplicate.bind(redis);
         redis.duplicate = (options) => {
             const client = duplicate(options);
             client.on('error', () => undefined);
-            this.#clients.push(client);
+            client.once('end', () => this.#clients.delete(client));
+            this.#clients.add(client);
             return client;
         };
     }

@@ -403,7 +403,7 @@ interface Computed {
 async function describeDevice({ device, gpuLayers }: Model): Promise<string> {
     const found = (await findDevices()).find((one) => one.device === device);
     const layers = gpuLayers === undefined || device === 'cpu' ? '' : `, ${gpuLayers} layers`;
-    return `${device}: ${found?.description ?? 'unknown'}${layers}`.slice(0, 200);
+    return printable(`${device}: ${found?.description ?? 'unknown'}${layers}`).slice(0, 200);
 }
 
 function parseJson(text: string): unknown {
