@@ -24,7 +24,7 @@ const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 const { BuildError, buildOnce, isBuilt } = require('./once.js');
-const { copyPrebuilt, hasPrebuilt, PLACE, savePrebuilt } = require('./prebuilt.js');
+const { copyPrebuilt, hasPrebuilt, placeToBuildFor, savePrebuilt } = require('./prebuilt.js');
 const { checkTools } = require('./tools.js');
 
 const packageFolder = path.resolve(__dirname, '..');
@@ -72,13 +72,13 @@ function placeOf({ prebuiltFolder }) {
  */
 async function install(packages, progress, stopped) {
     const isRepository = fs.existsSync(path.join(packageFolder, 'test'));
-    if (isRepository || !hasPrebuilt(sourceStamp(packages, PLACE))) {
+    if (isRepository || !hasPrebuilt(sourceStamp(packages, placeToBuildFor(packages)))) {
         return false;
     }
     const copy = path.join(buildFolder, 'prebuilt.node');
     fs.writeFileSync(logFile, '');
     try {
-        if (!copyPrebuilt(copy, placeOf(packages))) {
+        if (!copyPrebuilt(copy, placeOf(packages), packages)) {
             return false;
         }
         await putInPlace(copy, progress, stopped);
@@ -95,16 +95,16 @@ async function install(packages, progress, stopped) {
 /** Makes the addon that the package carries. */
 async function prebuild() {
     const packages = require('./packages.js');
-    if (process.platform !== 'linux' || packages.prebuiltFolder === '') {
-        throw new BuildError(
-            `the addon can be made for the package on Linux, with ${packages.prebuiltPackage} installed`
-        );
+    if (windows || packages.prebuiltFolder === '') {
+        const where = `on Linux and macOS, with ${packages.prebuiltPackage} installed`;
+        throw new BuildError(`the addon can be made for the package ${where}`);
     }
     await ensureBuilt();
     const stopped = new AbortController().signal;
     const progress = { phase: (text) => console.log(text), output: () => {}, note: console.log };
-    await build({ usesPrebuilt: true, place: PLACE, progress, stopped });
-    const saved = savePrebuilt(path.join(cmakeFolder, 'blockpruner.node'), sourceStamp(packages, PLACE));
+    const place = placeToBuildFor(packages);
+    await build({ usesPrebuilt: true, place, progress, stopped });
+    const saved = savePrebuilt(path.join(cmakeFolder, 'blockpruner.node'), sourceStamp(packages, place));
     console.log(saved);
 }
 

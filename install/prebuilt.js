@@ -11,11 +11,22 @@ const path = require('node:path');
 const folder = path.resolve(__dirname, '..', 'prebuilds', `${process.platform}-${process.arch}`);
 const files = { addon: path.join(folder, 'blockpruner.node'), stamp: path.join(folder, 'blockpruner.stamp') };
 
+const isMac = process.platform === 'darwin';
+
 /**
  * Where the addon is to look for ggml. Packages lie elsewhere in each installation, so this is written over there with
- * the place that they have; a longer one doesn't fit.
+ * the place that they have; a longer one doesn't fit. On macOS, where a signed library can't be changed, it is the
+ * place that npm gives them.
  */
+function placeToBuildFor(packages) {
+    return isMac ? `@loader_path/${usualPlace(packages)}` : PLACE;
+}
+
 const PLACE = `$ORIGIN/${'ggml-is-where-the-installation-says/'.repeat(14)}`;
+
+function usualPlace({ prebuiltPackage }) {
+    return path.posix.join('..', '..', prebuiltPackage, 'bins', path.posix.basename(prebuiltPackage));
+}
 
 /** Whether an addon is there that was built from what the package has. */
 function hasPrebuilt(stamp) {
@@ -27,7 +38,11 @@ function hasPrebuilt(stamp) {
  * @param place the folder of ggml, seen from there
  * @returns false where it can't be told of that
  */
-function copyPrebuilt(output, place) {
+function copyPrebuilt(output, place, packages) {
+    if (isMac) {
+        fs.copyFileSync(files.addon, output);
+        return place === usualPlace(packages);
+    }
     const bytes = fs.readFileSync(files.addon);
     const at = bytes.indexOf(PLACE);
     const found = Buffer.from(`$ORIGIN/${place}`);
@@ -40,7 +55,7 @@ function copyPrebuilt(output, place) {
     return true;
 }
 
-/** Keeps an addon that was built for {@link PLACE}. */
+/** Keeps an addon that was built for {@link placeToBuildFor}. */
 function savePrebuilt(built, stamp) {
     fs.rmSync(folder, { recursive: true, force: true });
     fs.mkdirSync(folder, { recursive: true });
@@ -49,4 +64,4 @@ function savePrebuilt(built, stamp) {
     return files.addon;
 }
 
-module.exports = { PLACE, copyPrebuilt, hasPrebuilt, savePrebuilt };
+module.exports = { placeToBuildFor, copyPrebuilt, hasPrebuilt, savePrebuilt };

@@ -338,7 +338,7 @@ describe('options:', () => {
     );
 
     test.each<[string, string[], string]>([
-        ['no command', [], 'prune, apply, adapt, perplexity, eval, compare, inspect or devices'],
+        ['no command', [], 'prune, apply, adapt, perplexity, eval, compare, inspect, devices, worker or rpc-server'],
         ['an unknown command', ['nonsense'], 'nonsense'],
         ['eval without a task', ['eval', tiny], 'nothing to score: give --task BENCHMARK=FILE or --answers'],
         ['eval of an unknown task', ['eval', tiny, '--task', `boolq=${license}`], "there is no task 'boolq'"],
