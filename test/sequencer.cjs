@@ -6,6 +6,7 @@ const { default: Sequencer } = require('@jest/test-sequencer');
 
 const longest = [
     'native/architectures',
+    'cluster/cluster',
     'export/export',
     'cli/bad_input',
     'pipeline/compare',

@@ -99,7 +99,8 @@ describe('--help', () => {
             'perplexity',
             'eval',
             'compare',
-            'inspect'
+            'inspect',
+            'worker'
         ]);
     });
 });
