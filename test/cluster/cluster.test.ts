@@ -36,14 +36,14 @@ const isThere = (() => {
 })();
 
 /** A search of a second or two. */
-const text = { samples: 8, context: 32 };
+const text = { samples: 6, context: 32 };
 const calibration = ['--calibration', 'embedded', '--samples', String(text.samples), '--context', String(text.context)];
-const args = ['--method', 'blockpruner', '--repair', 'none', '--no-verify', '--remove', '3', ...calibration, ...onCpu];
+const args = ['--method', 'blockpruner', '--repair', 'none', '--no-verify', '--remove', '2', ...calibration, ...onCpu];
 const search = (output: string, more: Partial<PruneOptions> = {}) =>
     prune(tiny, {
         output: file(output),
         method: 'blockpruner',
-        remove: 3,
+        remove: 2,
         repair: 'none',
         verify: false,
         device: 'cpu',
@@ -144,7 +144,7 @@ const until = async (isTrue: () => boolean | Promise<boolean>) => {
                 join();
             },
             onStep: (_, number) => {
-                if (number === 2) {
+                if (number === 1) {
                     second.goOn();
                 }
             }

@@ -74,13 +74,23 @@ async function freePort(): Promise<number> {
             remove: 2,
             method: 'blockpruner',
             search: 'exact',
-            calibration: { file: 'embedded', samples: 6, context: 64 },
+            calibration: { file: 'embedded', samples: 4, context: 48 },
+            repairTokens: 4096,
             threads: 1
         };
         const here = await prune(tiny, { ...options, output: file('here.gguf'), device: 'cpu' });
         const args = ['prune', tiny, '-o', file('there.gguf'), '--rpc', addresses(), '--json'];
         const search = ['--remove', '2', '--method', 'blockpruner', '--search', 'exact', '--threads', '1'];
-        const calibration = ['--calibration', 'embedded', '--samples', '6', '--context', '64'];
+        const calibration = [
+            '--calibration',
+            'embedded',
+            '--samples',
+            '4',
+            '--context',
+            '48',
+            '--repair-tokens',
+            '4096'
+        ];
         const broken = start(...args, ...search, ...calibration);
         while (!broken.stderr().includes('  1. ')) {
             await new Promise((resolve) => setTimeout(resolve, 10));
