@@ -113,7 +113,7 @@ const extraBackends = {
     // The prebuilt one has machine code for some cards only, and what it has for others needs a newer driver than they
     // may have.
     cuda: {
-        title: 'the CUDA backend',
+        title: 'CUDA backend',
         variant: () => process.env.BLOCKPRUNER_CUDA_ARCHITECTURES || architecturesHere(),
         takes: (architectures) => ` for ${architectures} (an hour on two cores, minutes on many)`,
         options: (architectures) => ({
@@ -133,7 +133,7 @@ const extraBackends = {
     },
     // Computes on other computers. There is no prebuilt one.
     rpc: {
-        title: 'the RPC backend',
+        title: 'RPC backend',
         variant: () => '',
         takes: () => ' (a minute)',
         options: () => ({ GGML_RPC: 'ON', GGML_RPC_RDMA: 'OFF' }),
@@ -159,7 +159,7 @@ async function buildBackend(kind, { log } = {}) {
     await buildOnce({
         folder,
         product: library,
-        name: title,
+        name: `the ${title}`,
         stamp: `${llamaRelease()} ${chosen}`,
         log,
         build: async (progress, stopped) => {
@@ -167,7 +167,7 @@ async function buildBackend(kind, { log } = {}) {
             const work = path.join(folder, 'cmake');
             fs.writeFileSync(logFile, '');
             const cmake = (...args) => run('cmake', args, { progress, stopped, logFile });
-            progress.phase(`Preparing the build of ${title}`);
+            progress.phase(`Preparing the build of the ${title}`);
             const all = {
                 CMAKE_BUILD_TYPE: 'Release',
                 CMAKE_PLATFORM_NO_VERSIONED_SONAME: 'ON', // it must find the prebuilt ggml-base, which has no version
@@ -187,12 +187,12 @@ async function buildBackend(kind, { log } = {}) {
             }
             fs.appendFileSync(path.join(source, 'ggml.pc.in'), ''); // the bundle lacks it, and CMake wants it
             if (!(await cmake('-S', source, '-B', work, ...defines))) {
-                throw failure(`The build of ${title} could not be prepared`, logFile);
+                throw failure(`The build of the ${title} could not be prepared`, logFile);
             }
-            progress.phase(`Compiling ${title}${takes(chosen)}`);
+            progress.phase(`Compiling the ${title}${takes(chosen)}`);
             const parallel = ['--config', 'Release', '--parallel', String(jobs())];
             if (!(await cmake('--build', work, '--target', `ggml-${kind}`, ...parallel))) {
-                throw failure(`${title} could not be compiled`, logFile);
+                throw failure(`The ${title} could not be compiled`, logFile);
             }
             const built = [path.join('bin', 'Release'), 'bin'].map((bin) => path.join(work, bin, library));
             fs.copyFileSync(

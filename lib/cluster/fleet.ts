@@ -1,6 +1,6 @@
 import crypto from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Queue, Worker } from 'bullmq';
-import type { Redis } from 'ioredis';
 import { checkInteger } from '../check.js';
 import { BlockprunerError, messageOf, option } from '../errors.js';
 import { bare, type Block } from '../runtime/blocks.js';
@@ -216,7 +216,7 @@ export class Fleet implements SearchEvaluator {
         const { signal } = this.listeners;
         await this.#announce();
         signal?.addEventListener('abort', this.#stop, { once: true });
-        this.#timers.push(setInterval(() => void this.#lookAfter().catch(() => undefined), CHECK_INTERVAL).unref());
+        this.#timers.push(setInterval(() => void this.#lookAfter(), CHECK_INTERVAL).unref());
     }
 
     get devices(): number {
@@ -480,15 +480,14 @@ export class Fleet implements SearchEvaluator {
 
     /** Sends again what Redis has forgotten, takes results that were not heard of, and notices who has gone or come. */
     async #lookAfter(): Promise<void> {
-        const { redis, prefix } = this.connection;
-        if (redis.status !== 'ready' || this.#isLooking) {
+        if (this.connection.redis.status !== 'ready' || this.#isLooking) {
             return;
         }
         this.#isLooking = true;
         try {
             const late = [...this.#open].filter(([, { sent }]) => performance.now() - sent > PATIENCE);
             await Promise.all(late.slice(0, CHECKED_AT_ONCE).map(([id, { queue }]) => this.#lookFor(id, queue)));
-            await this.#lookForWorkers(redis, prefix);
+            await this.#lookForWorkers();
         } catch (error) {
             this.#notice(error);
         } finally {
@@ -511,7 +510,8 @@ export class Fleet implements SearchEvaluator {
         }
     }
 
-    async #lookForWorkers(redis: Redis, prefix: string): Promise<void> {
+    async #lookForWorkers(): Promise<void> {
+        const { redis, prefix } = this.connection;
         const workers = [...this.#workers.values()].map(({ share }) => share);
         if (workers.length === 0) {
             return;
@@ -530,8 +530,6 @@ export class Fleet implements SearchEvaluator {
         }
     }
 }
-
-const sleep = (milliseconds: number) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** By how much values differ at most; Infinity where there are more of one kind, or one is no number. */
 function differenceOf(a: Float32Array, b: Float32Array): number {

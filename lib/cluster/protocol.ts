@@ -159,7 +159,7 @@ export function unpackFloats(text: string): Float32Array {
 }
 
 /** @throws BlockprunerError unless they are whole 32-bit values */
-export function bytesOf(text: string): ArrayBuffer {
+function bytesOf(text: string): ArrayBuffer {
     const bytes = Buffer.from(text, 'base64');
     if (bytes.length % 4 !== 0) {
         throw new BlockprunerError('INPUT', 'a value is cut off');

@@ -1,5 +1,6 @@
 import crypto from 'node:crypto';
 import os from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Job, Worker } from 'bullmq';
 import { BlockprunerError, messageOf } from '../errors.js';
 import { formatMove } from '../runtime/blocks.js';
@@ -115,7 +116,7 @@ async function serveAll(connection: Connection, model: Model, self: Self, option
                 onEvent?.({ event: 'problem', worker: self.id, reason });
             }
         }
-        await sleep(LOOK_INTERVAL, signal);
+        await sleep(LOOK_INTERVAL, undefined, { signal }).catch(() => undefined); // the signal is looked at above
     }
 }
 
@@ -299,7 +300,10 @@ class Service {
                 const job = await this.#next(workers, token);
                 if (job) {
                     failures = (await this.#do(job, token, lockDuration)) ? 0 : failures + 1;
-                    await sleep(failures === 0 ? 0 : Math.min(FIRST_REST * 2 ** failures, LONGEST_REST), signal);
+                    if (failures > 0) {
+                        const rest = Math.min(FIRST_REST * 2 ** failures, LONGEST_REST);
+                        await sleep(rest, undefined, { signal }).catch(() => undefined);
+                    }
                 }
             }
             return isOver;
@@ -412,16 +416,4 @@ function parseJson(text: string): unknown {
     } catch {
         return undefined;
     }
-}
-
-function sleep(milliseconds: number, signal: AbortSignal | undefined): Promise<void> {
-    return new Promise((resolve) => {
-        const end = () => {
-            clearTimeout(timer);
-            signal?.removeEventListener('abort', end);
-            resolve();
-        };
-        const timer = setTimeout(end, milliseconds);
-        signal?.addEventListener('abort', end, { once: true });
-    });
 }

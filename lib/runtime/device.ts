@@ -71,9 +71,10 @@ export async function chooseDevice(
     onNotice?: (notice: string) => void,
     rpc: readonly string[] = []
 ): Promise<ChosenDevice> {
-    checkOneOf('device', wanted, ['auto', ...devices, ...(rpc.length > 0 ? (['rpc'] as const) : [])]);
-    const ofRpc = rpc.length > 0 ? (['rpc'] as const) : undefined;
-    const kinds: readonly Device[] = ofRpc ?? (wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted]);
+    const ofRpc: readonly Device[] = rpc.length > 0 ? ['rpc'] : [];
+    checkOneOf('device', wanted, ['auto', ...devices, ...ofRpc]);
+    const ofThisComputer: readonly Device[] = wanted === 'auto' ? ['cuda', 'metal', 'vulkan', 'cpu'] : [wanted];
+    const kinds = ofRpc.length > 0 ? ofRpc : ofThisComputer;
     const failures: string[] = [];
     for (const device of kinds) {
         const found = await tryDevice(device, rpc);
@@ -115,7 +116,7 @@ export async function serveDevices(
 ): Promise<void> {
     const { device = 'auto', threads = os.availableParallelism(), onNotice } = options;
     checkInteger('threads', threads, { least: 1 });
-    if (!/^[^\s:]+:\d{1,5}$/.test(endpoint)) {
+    if (!isEndpoint(endpoint)) {
         throw new BlockprunerError('ARGUMENT', `${endpoint} is no address such as 127.0.0.1:50052`);
     }
     const { gpus } = await chooseDevice(device, onNotice);
@@ -135,6 +136,11 @@ export async function serveDevices(
             { cancel }
         )
     );
+}
+
+/** Whether a text is the address of an RPC server, host:port. */
+export function isEndpoint(text: string): boolean {
+    return /^[^\s:]+:\d{1,5}$/.test(text);
 }
 
 const RPC_NOT_BUILT = "the RPC backend isn't built: 'blockpruner devices --build rpc' does it";

@@ -13,7 +13,7 @@ import {
     type TextPiece
 } from './addon.js';
 import { bare, formatBlock, SkipSet, without, type Block } from './blocks.js';
-import { chooseDevice, type ChosenDevice, type Device, type Gpu } from './device.js';
+import { chooseDevice, isEndpoint, type ChosenDevice, type Device, type Gpu } from './device.js';
 import { countParameters, fillerOf, parametersOf, readGguf, type Gguf } from './gguf.js';
 import { KeptStreams, type KeepOptions } from './kept-streams.js';
 import { checkSequences, type Sequences } from './sequences.js';
@@ -729,7 +729,7 @@ export function checkLoadOptions(options: LoadOptions): void {
     if (rpc.length > 0 && device !== undefined && device !== 'auto' && device !== 'rpc') {
         throw new BlockprunerError('ARGUMENT', `${option('rpc')} computes on servers: leave out ${option('device')}`);
     }
-    const wrong = rpc.find((server) => !/^[^\s:]+:\d{1,5}$/.test(server));
+    const wrong = rpc.find((server) => !isEndpoint(server));
     if (wrong !== undefined) {
         throw new ArgumentError('rpc', 'servers such as host:50052', wrong);
     }
