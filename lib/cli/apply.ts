@@ -1,9 +1,11 @@
+import fs from 'node:fs';
 import type { Argv } from 'yargs';
 import { BlockprunerError } from '../errors.js';
 import { apply } from '../pipeline/apply.js';
+import { repairJournalOf } from '../pipeline/repair.js';
 import { parseBlocks, type Block } from '../runtime/blocks.js';
 import { readOrder } from '../search/order.js';
-import { interruptSignal, NOTHING_WRITTEN } from './interrupt.js';
+import { Interrupted, interruptSignal, NOTHING_WRITTEN } from './interrupt.js';
 import {
     calibrationOf,
     calibrationOptions,
@@ -49,21 +51,27 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     const { output, force, verify } = argv;
     const order = await orderOf(argv);
     const signal = interruptSignal(NOTHING_WRITTEN);
-    const result = await withProgress(({ update }) =>
-        apply(argv.model, {
-            order,
-            output,
-            force,
-            verify,
-            ...repairOf(argv),
-            ...quantizeOf(argv),
-            calibration: calibrationOf(argv),
-            ...deviceOf(argv),
-            signal,
-            onProgress: update
-        })
-    );
-    print(result, argv.json, () => pruneResultLines(result, verify));
+    try {
+        const result = await withProgress(({ update }) =>
+            apply(argv.model, {
+                order,
+                output,
+                force,
+                verify,
+                ...repairOf(argv),
+                ...quantizeOf(argv),
+                calibration: calibrationOf(argv),
+                ...deviceOf(argv),
+                signal,
+                onProgress: update
+            })
+        );
+        print(result, argv.json, () => pruneResultLines(result, verify));
+    } catch (error) {
+        throw error instanceof Interrupted && fs.existsSync(repairJournalOf(output))
+            ? new Interrupted(`${NOTHING_WRITTEN}; the same command goes on with what the repair has found`)
+            : error;
+    }
 }
 
 interface Wanted {

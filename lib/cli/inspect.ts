@@ -2,7 +2,7 @@ import type { Argv } from 'yargs';
 import type { PastPruning } from '../export/provenance.js';
 import { formatFixed, formatMebibytes, formatMillions } from '../format.js';
 import { inspect, type Inspection } from '../pipeline/inspect.js';
-import { formatBlock, formatMove } from '../runtime/blocks.js';
+import { formatBlock, formatMove, type Block } from '../runtime/blocks.js';
 import { interruptSignal } from './interrupt.js';
 import { jsonOption, modelArgument } from './options.js';
 import { print } from './print.js';
@@ -57,13 +57,16 @@ function pruningLine({ source, removed, merged, linear, refitted, calibration, p
 }
 
 /** Says what a repair can do. */
-function repairText({ repair: { linear, unfitted }, blocks }: Inspection): string {
-    const fitted = blocks.length - unfitted.length;
-    const which =
-        fitted === 0
-            ? 'no output projection can be fitted'
-            : fitted === blocks.length
-              ? 'all output projections can be fitted'
-              : `output projections can be fitted, but not of ${unfitted.map(formatBlock).join(', ')}`;
-    return `${linear ? 'linear blocks go into gaps' : 'no linear blocks'}; ${which}`;
+function repairText({ repair: { linear, unfitted, unfittedInputs }, blocks }: Inspection): string {
+    const which = (what: string, not: Block[]) =>
+        not.length === blocks.length
+            ? `no ${what} can be fitted`
+            : not.length === 0
+              ? `all ${what} can be fitted`
+              : `${what} can be fitted, but not of ${not.map(formatBlock).join(', ')}`;
+    return [
+        linear ? 'linear blocks go into gaps' : 'no linear blocks',
+        which('output projections', unfitted),
+        which('input projections', unfittedInputs)
+    ].join('; ');
 }

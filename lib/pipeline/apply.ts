@@ -1,3 +1,4 @@
+import fs from 'node:fs';
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 import { checkNames, checkOutput } from '../output.js';
@@ -7,7 +8,7 @@ import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
 import { checkQuantization, checkQuantizeOptions } from './quantize.js';
-import { checkRepairOptions, planRepair, repair, type RepairOptions } from './repair.js';
+import { checkRepairOptions, planRepair, repair, repairJournalOf, type RepairOptions } from './repair.js';
 import { checkSessionOptions, findModel, Session, type SessionOptions, type Source } from './session.js';
 
 export interface ApplyOptions extends DeliverOptions, SessionOptions, RepairOptions {
@@ -16,7 +17,8 @@ export interface ApplyOptions extends DeliverOptions, SessionOptions, RepairOpti
 }
 
 /**
- * Removes given blocks, without a search, and writes the result as {@link prune} does.
+ * Removes given blocks, without a search, and writes the result as {@link prune} does. A repair that was stopped has
+ * left what it found in a folder beside the output ({@link repairJournalOf}), from which the same call goes on.
  * @throws BlockprunerError as prune, or if the model doesn't have such blocks or can't be written without them
  */
 export async function apply(model: string, options: ApplyOptions): Promise<PruneResult> {
@@ -39,19 +41,22 @@ async function applyTo(source: Source, options: ApplyOptions): Promise<PruneResu
     const { order, output } = options;
     const session = await Session.open(source, options, { copies: false });
     const folder = path.dirname(output);
+    const journal = repairJournalOf(output);
     let repaired, fitted, measured;
     try {
         checkOrder(session, order);
         const plan = await planRepair(session, options);
         fitted = plan.kind === 'none' ? undefined : plan.text;
-        repaired = await repair(session, { removed: bare(order), steps: [] }, plan, folder, options);
+        repaired = await repair(session, { removed: bare(order), steps: [] }, plan, { folder, journal }, options);
         measured = await measure(session, repaired.decision, { ...options, folder });
     } finally {
         session.dispose();
     }
     const score = () => Promise.resolve([]); // no tasks are asked for
     const decided = { uri: source.model, method: null, ...repaired, fitted, measured, score, started };
-    return deliver(session, decided, { ...options, speed: false });
+    const result = await deliver(session, decided, { ...options, speed: false });
+    fs.rmSync(journal, { recursive: true, force: true });
+    return result;
 }
 
 /** @throws BlockprunerError unless the model can be written without these blocks */

@@ -27,7 +27,15 @@ import { differences } from '../search/journal.js';
 import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { prepareMeasurements, type MeasurementOptions, type Measurements } from './measurements.js';
-import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions, type RepairPlan } from './repair.js';
+import {
+    checkRepairOptions,
+    planRepair,
+    repair,
+    repairInputs,
+    repairJournalOf,
+    type RepairOptions,
+    type RepairPlan
+} from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -305,7 +313,9 @@ async function addResult(
     const { ratio, plan, share } = decided;
     let { decision, perplexity } = decided;
     if (plan.kind !== 'none') {
-        const repaired = await repair(session, decision, plan, output, { ...options, onProgress: undefined });
+        const places = { folder: output, journal: repairJournalOf(path.join(output, name)) };
+        const repaired = await repair(session, decision, plan, places, { ...options, onProgress: undefined });
+        fs.rmSync(places.journal, { recursive: true, force: true });
         if (repaired.repair.kind === 'none') {
             onProgress?.(`${name} at ${ratio}: no repair: ${repaired.repair.reason}`);
             return;

@@ -22,6 +22,8 @@ export interface Inspection {
         linear: boolean;
         /** The blocks whose output projections can't be fitted: they stay as they are. */
         unfitted: Block[];
+        /** The blocks whose input projections can't. */
+        unfittedInputs: Block[];
     };
     layers: number;
     blocks: BlockInfo[];
@@ -61,7 +63,8 @@ export async function inspect(
             moves: (host?.moves(blocks) ?? []).map(bare),
             repair: {
                 linear: host?.linear ?? false,
-                unfitted: bare(graph.blocks.filter(({ refittable }) => !refittable))
+                unfitted: bare(graph.blocks.filter(({ refittable }) => !refittable)),
+                unfittedInputs: bare(graph.blocks.filter(({ inputsRefittable }) => !inputsRefittable))
             },
             layers,
             blocks,

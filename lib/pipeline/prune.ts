@@ -35,7 +35,7 @@ import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
 import { checkQuantization, checkQuantizeOptions } from './quantize.js';
-import { checkRepairOptions, planRepair, repair, repairInputs, type RepairOptions } from './repair.js';
+import { checkRepairOptions, planRepair, repair, repairInputs, repairJournalOf, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
     checkSessionOptions,
@@ -93,7 +93,7 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
     methodSeed?: number | undefined;
     /**
      * Every evaluation is written into a journal beside the output ({@link journalOf}), which is deleted when the
-     * output is there. true: go on where a run with the same inputs was stopped; false: begin anew. Default: refuse if
+     * output is there; a repair keeps what it has found in a folder there ({@link repairJournalOf}). true: go on where a run with the same inputs was stopped; false: begin anew. Default: refuse if
      * there is one.
      */
     resume?: boolean | undefined;
@@ -124,6 +124,9 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     await checkOutputs(source, options);
     return withLock(options.output, async () => {
         checkJournal(method, options);
+        if (options.resume === false) {
+            fs.rmSync(repairJournalOf(options.output), { recursive: true, force: true });
+        }
         const { report, card, output, force } = options;
         const live = report === undefined ? undefined : new LiveReport(report, mayReplaceReport(options));
         try {
@@ -134,6 +137,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                 writeText(card, modelCard(result, source.gguf.metadata), { force, what: 'model card' });
             }
             fs.rmSync(journalOf(output), { force: true });
+            fs.rmSync(repairJournalOf(output), { recursive: true, force: true });
             return result;
         } catch (error) {
             await live?.stop(options.signal?.aborted ? undefined : messageOf(error));
@@ -181,7 +185,8 @@ async function pruneSource(
         });
         const decision = await method.decide(context, goal);
         checkReached(context, goal, decision);
-        repaired = await repair(session, decision, plan, path.dirname(output), options);
+        const places = { folder: path.dirname(output), journal: repairJournalOf(output) };
+        repaired = await repair(session, decision, plan, places, options);
         // Where the model is quantized, what is scored is the model in that type.
         const tasks = options.type === undefined ? options.tasks : [];
         measured = await measure(session, repaired.decision, {

@@ -5,9 +5,10 @@ import { meanNll } from '../evaluation/perplexity.js';
 import type { Host } from '../export/host.js';
 import { gapText, type Decision, type LinearGaps, type PruningMethod } from '../methods/method.js';
 import { fitText, searchText } from '../repair/fit-text.js';
+import { keepMatrices } from '../repair/journal.js';
 import { fitRepair, repairs, usualType, type Repair } from '../repair/fit.js';
 import type { RepairResult } from '../report/prune-result.js';
-import { bare, gapsOf } from '../runtime/blocks.js';
+import { bare, formatBlock, gapsOf } from '../runtime/blocks.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 import type { JournalInputs } from '../search/journal.js';
 import type { PhaseProgress, SearchChoice, Session } from './session.js';
@@ -38,6 +39,11 @@ export function checkRepairOptions({ repair, repairTokens, repairType }: RepairO
     checkOneOf('repair', repair, repairs);
     checkOneOf('repairType', repairType, repairTypes);
     checkInteger('repairTokens', repairTokens, { least: 1 });
+}
+
+/** The folder in which the repair of an output keeps the matrices that it has found. */
+export function repairJournalOf(output: string): string {
+    return `${output}.repair`;
 }
 
 /** The repair by default. */
@@ -133,13 +139,14 @@ export interface Repaired {
  * Repairs what a decision leaves of a model: fits the repair to text that the search was not measured on, and accepts
  * it only if the perplexity on the calibration text falls, measured on the very file that would be written.
  * @param folder where that file is for the time of its use
+ * @param journal the folder in which what is found is kept, so that a repair of the same goes on from there
  * @throws BlockprunerError if a repair that was asked for is not possible
  */
 export async function repair(
     session: Session,
     decision: Decision,
     plan: RepairPlan,
-    folder: string,
+    { folder, journal }: { folder: string; journal: string },
     options: RepairOptions & { signal?: AbortSignal | undefined; onProgress?: PhaseProgress | undefined }
 ): Promise<Repaired> {
     const started = performance.now();
@@ -164,7 +171,13 @@ export async function repair(
         const type = repairType ?? usualType(gguf, model.embedding);
         for (const [i, correction] of corrections.entries()) {
             const wanted = { repair: kind, linear: linear !== undefined, correction, type };
+            const inputs = {
+                ...(await session.modelInputs(signal)),
+                ...{ text: describeSequences(text), removed: removed.map(formatBlock).join(' ') },
+                ...{ repair: kind, linear: String(wanted.linear), correction: String(correction) }
+            };
             const fit = await fitRepair(model, blocks, removed, text, wanted, {
+                kept: keepMatrices(journal, inputs),
                 signal,
                 onProgress: (done, total) => onProgress?.('repair', i * total + done, corrections.length * total)
             });

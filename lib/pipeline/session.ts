@@ -264,14 +264,20 @@ export class Session {
         { search = 'race', confidence = DEFAULT_CONFIDENCE, cluster }: SearchChoice,
         signal?: AbortSignal
     ): Promise<JournalInputs> {
-        const { device, gpuLayers } = this.model;
+        const { device, ...inputs } = await this.modelInputs(signal);
         return {
-            model: `SHA-256 ${await hashGguf(this.gguf, signal)}`,
+            ...inputs,
             calibration: describeSequences(this.calibration),
             search: search === 'race' ? `race, confidence ${confidence}` : search,
-            device: cluster ? 'workers' : `${device}, ${gpuLayers ?? 'all'} layers`,
-            version
+            device: cluster ? 'workers' : device
         };
+    }
+
+    /** What all that is computed with the model depends on. */
+    async modelInputs(signal?: AbortSignal) {
+        const { device, gpuLayers } = this.model;
+        const model = `SHA-256 ${await hashGguf(this.gguf, signal)}`;
+        return { model, device: `${device}, ${gpuLayers ?? 'all'} layers`, version };
     }
 
     /** Frees the models. */

@@ -1,7 +1,7 @@
 import { BlockprunerError } from '../errors.js';
 import { gapsOf, type Block, type Removal } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
-import type { Model, RepairFit, RunOptions } from '../runtime/model.js';
+import type { KeptMatrices, Model, RepairFit, RunOptions } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
 
 /**
@@ -10,7 +10,7 @@ import type { Sequences } from '../runtime/sequences.js';
  * - `none`: nothing. With the method `blockpruner`, this is the paper.
  * - `linear`: a linear block, one square matrix without KV cache, goes into each gap. Nothing else changes.
  * - `adjacent`: also, the output projections of the blocks before a gap are fitted.
- * - `all`: also, those of all blocks from there on.
+ * - `all`: also, those of all blocks from there on, and the input projections behind the first gap.
  *
  * Where the host has no linear blocks, `adjacent` and `all` do without.
  */
@@ -29,6 +29,7 @@ export const repairs: readonly Repair[] = ['none', 'linear', 'adjacent', 'all'];
  * @param blocks all blocks of the model, in the order of the residual stream
  * @param linear whether linear blocks can be put in; where the gaps are to be empty, none are
  * @param correction of linear blocks, see {@link RepairFit}
+ * @param options.kept where what is found is kept, see {@link Model.fitRepair}
  * @param type the tensor type that linear blocks are to be written in
  * @throws BlockprunerError if nothing of the model can be fitted so
  */
@@ -43,7 +44,7 @@ export async function fitRepair(
         correction,
         type
     }: { repair: Exclude<Repair, 'none'>; linear: boolean; correction?: RepairFit['correction']; type: string },
-    options?: RunOptions
+    options?: RunOptions & { kept?: KeptMatrices | undefined }
 ): Promise<Pick<Removal, 'linear' | 'changes'>> {
     const gaps = gapsOf(blocks, removed);
     const filled = gaps.filter((gap) => linear && gap.linear);

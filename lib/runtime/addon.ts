@@ -71,6 +71,8 @@ export interface NativeBlock {
     parallel: boolean;
     /** a repair can fit its output projection */
     refittable: boolean;
+    /** a repair can fit its input projections */
+    inputsRefittable: boolean;
     /** what it writes to the cache of keys and values for a token */
     cacheBytes: number;
     /** its output is added to the residual stream as it is at the boundary, not scaled or normalized */
@@ -114,24 +116,30 @@ export interface NativeEvaluator {
     ): Promise<Float32Array>;
     /** How large the values are that the tensors of the layers multiply. */
     importance(tokens: Int32Array, length: number, skip: number[], task: NativeTask): Promise<TensorImportance[]>;
-    /** `gaps`: the boundaries before and behind each, as in `influence`. Matrices are row after row. */
-    fitRepair(
-        tokens: Int32Array,
-        length: number,
-        gaps: Uint32Array,
-        options: NativeTask & {
-            /** by gap */
-            linear: boolean[];
-            refit: 'none' | 'adjacent' | 'all';
-            linearRidge?: number | undefined;
-            correction?: number | undefined;
-            refitRidge?: number | undefined;
-        }
-    ): Promise<{
-        linear: Float32Array[];
-        refits: { tensor: string; change: Float32Array; importance: Float32Array }[];
-    }>;
     dispose(): void;
+}
+
+/** A matrix that a repair finds. Matrices are row after row. */
+export interface NativeFittedMatrix {
+    /** it is a linear block's; else projections change */
+    linear: boolean;
+    /** the first block of the gap, or that of the projections */
+    block: number;
+    values: Float32Array;
+    /** of projections: how much each value of a row matters */
+    importance: Float32Array;
+    changes: { tensor: string; change: Float32Array }[];
+}
+
+export interface NativeRepair {
+    /**
+     * The next matrix, null after the last; once it failed, it must not be called again.
+     * @param known what was found there before, which is taken as it is
+     */
+    next(
+        known: Pick<NativeFittedMatrix, 'values' | 'importance'> | undefined,
+        task: NativeTask
+    ): Promise<NativeFittedMatrix | null>;
 }
 
 export interface NativeKeptStreams {
@@ -307,6 +315,23 @@ export interface Addon {
         length: number,
         keepBytes: number
     ) => NativeKeptStreams;
+    /**
+     * @param gaps the boundaries before and behind each, as in `influence`
+     * @param options.linear by gap
+     */
+    Repair: new (
+        evaluator: NativeEvaluator,
+        tokens: Int32Array,
+        length: number,
+        gaps: Uint32Array,
+        options: {
+            linear: boolean[];
+            refit: 'none' | 'adjacent' | 'all';
+            linearRidge?: number | undefined;
+            correction?: number | undefined;
+            refitRidge?: number | undefined;
+        }
+    ) => NativeRepair;
 }
 
 const root = path.resolve(__dirname, '..', '..');

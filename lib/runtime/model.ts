@@ -7,6 +7,7 @@ import {
     runNative,
     type NativeBlock,
     type NativeEvaluator,
+    type NativeFittedMatrix,
     type NativeModel,
     type NativeTask,
     type TensorImportance,
@@ -37,6 +38,11 @@ export interface LoadOptions {
     tokensAtOnce?: number | undefined;
     /** The type of the cache of keys and values. Default: `f16`, as in llama.cpp. */
     cacheType?: 'f16' | 'f32' | undefined;
+    /**
+     * Attention by parts, in less memory; it rounds keys and values to F16 whatever `cacheType` is. Never llama.cpp's
+     * `auto`: that depends on the graph, and so on what is left out of it. Default: true.
+     */
+    flashAttention?: boolean | undefined;
     /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
     headerOnly?: boolean | undefined;
     /** Read all weights at once, and refuse a model with some that are not finite. Default: false. */
@@ -99,7 +105,7 @@ export interface EvaluateOptions extends RunOptions {
 export interface RepairFit {
     /** A linear block in each gap: x + W·x/rms(x); or in which of them. */
     linear: boolean | readonly boolean[];
-    /** The output projections of the blocks before a gap, or of all from there on. */
+    /** The output projections of the blocks before a gap; or those of all from there on, and the input projections. */
     refit: 'none' | 'adjacent' | 'all';
     /** λ of linear blocks, in shares of the mean square of what goes in. Default: 0.03. */
     linearRidge?: number | undefined;
@@ -108,7 +114,7 @@ export interface RepairFit {
      * doing what the gap's blocks did, 0 … 1. Default: 0.5.
      */
     correction?: number | undefined;
-    /** λ of output projections. Default: 0.3. */
+    /** λ of projections. Default: 0.3. */
     refitRidge?: number | undefined;
 }
 
@@ -116,10 +122,16 @@ export interface FittedRepair {
     /** W of each gap that has one, [n_embd × n_embd], row after row. */
     linear: Float32Array[];
     /**
-     * By how much output projections change, [n_embd × n_inner], row after row, and how much each value of a row
-     * matters: the weighted mean square of what it multiplies, but for a factor.
+     * By how much projections change, row after row, and how much each value of a row matters: the mean square of what
+     * it multiplies, but for a factor.
      */
     refits: { tensor: string; change: Float32Array; importance: Float32Array }[];
+}
+
+/** Keeps what a fit finds at each of its places, so that a later fit of the same need not find it again. */
+export interface KeptMatrices {
+    find(place: number): Promise<Pick<NativeFittedMatrix, 'values' | 'importance'> | undefined>;
+    keep(place: number, found: NativeFittedMatrix): Promise<void>;
 }
 
 /** What blocks do to the residual stream: means over all tokens. */
@@ -184,8 +196,7 @@ export class Model {
     readonly gpuLayers: number | undefined;
     readonly rpc: readonly string[] | undefined;
     readonly threads: number;
-    /** Never llama.cpp's `auto`: that depends on the graph, and so on what is left out of it. */
-    readonly flashAttention = true;
+    readonly flashAttention: boolean;
 
     readonly #native: NativeModel;
     readonly #gpus: readonly Gpu[];
@@ -207,6 +218,7 @@ export class Model {
         this.prebuilt = prebuilt;
         this.#tokensAtOnce = options.tokensAtOnce ?? (device === 'cpu' ? 1 : GPU_TOKENS_AT_ONCE);
         this.#cacheType = options.cacheType ?? 'f16';
+        this.flashAttention = options.flashAttention ?? true;
         this.path = path;
         this.gguf = gguf;
         this.device = device;
@@ -552,8 +564,9 @@ export class Model {
     /**
      * Fits what makes up for blocks that go, so that the residual stream without them follows the model's own: by ridge
      * regression, walking through the blocks that stay. Memory on the host: 8 bytes for each token and value of the
-     * stream, and what is found.
+     * stream, and what is found: where input projections are fitted, 4 bytes for each of their values too.
      * @param gaps the neighbouring blocks of each gap, in the order of the residual stream
+     * @param options.kept by default, nothing is kept
      * @throws ArgumentError unless the tokens are whole sequences
      * @throws BlockprunerError if the stream has values that are not finite, or memory runs out
      */
@@ -561,15 +574,32 @@ export class Model {
         sequences: Sequences,
         gaps: readonly (readonly Block[])[],
         fit: RepairFit,
-        options: RunOptions = {}
+        { kept, onProgress, signal }: RunOptions & { kept?: KeptMatrices | undefined } = {}
     ): Promise<FittedRepair> {
         checkSequences(sequences);
-        const context = await this.#contextFor(sequences.length, options.signal);
+        const { Repair } = await loadAddon();
+        const context = await this.#contextFor(sequences.length, signal);
         const pairs = Uint32Array.from(gaps.flatMap((gap) => this.#boundariesAround(context, gap)));
         const linear = gaps.map((_, i) => (typeof fit.linear === 'boolean' ? fit.linear : fit.linear[i]!));
-        return this.#runOn(context, options, (evaluator, _, task) =>
-            evaluator.fitRepair(sequences.tokens, sequences.length, pairs, { ...task, ...fit, linear })
+        const { evaluator } = context;
+        const found: FittedRepair = { linear: [], refits: [] };
+        const walk = await runNative(signal, () =>
+            Promise.resolve(new Repair(evaluator, sequences.tokens, sequences.length, pairs, { ...fit, linear }))
         );
+        for (let place = 0; ; place++) {
+            const known = await kept?.find(place);
+            const matrix = await runNative(signal, (cancel) => walk.next(known, { onProgress, cancel }));
+            if (!matrix) {
+                return found;
+            }
+            if (!known) {
+                await kept?.keep(place, matrix);
+            }
+            if (matrix.linear) {
+                found.linear.push(matrix.values);
+            }
+            found.refits.push(...matrix.changes.map((one) => ({ ...one, importance: matrix.importance })));
+        }
     }
 
     /**

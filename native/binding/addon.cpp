@@ -5,6 +5,7 @@
 #include "binding/gguf.h"
 #include "binding/kept_streams.h"
 #include "binding/model.h"
+#include "binding/repair.h"
 #include "engine/device_trial.h"
 #include "engine/llama_errors.h"
 #include "ggml-backend.h"
@@ -157,6 +158,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     Model::init(env, exports);
     Evaluator::init(env, exports);
     KeptStreams::init(env, exports);
+    Repair::init(env, exports);
     return exports;
 }
 

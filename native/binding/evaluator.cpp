@@ -61,18 +61,6 @@ choices read_choices(const evaluator & on, const Napi::Value & tokens, const Nap
     return read;
 }
 
-std::vector<std::pair<size_t, size_t>> read_boundary_pairs(const evaluator & on, const Napi::Value & numbers) {
-    const auto                             boundaries = numbers_of<uint32_t>(numbers);
-    std::vector<std::pair<size_t, size_t>> pairs;
-    for (size_t i = 0; i + 1 < boundaries.size(); i += 2) {
-        if (boundaries[i] > on.blocks().size() || boundaries[i + 1] > on.blocks().size()) {
-            throw Napi::RangeError::New(numbers.Env(), "there is no such boundary");
-        }
-        pairs.emplace_back(boundaries[i], boundaries[i + 1]);
-    }
-    return pairs;
-}
-
 // Evaluators that are taken for one task. They are given back at the end of the work, before its promise is settled,
 // or, where the work never began, with this.
 class lease {
@@ -116,7 +104,6 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
                                          InstanceMethod<&Evaluator::influence>("influence"),
                                          InstanceMethod<&Evaluator::hidden>("hidden"),
                                          InstanceMethod<&Evaluator::diverge>("diverge"),
-                                         InstanceMethod<&Evaluator::fit_repair>("fitRepair"),
                                          InstanceMethod<&Evaluator::importance>("importance"),
                                          InstanceMethod<&Evaluator::dispose>("dispose"),
                                      });
@@ -187,6 +174,7 @@ Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {
         object.Set("tensors", tensors);
         object.Set("parallel", block.parallel);
         object.Set("refittable", can_refit(*engine(env), array.Length()));
+        object.Set("inputsRefittable", can_refit_inputs(*engine(env), array.Length()));
         object.Set("cacheBytes", (double) block.cache_bytes);
         object.Set("direct", block.direct);
         object.Set("signature", block.signature);
@@ -276,49 +264,6 @@ Napi::Value Evaluator::diverge(const Napi::CallbackInfo & info) {
         [values](Napi::Env env) { return typed_array<Napi::Float32Array>(env, *values); });
 }
 
-Napi::Value Evaluator::fit_repair(const Napi::CallbackInfo & info) {
-    const auto     on        = engine(info.Env());
-    const auto     sequences = std::make_shared<token_sequences>(read_sequences(*on, info[0], info[1]));
-    const auto     options   = info[3].As<Napi::Object>();
-    const auto     refit     = options.Get("refit").ToString().Utf8Value();
-    repair_request request;
-    request.gaps      = read_boundary_pairs(*on, info[2]);
-    const auto linear = options.Get("linear").As<Napi::Array>();
-    for (uint32_t i = 0; i < linear.Length(); i++) {
-        request.linear.push_back(linear.Get(i).ToBoolean());
-    }
-    request.refit        = refit == "all"      ? repair_request::refit_kind::all :
-                           refit == "adjacent" ? repair_request::refit_kind::adjacent :
-                                                 repair_request::refit_kind::none;
-    request.linear_ridge = number_of(options, "linearRidge", request.linear_ridge);
-    request.correction   = number_of(options, "correction", request.correction);
-    request.refit_ridge  = number_of(options, "refitRidge", request.refit_ridge);
-    auto found           = std::make_shared<repair_result>();
-    return run_on(
-        info.Env(), { on }, options,
-        [=](const task_control & control) { *found = ::fit_repair(*on, *sequences, request, control); },
-        [on, found](Napi::Env env) {
-            auto linear = Napi::Array::New(env);
-            for (auto & weights : found->linear) {
-                linear.Set(linear.Length(), typed_array<Napi::Float32Array>(env, weights));
-                weights = {}; // so that there are no two copies of all
-            }
-            auto refits = Napi::Array::New(env);
-            for (auto & [block, change, importance] : found->refits) {
-                auto refit = Napi::Object::New(env);
-                refit.Set("tensor", on->blocks()[block].output);
-                refit.Set("change", typed_array<Napi::Float32Array>(env, change));
-                refit.Set("importance", typed_array<Napi::Float32Array>(env, importance));
-                refits.Set(refits.Length(), refit);
-                change = {};
-            }
-            auto result = Napi::Object::New(env);
-            result.Set("linear", linear);
-            result.Set("refits", refits);
-            return result;
-        });
-}
-
 Napi::Value Evaluator::importance(const Napi::CallbackInfo & info) {
     const auto on        = engine(info.Env());
     const auto sequences = std::make_shared<token_sequences>(read_sequences(*on, info[0], info[1]));
@@ -373,6 +318,18 @@ skip_set read_skip_set(const evaluator & on, const Napi::Value & value) {
         skip[index] = true;
     }
     return skip;
+}
+
+std::vector<std::pair<size_t, size_t>> read_boundary_pairs(const evaluator & on, const Napi::Value & numbers) {
+    const auto                             boundaries = numbers_of<uint32_t>(numbers);
+    std::vector<std::pair<size_t, size_t>> pairs;
+    for (size_t i = 0; i + 1 < boundaries.size(); i += 2) {
+        if (boundaries[i] > on.blocks().size() || boundaries[i + 1] > on.blocks().size()) {
+            throw Napi::RangeError::New(numbers.Env(), "there is no such boundary");
+        }
+        pairs.emplace_back(boundaries[i], boundaries[i + 1]);
+    }
+    return pairs;
 }
 
 void check_idle(Napi::Env env, const evaluator & on) {

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 class Evaluator : public Napi::ObjectWrap<Evaluator> {
@@ -30,7 +31,6 @@ private:
     Napi::Value influence(const Napi::CallbackInfo & info);
     Napi::Value hidden(const Napi::CallbackInfo & info);
     Napi::Value diverge(const Napi::CallbackInfo & info);
-    Napi::Value fit_repair(const Napi::CallbackInfo & info);
     Napi::Value importance(const Napi::CallbackInfo & info);
     void        dispose(const Napi::CallbackInfo & info);
 };
@@ -39,6 +39,9 @@ private:
 std::vector<int32_t> read_tokens(const evaluator & on, const Napi::Value & tokens);
 token_sequences      read_sequences(const evaluator & on, const Napi::Value & tokens, const Napi::Value & length);
 skip_set             read_skip_set(const evaluator & on, const Napi::Value & indexes);
+
+// Two boundaries each, named by the block behind it.
+std::vector<std::pair<size_t, size_t>> read_boundary_pairs(const evaluator & on, const Napi::Value & numbers);
 
 // Runs work that uses evaluators, none of which may be at work.
 Napi::Value run_on(Napi::Env                                       env,

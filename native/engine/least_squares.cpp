@@ -232,6 +232,31 @@ std::vector<float> least_squares::solution() const {
     return values_of(weights);
 }
 
+void least_squares::set_solution(const std::vector<float> & values) {
+    if (values.size() != (size_t) ggml_nelements(weights)) {
+        throw std::runtime_error("a matrix that was fitted before has another size");
+    }
+    ggml_backend_tensor_set(weights, values.data(), 0, ggml_nbytes(weights));
+}
+
+std::vector<float> least_squares::product_with(const ggml_tensor * v, int n_threads) const {
+    const ggml_backend_ptr backend = backend_of(ggml_backend_buffer_get_type(v->buffer), n_threads);
+    const ggml_context_ptr owner   = graph_context();
+    ggml_context *         ctx     = owner.get();
+    ggml_tensor *          copy    = new_input(ctx, n_in, n_out);
+    // products contract the rows of both: of W, its columns
+    ggml_tensor * columns = product(ctx, const_cast<ggml_tensor *>(v), ggml_cont(ctx, ggml_transpose(ctx, copy)));
+    ggml_tensor * result  = ggml_cont(ctx, ggml_transpose(ctx, columns));
+    ggml_set_output(result);
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, result);
+    const planned_graph      products(backend.get(), graph);
+    const std::vector<float> values = solution();
+    ggml_backend_tensor_set(copy, values.data(), 0, ggml_nbytes(copy));
+    products.run();
+    return values_of(result);
+}
+
 std::vector<float> least_squares::apply(const float * h, int64_t n) const {
     const ggml_context_ptr owner  = graph_context();
     ggml_context *         ctx    = owner.get();

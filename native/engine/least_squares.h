@@ -41,6 +41,14 @@ public:
     // W: [n_out × n_in], row after row.
     std::vector<float> solution() const;
 
+    // Takes a W that was found before.
+    void set_solution(const std::vector<float> & values);
+
+    // V·W of another matrix, which has a column for each row of W: [n_rows × n_in], row after row. It is computed where
+    // that matrix is, as precisely as products with its type are.
+    // n_threads: on the CPU
+    std::vector<float> product_with(const ggml_tensor * v, int n_threads) const;
+
     // The diagonal of Σ_t h_t·h_tᵀ: how much each value of a row of W matters. None is 0.
     std::vector<float> importance() const;
 

@@ -142,175 +142,230 @@ void check_gaps(const std::vector<gap> & gaps, size_t n_blocks) {
     }
 }
 
-// The walk through both models, and what is fitted on the way.
-class repair_walk {
-public:
-    repair_walk(evaluator &             on,
-                const token_sequences & sequences,
-                const repair_request &  request,
-                const task_control &    control) :
-        on(on),
-        sequences(sequences),
-        request(request),
-        control(control),
-        n_embd(on.model->hparams.n_embd),
-        n_blocks(on.blocks().size()),
-        dense(on, sequences, skip_set(n_blocks)),
-        pruned(dense) {
-        check_gaps(request.gaps, n_blocks);
-    }
+// W·h of each token.
+// h: [n_tokens × n_in]
+std::vector<float> applied(const least_squares & fit, const std::vector<float> & h, size_t n_in) {
+    return fit.apply(h.data(), (int64_t) (h.size() / n_in));
+}
 
-    repair_result run() {
+// Whether a block shares its boundary with another one.
+bool is_parallel(const evaluator & on, size_t block) {
+    const auto & blocks = on.blocks();
+    return blocks[block].parallel || (block + 1 < blocks.size() && blocks[block + 1].parallel);
+}
+
+// A place's matrix, without its values.
+fitted_matrix matrix_at(fitted_matrix::place where, size_t block) {
+    return { .where = where, .block = block, .values = {}, .importance = {}, .changes = {} };
+}
+
+} // namespace
+
+bool can_refit(const evaluator & on, size_t block) {
+    const residual_block & b               = on.blocks()[block];
+    const bool             has_norm_in_f32 = b.post_norm.empty() || weights(on, b.post_norm)->type == GGML_TYPE_F32;
+    return !b.output.empty() && b.direct && !is_parallel(on, block) && has_norm_in_f32;
+}
+
+bool can_refit_inputs(const evaluator & on, size_t block) {
+    return !on.blocks()[block].inputs.empty() && !is_parallel(on, block);
+}
+
+repair_walk::repair_walk(std::shared_ptr<evaluator> on, token_sequences sequences, repair_request request) :
+    on(std::move(on)),
+    sequences(std::move(sequences)),
+    request(std::move(request)),
+    n_embd(this->on->model->hparams.n_embd),
+    n_blocks(this->on->blocks().size()),
+    dense(*this->on, this->sequences, skip_set(n_blocks)),
+    pruned(dense),
+    next_gap(this->request.gaps.begin()) {
+    check_gaps(this->request.gaps, n_blocks);
+}
+
+std::optional<fitted_matrix> repair_walk::next(const fitted_matrix * known, const task_control & control) {
+    if (!is_started) {
         skip_set removed(n_blocks);
         for (const auto & [before, behind] : request.gaps) {
             std::fill(removed.begin() + (ptrdiff_t) before, removed.begin() + (ptrdiff_t) behind, true);
         }
-        // both models are the same up to the first gap
-        dense.advance(first_change(0), control, counted());
-        pruned = dense.fork(removed);
-        for (next = request.gaps.begin(); next != request.gaps.end(); next++) {
-            refit_before_gap();
-            pass_gap();
-        }
-        if (request.refit == refit_kind::all) {
-            refit_up_to(n_blocks);
-        }
-        return std::move(result);
+        // both models are the same up to there
+        advance(dense, next_place(0), control);
+        pruned     = dense.fork(removed);
+        is_started = true;
     }
-
-private:
-    using refit_kind = repair_request::refit_kind;
-
-    evaluator &             on;
-    const token_sequences & sequences;
-    const repair_request &  request;
-    const task_control &    control;
-    const size_t            n_embd;
-    const size_t            n_blocks;
-    stream_walk             dense;
-    stream_walk             pruned;
-    repair_result           result;
-
-    std::vector<gap>::const_iterator next; // the gap that the pruned stream comes to next
-
-    std::function<void()> counted() {
-        return [this] {
-            const double total = (double) n_blocks * (double) sequences.count();
-            const double done  = (double) pruned.boundary() * (double) sequences.count();
-            control.progress(std::min(done, total), total);
-        };
-    }
-
-    // Where the first block is that changes, from the first gap on.
-    size_t first_change(size_t i) const {
-        const size_t before = request.gaps[i].first;
-        return request.refit == refit_kind::none || before == 0 ? before : before - 1;
-    }
-
-    void refit_before_gap() {
-        const size_t before = next->first;
-        if (request.refit == refit_kind::adjacent && before > pruned.boundary()) {
-            pruned.advance(before - 1, control, counted());
-        }
-        if (request.refit != refit_kind::none) {
-            refit_up_to(before);
-        }
-        pruned.advance(before, control, counted());
-    }
-
-    void refit_up_to(size_t boundary) {
-        while (pruned.boundary() < boundary) {
-            const size_t block = pruned.boundary();
-            if (can_refit(on, block)) {
-                refit(block);
-            } else {
-                pruned.advance(block + 1, control, counted());
+    while (pruned.boundary() < n_blocks) {
+        const size_t at = pruned.boundary();
+        if (next_gap != request.gaps.end() && at == next_gap->first) {
+            if (request.linear.at(next_gap - request.gaps.begin())) {
+                return fit_gap(known, control);
             }
+            pass_empty_gap(control);
+        } else if (fits_inputs(at) && !has_new_inputs) {
+            return fit_inputs(known, control);
+        } else if (fits_output(at)) {
+            return fit_output(known, control);
+        } else if (const size_t place = next_place(at + 1); place < n_blocks) {
+            advance(pruned, place, control);
+            forget_inputs();
+        } else {
+            break; // nothing depends on the rest
         }
     }
+    return std::nullopt;
+}
 
-    void refit(size_t block) {
-        const bool is_before_gap = next != request.gaps.end() && next->first == block + 1;
-        dense.advance(is_before_gap ? next->second : block + 1, control, counted());
+// Where there is something to do next, at a boundary or behind it; the number of blocks if nowhere.
+size_t repair_walk::next_place(size_t from) const {
+    while (from < n_blocks && !fits_inputs(from) && !fits_output(from) &&
+           (next_gap == request.gaps.end() || from != next_gap->first)) {
+        from++;
+    }
+    return from;
+}
 
-        const post_norm                norm(on, on.blocks()[block]);
-        const ggml_backend_ptr         backend = backend_of(dense.memory(), on.options.n_threads);
-        std::unique_ptr<least_squares> fit;
+// Not those of the block before the first gap, whose stream is the dense one's.
+bool repair_walk::fits_inputs(size_t block) const {
+    return request.refit == repair_request::refit_kind::all && block > request.gaps.front().first &&
+           can_refit_inputs(*on, block);
+}
+
+bool repair_walk::fits_output(size_t block) const {
+    const bool is_before_gap =
+        std::any_of(request.gaps.begin(), request.gaps.end(), [&](const gap & g) { return g.first == block + 1; });
+    const bool is_wanted = request.refit == repair_request::refit_kind::all ?
+                               block + 1 >= request.gaps.front().first :
+                               request.refit == repair_request::refit_kind::adjacent && is_before_gap;
+    return is_wanted && can_refit(*on, block);
+}
+
+void repair_walk::advance(stream_walk & walk, size_t to, const task_control & control) {
+    walk.advance(to, control, [&] { count(control); });
+}
+
+void repair_walk::count(const task_control & control) const {
+    control.progress((double) std::min(pruned.boundary(), n_blocks), (double) n_blocks);
+}
+
+// The inputs change from the boundary on that the stream has reached.
+void repair_walk::forget_inputs() {
+    pruned.input_changes.clear();
+    has_new_inputs = false;
+}
+
+fitted_matrix repair_walk::fit_inputs(const fitted_matrix * known, const task_control & control) {
+    const size_t block = pruned.boundary();
+    advance(dense, block, control);
+    const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);
+    least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
+    fitted_matrix          found = matrix_at(fitted_matrix::place::input, block);
+    if (known) {
+        fit.set_solution(known->values);
+        found.importance = known->importance;
+    } else {
         for (size_t i = 0; i < sequences.count(); i++) {
-            stream_walk::step step = computed_block(i);
+            const std::vector<float> n     = pruned.entry(i, control);
+            std::vector<float>       error = dense.entry(i, control);
+            error.resize(std::min(error.size(), n.size()));
+            std::transform(error.begin(), error.end(), n.begin(), error.begin(), std::minus<>());
+            fit.add(n.data(), error.data(), (int64_t) (error.size() / n_embd));
+        }
+        fit.solve(request.refit_ridge, control);
+        found.importance = fit.importance();
+    }
+    found.values = fit.solution();
+    for (const auto & name : on->blocks()[block].inputs) {
+        found.changes.push_back({ name, fit.product_with(weights(*on, name), on->options.n_threads) });
+    }
+    const auto made =
+        std::make_shared<device_tensor>(new_device_tensor(dense.memory(), (int64_t) n_embd, (int64_t) n_embd));
+    if (!made->tensor) {
+        throw std::runtime_error("there is no memory on the device for the change of a block's inputs");
+    }
+    ggml_backend_tensor_set(made->tensor, found.values.data(), 0, ggml_nbytes(made->tensor));
+    pruned.input_changes[block] = { made, made->tensor };
+    has_new_inputs              = true;
+    return found;
+}
+
+fitted_matrix repair_walk::fit_output(const fitted_matrix * known, const task_control & control) {
+    const size_t block         = pruned.boundary();
+    const bool   is_before_gap = next_gap != request.gaps.end() && next_gap->first == block + 1;
+    advance(dense, is_before_gap ? next_gap->second : block + 1, control);
+
+    const post_norm        norm(*on, on->blocks()[block]);
+    const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);
+    const std::string &    output  = on->blocks()[block].output;
+    fitted_matrix          found   = matrix_at(fitted_matrix::place::output, block);
+    least_squares          fit(backend.get(), weights(*on, output)->ne[0], (int64_t) n_embd);
+    if (known) {
+        fit.set_solution(known->values);
+        found.importance = known->importance;
+    } else {
+        for (size_t i = 0; i < sequences.count(); i++) {
+            stream_walk::step step = computed_block(i, control);
             norm.divide(step.inner, step.projected);
-            if (!fit) {
-                fit = std::make_unique<least_squares>(backend.get(), (int64_t) step.n_inner, (int64_t) n_embd);
-            }
-            add_sequence(*fit, std::move(step.inner), step.stream, dense.values[i], n_embd);
+            add_sequence(fit, std::move(step.inner), step.stream, dense.values[i], n_embd);
         }
-        fit->solve(norm.ridges(request.refit_ridge, n_embd), control);
-        std::vector<std::vector<float>> refitted(sequences.count());
-        for (size_t i = 0; i < sequences.count(); i++) {
-            const stream_walk::step step = computed_block(i);
-            refitted[i]                  = step.stream;
-            norm.replace(refitted[i], step.projected, applied(*fit, step.inner, step.stream));
-        }
-        pruned.values = std::move(refitted);
-        pruned.set_boundary(block + 1);
-        result.refits.push_back(
-            { .block = block, .change = norm.unscaled(fit->solution()), .importance = fit->importance() });
-        counted()();
+        fit.solve(norm.ridges(request.refit_ridge, n_embd), control);
+        found.importance = fit.importance();
     }
-
-    // W·h of the tokens of a stream.
-    std::vector<float> applied(const least_squares &      fit,
-                               const std::vector<float> & h,
-                               const std::vector<float> & stream) const {
-        return fit.apply(h.data(), (int64_t) (stream.size() / n_embd));
+    std::vector<std::vector<float>> refitted(sequences.count());
+    for (size_t i = 0; i < sequences.count(); i++) {
+        const stream_walk::step step = computed_block(i, control);
+        refitted[i]                  = step.stream;
+        norm.replace(refitted[i], step.projected, applied(fit, step.inner, step.n_inner));
     }
+    pruned.values = std::move(refitted);
+    pruned.set_boundary(block + 1);
+    forget_inputs();
+    found.values = fit.solution();
+    found.changes.push_back({ output, norm.unscaled(found.values) });
+    count(control);
+    return found;
+}
 
-    // The pruned stream behind its next block, and the block's inner values, of the same tokens as the dense stream.
-    stream_walk::step computed_block(size_t sequence) {
-        stream_walk::step step     = pruned.compute(sequence, pruned.boundary() + 1, true, control);
-        const size_t      n_tokens = std::min(step.stream.size(), dense.values[sequence].size()) / n_embd;
-        // the last attention block drops the token that predicts nothing behind its projection only
-        step.inner.resize(n_tokens * step.n_inner);
-        step.projected.resize(std::min(step.projected.size(), n_tokens * n_embd));
-        step.stream.resize(n_tokens * n_embd);
-        return step;
-    }
+// The pruned stream behind its next block, and the block's inner values, of the same tokens as the dense stream.
+stream_walk::step repair_walk::computed_block(size_t sequence, const task_control & control) {
+    stream_walk::step step     = pruned.compute(sequence, pruned.boundary() + 1, true, control);
+    const size_t      n_tokens = std::min(step.stream.size(), dense.values[sequence].size()) / n_embd;
+    // the last attention block drops the token that predicts nothing behind its projection only
+    step.inner.resize(n_tokens * step.n_inner);
+    step.projected.resize(std::min(step.projected.size(), n_tokens * n_embd));
+    step.stream.resize(n_tokens * n_embd);
+    return step;
+}
 
-    // What a linear block in the next gap starts from: the pruned stream, less the share of its error that it need not
-    // correct. A block before the gap that was fitted has left nothing else than what is to be corrected.
-    std::vector<std::vector<float>> streams_to_correct() {
-        std::vector<std::vector<float>> y = pruned.values;
-        if (dense.boundary() > next->first) {
-            return y;
-        }
-        dense.advance(next->first, control, counted());
-        const auto c = (float) request.correction;
-        for (size_t i = 0; i < y.size(); i++) {
-            y[i].resize(std::min(y[i].size(), dense.values[i].size()));
-            std::transform(y[i].begin(), y[i].end(), dense.values[i].begin(), y[i].begin(),
-                           [c](float x, float s) { return c * x + (1 - c) * s; });
-        }
+// What a linear block in the next gap starts from: the pruned stream, less the share of its error that it need not
+// correct. A block before the gap that was fitted has left nothing else than what is to be corrected.
+std::vector<std::vector<float>> repair_walk::streams_to_correct(const task_control & control) {
+    std::vector<std::vector<float>> y = pruned.values;
+    if (dense.boundary() > next_gap->first) {
         return y;
     }
+    advance(dense, next_gap->first, control);
+    const auto c = (float) request.correction;
+    for (size_t i = 0; i < y.size(); i++) {
+        y[i].resize(std::min(y[i].size(), dense.values[i].size()));
+        std::transform(y[i].begin(), y[i].end(), dense.values[i].begin(), y[i].begin(),
+                       [c](float x, float s) { return c * x + (1 - c) * s; });
+    }
+    return y;
+}
 
-    void pass_gap() {
-        const bool                      is_linear = request.linear.at(next - request.gaps.begin());
-        std::vector<std::vector<float>> y;
-        if (is_linear) {
-            y = streams_to_correct();
-        }
-        dense.advance(next->second, control, counted());
-        for (size_t i = 0; i < sequences.count(); i++) {
-            auto & x = pruned.values[i];
-            x.resize(std::min(x.size(), dense.values[i].size())); // the last attention block drops a token
-        }
-        if (!is_linear) {
-            pruned.set_boundary(next->second);
-            return;
-        }
-        const float            epsilon = on.model->hparams.f_norm_rms_eps;
-        const ggml_backend_ptr backend = backend_of(dense.memory(), on.options.n_threads);
-        least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
+fitted_matrix repair_walk::fit_gap(const fitted_matrix * known, const task_control & control) {
+    std::vector<std::vector<float>> y;
+    if (!known) {
+        y = streams_to_correct(control);
+    }
+    fitted_matrix found = matrix_at(fitted_matrix::place::gap, next_gap->first);
+    pass_empty_gap(control);
+    const float            epsilon = on->model->hparams.f_norm_rms_eps;
+    const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);
+    least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
+    if (known) {
+        fit.set_solution(known->values);
+    } else {
         for (size_t i = 0; i < sequences.count(); i++) {
             control.check();
             const auto & x = pruned.values[i];
@@ -318,29 +373,22 @@ private:
             add_sequence(fit, normalized(x, n_embd, epsilon), y[i], dense.values[i], n_embd);
         }
         fit.solve(request.linear_ridge, control);
-        for (auto & x : pruned.values) {
-            control.check();
-            add_to(x, applied(fit, normalized(x, n_embd, epsilon), x));
-        }
-        pruned.set_boundary(next->second);
-        result.linear.push_back(fit.solution());
-        counted()();
     }
-};
-
-} // namespace
-
-bool can_refit(const evaluator & on, size_t block) {
-    const auto &           blocks          = on.blocks();
-    const residual_block & b               = blocks[block];
-    const bool             is_shared       = block + 1 < blocks.size() && blocks[block + 1].parallel;
-    const bool             has_norm_in_f32 = b.post_norm.empty() || weights(on, b.post_norm)->type == GGML_TYPE_F32;
-    return !b.output.empty() && b.direct && !b.parallel && !is_shared && has_norm_in_f32;
+    for (auto & x : pruned.values) {
+        control.check();
+        add_to(x, applied(fit, normalized(x, n_embd, epsilon), n_embd));
+    }
+    found.values = fit.solution();
+    count(control);
+    return found;
 }
 
-repair_result fit_repair(evaluator &             on,
-                         const token_sequences & sequences,
-                         const repair_request &  request,
-                         const task_control &    control) {
-    return repair_walk(on, sequences, request, control).run();
+void repair_walk::pass_empty_gap(const task_control & control) {
+    advance(dense, next_gap->second, control);
+    for (size_t i = 0; i < sequences.count(); i++) {
+        auto & x = pruned.values[i];
+        x.resize(std::min(x.size(), dense.values[i].size())); // the last attention block drops a token
+    }
+    pruned.set_boundary(next_gap->second);
+    next_gap++;
 }

@@ -19,16 +19,10 @@ stream_walk stream_walk::fork(skip_set other) const {
 
 stream_walk::step stream_walk::compute(size_t sequence, size_t to, bool with_inner, const task_control & control) {
     control.check();
-    graph_request request;
-    request.skip    = skip;
-    request.capture = { to };
-    request.output  = graph_request::output_kind::none;
+    graph_request request = request_from_here(sequence);
+    request.capture       = { to };
     if (with_inner) {
         request.inner = { at };
-    }
-    if (!values.empty() && at > 0) {
-        request.start    = at;
-        request.boundary = put_on_device(values[sequence]);
     }
     const graph_outputs & outputs =
         on->run_sequence(std::move(request), sequences->sequence(sequence), sequences->length, control);
@@ -44,6 +38,28 @@ stream_walk::step stream_walk::compute(size_t sequence, size_t to, bool with_inn
         }
     }
     return computed;
+}
+
+std::vector<float> stream_walk::entry(size_t sequence, const task_control & control) {
+    control.check();
+    graph_request request = request_from_here(sequence);
+    request.entry         = { at };
+    const graph_outputs & outputs =
+        on->run_sequence(std::move(request), sequences->sequence(sequence), sequences->length, control);
+    return values_of(outputs.entry.at(at));
+}
+
+// A request that computes nothing yet.
+graph_request stream_walk::request_from_here(size_t sequence) {
+    graph_request request;
+    request.skip   = skip;
+    request.inputs = input_changes;
+    request.output = graph_request::output_kind::none;
+    if (!values.empty() && at > 0) {
+        request.start    = at;
+        request.boundary = put_on_device(values[sequence]);
+    }
+    return request;
 }
 
 void stream_walk::advance(size_t to, const task_control & control, const std::function<void()> & counted) {

@@ -21,6 +21,9 @@ public:
     // Another model's walk, from where this one is: so far they leave out the same blocks.
     stream_walk fork(skip_set other) const;
 
+    // How the blocks' normed streams change.
+    graph_request::input_changes input_changes;
+
     // What one sequence's stream is at a later boundary.
     struct step {
         std::vector<float> stream;    // [n_tokens × n_embd]
@@ -31,6 +34,9 @@ public:
 
     // Computes the blocks up to a boundary, named by the block behind it; the number of blocks is the stream's end.
     step compute(size_t sequence, size_t to, bool with_inner, const task_control & control);
+
+    // The normed stream that the next block's input projections multiply, before it changes: [n_tokens × n_embd].
+    std::vector<float> entry(size_t sequence, const task_control & control);
 
     // Goes on to a boundary with all sequences.
     // counted: is called after each sequence
@@ -54,5 +60,6 @@ private:
     // Where graphs read the stream that they start from; one tensor for all sequences, so that one graph serves them.
     std::shared_ptr<ggml_tensor> start;
 
+    graph_request                request_from_here(size_t sequence);
     std::shared_ptr<ggml_tensor> put_on_device(const std::vector<float> & stream);
 };

@@ -129,6 +129,47 @@ bool is_linear(const found_block & found) {
 }
 
 // Fills in what a block's branch computes, its kind, its layer, and the weights that it reads.
+// Whether this is a product of a layer's matrix with what was computed.
+bool is_projection(const ggml_tensor * t) {
+    return t->op == GGML_OP_MUL_MAT && !is_computed(t->src[0]) && is_computed(t->src[1]) && layer_of(t->src[0]) >= 0 &&
+           ggml_n_dims(t->src[0]) == 2;
+}
+
+// Whether t is the stream at the boundary as a norm gives it.
+bool is_normed(const ggml_tensor * t, const ggml_tensor * boundary) {
+    bool has_norm = false;
+    while (t && t != boundary && is_pointwise(t)) {
+        has_norm = has_norm || t->op == GGML_OP_NORM || t->op == GGML_OP_RMS_NORM;
+        t        = below_pointwise(t);
+    }
+    return has_norm && t == boundary;
+}
+
+// Finds what the input projections multiply, if nobody else reads it.
+void find_entry(const graph_view & graph, found_block & found) {
+    ggml_tensor * entry = nullptr;
+    for (const ggml_tensor * t : found.inner) {
+        if (is_projection(t) && t->src[1] != entry && is_normed(t->src[1], found.boundary)) {
+            if (entry) {
+                return; // two norms of the stream
+            }
+            entry = t->src[1];
+        }
+    }
+    std::vector<std::string> inputs;
+    for (const ggml_tensor * t : graph.nodes) {
+        const bool reads = entry && std::find(std::begin(t->src), std::end(t->src), entry) != std::end(t->src);
+        if (reads && !(is_projection(t) && found.inner.count(t))) {
+            return;
+        }
+        if (reads) {
+            inputs.emplace_back(t->src[0]->name);
+        }
+    }
+    found.entry        = entry;
+    found.block.inputs = std::move(inputs);
+}
+
 void describe_branch(const graph_view & graph, found_block & found, const std::vector<found_block> & above) {
     residual_block &      block = found.block;
     std::set<std::string> weights;
@@ -154,6 +195,7 @@ void describe_branch(const graph_view & graph, found_block & found, const std::v
         not_understood("a branch of it reads no layer's weights, at '" + std::string(found.branch->name) + "'", above);
     }
     block.weights.assign(weights.begin(), weights.end());
+    find_entry(graph, found);
     const branch_end end = end_of_branch(found);
     if (end.product) {
         block.output = end.product->src[0]->name;
@@ -284,9 +326,7 @@ branch_end end_of_branch(const found_block & found) {
     if (t->op == GGML_OP_ADD && !is_computed(t->src[1])) {
         t = strip_selection(t->src[0]);
     }
-    const bool is_projection = t->op == GGML_OP_MUL_MAT && !is_computed(t->src[0]) && is_computed(t->src[1]) &&
-                               layer_of(t->src[0]) >= 0 && ggml_n_dims(t->src[0]) == 2;
-    end.product              = is_projection ? t : nullptr;
+    end.product = is_projection(t) ? t : nullptr;
     return end;
 }
 
@@ -300,6 +340,7 @@ graph_layout layout_of(const graph_view & graph, const std::vector<found_block> 
             .add      = graph.position_of(f.add),
             .instead  = graph.position_of(f.instead),
             .both     = f.both ? graph.position_of(f.both) : -1,
+            .entry    = f.entry ? graph.position_of(f.entry) : -1,
             .parallel = f.block.parallel,
         });
     }
@@ -318,6 +359,7 @@ std::vector<found_block> find_again(const graph_view & graph, const graph_layout
             .stream   = graph.nodes[at.stream],
             .add      = graph.nodes[at.add],
             .instead  = graph.nodes[at.instead],
+            .entry    = at.entry < 0 ? nullptr : graph.nodes[at.entry],
             .both     = at.both < 0 ? nullptr : graph.nodes[at.both],
         };
         block.block.parallel = at.parallel;

@@ -32,6 +32,10 @@ struct residual_block {
     // the blocks of which it reads inner values, or the stream before them, beside its own boundary
     std::vector<size_t> reads;
 
+    // The weights of its input projections, such as those of Q, K and V, or of gate and up: all by which it multiplies the
+    // normed stream first. Empty where it reads that in another way too, or shares it.
+    std::vector<std::string> inputs;
+
     // The weights of its output projection: the matrix by which the branch ends, a bias and a norm aside. Empty where it
     // ends in something else.
     std::string output;
@@ -68,6 +72,7 @@ struct found_block {
     ggml_tensor * stream   = nullptr; // that stream as the branch is added to it: scaled, or of the output rows alone
     ggml_tensor * add      = nullptr; // adds the branch to the stream, or to a parallel branch
     ggml_tensor * instead  = nullptr; // what it adds it to
+    ggml_tensor * entry    = nullptr; // what the input projections multiply; null where the block has none of its own
     ggml_tensor * both = nullptr; // where two parallel branches are added to each other first: adds that to the stream
 
     tensor_set inner       = {}; // what the branch computes
@@ -78,7 +83,8 @@ struct found_block {
 struct graph_layout {
     struct block_nodes {
         int  branch, boundary, stream, add, instead;
-        int  both; // -1 where there is none
+        int  both;  // -1 where there is none
+        int  entry; // -1 where there is none
         bool parallel;
     };
     size_t                   n_nodes = 0;

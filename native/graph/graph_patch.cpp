@@ -126,6 +126,17 @@ void put_in_linear_blocks(graph_edit & edit) {
     }
 }
 
+// Who reads the normed stream of a block shall read what the request makes of it.
+void change_inputs(graph_edit & edit) {
+    ggml_context * ctx = edit.ctx;
+    for (const auto & [block, matrix] : edit.request.inputs) {
+        ggml_tensor * entry   = edit.found[block].entry;
+        ggml_tensor * product = ggml_mul_mat(ctx, matrix.get(), entry);
+        ggml_mul_mat_set_prec(product, GGML_PREC_F32);
+        edit.change.add(entry, ggml_add(ctx, entry, product));
+    }
+}
+
 // Who reads a mask that is kept shall read that one.
 void read_kept_masks(graph_edit & edit, kept_masks & masks) {
     size_t number = 0;
@@ -181,6 +192,16 @@ void capture_inner_values(graph_edit & edit) {
             edit.outputs.projected[i] = ggml_cont(edit.ctx, end.projected);
             edit.results.push_back(edit.outputs.projected[i]);
         }
+    }
+}
+
+void capture_entries(graph_edit & edit) {
+    for (const size_t i : edit.request.entry) {
+        if (!edit.found[i].entry) {
+            throw std::runtime_error("a block has no input projections");
+        }
+        edit.outputs.entry[i] = ggml_cont(edit.ctx, edit.found[i].entry);
+        edit.results.push_back(edit.outputs.entry[i]);
     }
 }
 
@@ -301,10 +322,10 @@ int rebuild(graph_edit & edit, ggml_tensor * targets) {
 
 // Whether the graph of one request serves the other too: all but which tokens are to be predicted is equal.
 bool have_one_graph(const graph_request & a, const graph_request & b) {
-    return a.skip == b.skip && a.linear == b.linear && a.start == b.start && a.boundary == b.boundary &&
-           a.capture == b.capture && a.inner == b.inner && a.compare == b.compare && a.output == b.output &&
-           a.targets.size() == b.targets.size() && a.sequence_length == b.sequence_length &&
-           a.outputs_first == b.outputs_first;
+    return a.skip == b.skip && a.linear == b.linear && a.inputs == b.inputs && a.start == b.start &&
+           a.boundary == b.boundary && a.capture == b.capture && a.inner == b.inner && a.entry == b.entry &&
+           a.compare == b.compare && a.output == b.output && a.targets.size() == b.targets.size() &&
+           a.sequence_length == b.sequence_length && a.outputs_first == b.outputs_first;
 }
 
 } // namespace
@@ -349,9 +370,11 @@ void graph_patch::apply(llm_graph_result & res) {
     leave_out_blocks(edit);
     start_at_boundary(edit);
     put_in_linear_blocks(edit);
+    change_inputs(edit);
     read_kept_masks(edit, masks);
     edit.change.apply(graph);
     capture_boundaries(edit);
+    capture_entries(edit);
     capture_inner_values(edit);
     compare_boundaries(edit);
     ggml_tensor * targets = add_targets(edit, *this);

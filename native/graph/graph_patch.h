@@ -25,6 +25,11 @@ struct graph_request {
     using linear_blocks = std::map<size_t, std::shared_ptr<ggml_tensor>>;
     linear_blocks linear;
 
+    // How the normed stream changes that a block's input projections multiply: from n to n + A·n. A: F32 [n_embd, n_embd].
+    // The graph reads these tensors whenever it runs, so the request keeps their memory.
+    using input_changes = std::map<size_t, std::shared_ptr<ggml_tensor>>;
+    input_changes inputs;
+
     // Compute from this block's boundary on, given the residual stream there: F32 [n_embd, n_tokens]. 0: from the
     // tokens. The graph reads that tensor whenever it runs, so the request keeps its memory.
     size_t                       start = 0;
@@ -37,6 +42,9 @@ struct graph_request {
     // The blocks whose inner values shall be readable: what their output projections multiply, and what these give
     // to a norm behind them.
     std::vector<size_t> inner;
+
+    // The blocks whose normed stream shall be readable, before it changes.
+    std::vector<size_t> entry;
 
     // Pairs of boundaries to compare, named in the same way.
     std::vector<std::pair<size_t, size_t>> compare;
@@ -67,6 +75,7 @@ struct graph_outputs {
     std::map<size_t, ggml_tensor *> captured; // by block: [n_embd, n_tokens]
 
     std::map<size_t, ggml_tensor *> inner;     // by block: [n_inner, n_tokens]
+    std::map<size_t, ggml_tensor *> entry;     // by block: [n_embd, n_tokens]
     std::map<size_t, ggml_tensor *> projected; // by block with such a norm: [n_embd, n_tokens], a bias included
 
     // of each pair (a, b) to compare: a·b, |a|², |b|², |b − a|²; [1, n_tokens]

@@ -1,6 +1,7 @@
 // Repairs as prune and apply make them: what is written, when it isn't, and what is refused.
 import fs from 'node:fs';
 import path from 'node:path';
+import cacache from 'cacache';
 import {
     apply,
     embeddedText,
@@ -11,6 +12,7 @@ import {
     perplexityOf,
     prune,
     readGguf,
+    repairJournalOf,
     type PruneResult
 } from '../../lib/index.js';
 import { readBytes, textsOf } from '../gguf_bytes';
@@ -161,7 +163,8 @@ describe.each(['adjacent', 'all'] as const)('of output projections, %s', (repair
         const { kind, refitted } = result.repair;
         expect(kind).toBe(repair);
         expect(refitted).toEqual(repair === 'adjacent' ? beforeGaps : expect.arrayContaining(beforeGaps));
-        expect(refitted).toHaveLength(repair === 'adjacent' ? 3 : 24 - order.length);
+        // of all, 9 attention blocks with three input projections and an output, and 10 FFN blocks with two
+        expect(refitted).toHaveLength(repair === 'adjacent' ? 3 : 9 * 4 + 10 * 3);
         expect(textsOf(file(`${repair}.gguf`), 'blockpruner.refitted')).toEqual(refitted);
     });
 
@@ -255,16 +258,22 @@ test.each([
     expect(apply(tiny, { ...options, order, output: file('no.gguf'), [name]: value })).rejects.toThrow(name)
 );
 
-test('is stopped by its signal, and nothing is left behind', async () => {
+test('is stopped by its signal, and goes on from what it had found, to the same bytes', async () => {
     const outputs = fs.mkdtempSync(file('outputs-'));
+    const output = path.join(outputs, 'new.gguf');
+    const wanted = { ...options, order, repair: 'all', output } as const;
     const stop = new AbortController();
     const stopped = apply(tiny, {
-        ...options,
-        order,
-        output: path.join(outputs, 'new.gguf'),
+        ...wanted,
         signal: stop.signal,
-        onProgress: (phase, done) => phase === 'repair' && done > 0 && stop.abort(new Error('enough'))
+        onProgress: (phase, done, total) => phase === 'repair' && done > total / 3 && stop.abort(new Error('enough'))
     });
     await expect(stopped).rejects.toThrow('enough');
-    expect(fs.readdirSync(outputs)).toEqual([]);
+    expect(fs.readdirSync(outputs)).toEqual(['new.gguf.repair']);
+    const found = (await cacache.ls(repairJournalOf(output))) as Record<string, unknown>;
+    expect(Object.keys(found).length).toBeGreaterThan(5);
+
+    await apply(tiny, wanted);
+    expect(fs.readdirSync(outputs)).toEqual(['new.gguf']);
+    expect(fs.readFileSync(output).equals(fs.readFileSync(file('all.gguf')))).toBe(true);
 });

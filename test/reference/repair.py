@@ -14,8 +14,10 @@ It walks through the pruned model, whose stream is x; S is the dense stream befo
 In a gap, W minimises sum_t w_t |W n_t - (S_t - y_t)|^2 + 0.03 m |W|^2 with n = x / rms(x) and y halfway between x and the
 dense stream before the gap, or x behind a block that was fitted. The change D of an output projection
 minimises sum_t w_t |D h_t - (S_t - x_t)|^2 + 0.3 m |D|^2, with x behind the block and h what its output projection multiplies.
+With --repair all, before that, the input projections V become V + V A, where A minimises sum_t |A n_t - (s_t - n_t)|^2 +
+0.3 m |A|^2 for the normed streams n of the pruned and s of the dense model.
 m is the mean of the diagonal of the Gram matrix. All is solved directly, in F64. Printed of each matrix are its norm and its
-products with vectors, W R with R_ij = cos((i+1)(j+1)): four of each W and two of each D.
+products with vectors, W R with R_ij = cos((i+1)(j+1)): four of each W, two of each D and one of each V A.
 """
 
 import argparse
@@ -74,6 +76,7 @@ def main():
     blocks = [f"{kind}.{i}" for i in range(model.layers) for kind in ("attn", "ffn")]
     skip = set(args.skip.split(","))
     dense = list(model.streams(tokens))
+    before = {"dense": digits(model.perplexity(tokens)), "unrepaired": digits(model.perplexity(tokens, skip))}
     size = dense[0].shape[-1]
     gaps = {before: behind for before, behind in gaps_of(blocks, skip)}
     compute = lambda x, i: x + (model.feed_forward if i % 2 else model.attention)(x, i // 2)
@@ -87,6 +90,17 @@ def main():
         s = rows(dense[boundary])
         return ridge_regression(rows(h), s - rows(x), 1 / s.square().mean(-1, keepdim=True), ridge)
 
+    def change_inputs(block):
+        kind, layer = blocks[block].split(".")
+        rows = lambda y: model.norm(y, f"blk.{layer}.{kind}_norm")[:, : positions(block)].reshape(-1, size)
+        n = rows(x)
+        a = ridge_regression(n, rows(dense[block]) - n, 1, 0.3)
+        for name in ("attn_q", "attn_k", "attn_v") if kind == "attn" else ("ffn_gate", "ffn_up"):
+            tensor = f"blk.{layer}.{name}.weight"
+            change = model.weights[tensor] @ a
+            model.weights[tensor] = model.weights[tensor] + change
+            refits.append({"tensor": tensor, **described(change, 1)})
+
     x, at, fitted = dense[0], 0, None
     while at < len(blocks):
         if at in gaps:
@@ -94,6 +108,8 @@ def main():
             x, at = x + normed(x) @ w.T, gaps[at]
             linear.append(described(w, 4))
             continue
+        if at > min(gaps) and args.repair == "all":
+            change_inputs(at)
         x = compute(x, at)
         at += 1
         changes = at > min(gaps) - 1 and args.repair == "all"
@@ -106,8 +122,7 @@ def main():
     output = model.weights.get("output.weight", model.weights["token_embd.weight"])
     logits = model.norm(x[:, :-1], "output_norm") @ output.T
     nll = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    print(json.dumps({"skip": args.skip.split(","), "dense": digits(model.perplexity(tokens)),
-                      "unrepaired": digits(model.perplexity(tokens, skip)),
+    print(json.dumps({"skip": args.skip.split(","), **before,
                       "repaired": digits(nll.mean(1).mean().exp().item()), "linear": linear, "refits": refits}))
 
 

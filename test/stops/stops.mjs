@@ -79,7 +79,7 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
                     }
                     fs.rmSync(output); // it had been given its name already
                 }
-                await nothingIsLeft(name, /^\d+\.gguf\.(journal|lock)$|partial|temporary/);
+                await nothingIsLeft(name, /^\d+\.gguf\.(journal|lock|repair)$|partial|temporary/);
             }
             await resumed(name, output);
             fs.rmSync(output, { force: true });
@@ -98,7 +98,7 @@ export async function stopRuns({ model, args, kill = 0, interrupt = 0, seed = 1,
             if (!over && code !== 0 && !(code === 130 && isSaid) && !hadNotBegun) {
                 failures.push(`${name}: code ${code}, ${stderr.slice(-300)}`);
             }
-            await nothingIsLeft(name, /^\d+\.gguf(\.journal)?$/);
+            await nothingIsLeft(name, /^\d+\.gguf(\.(journal|repair))?$/);
             fs.rmSync(output, { force: true });
             await resumed(name, output);
             fs.rmSync(output, { force: true });
