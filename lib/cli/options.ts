@@ -230,7 +230,7 @@ export const repairOptions = {
         choices: repairs,
         describe:
             'What makes up for what is gone: a linear block in each gap (linear), also the output projections before ' +
-            'the gaps fitted anew (adjacent), or all from there on (all); none is the paper',
+            'the gaps fitted anew (adjacent), or all projections from there on (all); none is the paper',
         defaultDescription: 'linear; all where the host has no linear blocks'
     },
     'repair-tokens': {

@@ -29,7 +29,7 @@ export interface RepairOptions {
     repairTokens?: number | undefined;
     /**
      * The tensor type of what is put in and of what is fitted anew. Default: of linear blocks `f32` in an F32 model,
-     * `q8_0` in a quantized one, else `f16`; of output projections, their own.
+     * `q8_0` in a quantized one, else `f16`; of projections, their own.
      */
     repairType?: (typeof repairTypes)[number] | undefined;
 }

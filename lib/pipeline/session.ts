@@ -158,6 +158,9 @@ export class Session {
         const { device, gpuLayers, threads, rpc, signal, onProgress, onNotice } = options;
         const [file] = source.gguf.files as [string];
         const host = await chooseHost(source.gguf, signal);
+        const failed = new AbortController();
+        // whoever needs the hash hears of its error; until then, it is computed while the model is loaded
+        hashGguf(source.gguf, AbortSignal.any([failed.signal, ...(signal ? [signal] : [])])).catch(() => undefined);
         const loading = {
             device,
             gpuLayers,
@@ -168,8 +171,9 @@ export class Session {
             checkTensors: true,
             onProgress: (done: number, total: number) => onProgress?.('load', done, total)
         };
-        const models = copies ? await Model.loadOnEach(file, loading) : [await Model.load(file, loading)];
+        let models: Model[] = [];
         try {
+            models = copies ? await Model.loadOnEach(file, loading) : [await Model.load(file, loading)];
             onProgress?.('calibrate', 0, 1);
             const blocks = await models[0]!.blocks(signal);
             const calibration = await loadCalibration(models[0]!, options.calibration, signal, (done, total) =>
@@ -184,6 +188,7 @@ export class Session {
             }
             return new Session(source, host, models, blocks, calibration);
         } catch (error) {
+            failed.abort(error);
             models.forEach((model) => model.dispose());
             throw error;
         }

@@ -101,7 +101,7 @@ export function formatRepair(repair: RepairResult): string {
     }
     const parts = [
         ...(repair.linear.length > 0 ? [`linear blocks ${formatLinear(repair.linear).join(', ')}`] : []),
-        ...(repair.refitted.length > 0 ? [`${repair.refitted.length} output projections`] : [])
+        ...(repair.refitted.length > 0 ? [`${repair.refitted.length} projections`] : [])
     ];
     return (
         `${parts.join('; ')}; fitted to ${repair.tokens} tokens ` +

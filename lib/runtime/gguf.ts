@@ -150,12 +150,20 @@ export function fillerOf(gguf: Gguf): Block[] {
     return parseBlocks(String(gguf.metadata[fillerKey] ?? ''));
 }
 
-const hashes = new WeakMap<Gguf, string>();
+const hashes = new WeakMap<Gguf, Promise<string>>();
 
-/** SHA-256 of a model's files, one after the other, as hexadecimal digits. */
-export async function hashGguf(gguf: Gguf, signal?: AbortSignal): Promise<string> {
-    const hash = hashes.get(gguf) ?? (await sha256(gguf.files, signal));
+/**
+ * SHA-256 of a model's files, one after the other, as hexadecimal digits. It is computed once, also for those who ask
+ * meanwhile; where the signal stops it, the next who asks begins anew.
+ */
+export function hashGguf(gguf: Gguf, signal?: AbortSignal): Promise<string> {
+    const known = hashes.get(gguf);
+    if (known) {
+        return known;
+    }
+    const hash = sha256(gguf.files, signal);
     hashes.set(gguf, hash);
+    hash.catch(() => hashes.delete(gguf));
     return hash;
 }
 

@@ -433,7 +433,7 @@ test('inspect lists the blocks', async () => {
         architecture: 'llama',
         host: 'deci',
         layers: 12,
-        rest: { repair: { linear: true, unfitted: [] } }
+        rest: { repair: { linear: true, unfitted: [], unfittedInputs: [] } }
     });
     expect(reason).toMatch('deci');
     expect(blocks).toHaveLength(24);
@@ -443,7 +443,7 @@ test('inspect lists the blocks', async () => {
         { kind: 'ffn', layer: 0, parameters: 393472, bytes: 418816 }
     ]);
     expect((await run('inspect', tiny)).stdout).toMatch(
-        /^architecture +llama\nhost +deci: .*\nlayers +12, 24 blocks\nrepair +linear blocks go into gaps; all output projections can be fitted\n +attn\.0 .*\n(.*\n){23}$/
+        /^architecture +llama\nhost +deci: .*\nlayers +12, 24 blocks\nrepair +linear blocks go into gaps; all output projections can be fitted; all input projections can be fitted\n +attn\.0 .*\n(.*\n){23}$/
     );
 });
 
@@ -473,7 +473,7 @@ test('a model from a URL is downloaded, and stdout is JSON all the same', async 
 // Windows has no SIGINT for other processes
 (process.platform === 'win32' ? describe.skip : describe)('Ctrl-C', () => {
     const outputFiles = () =>
-        fs.readdirSync(outputs).filter((name) => !['order.json', 'new.gguf.journal'].includes(name));
+        fs.readdirSync(outputs).filter((name) => !['order.json', 'new.gguf.journal', 'new.gguf.repair'].includes(name));
     async function expectStops(
         { ended, interrupt, stderr }: ReturnType<typeof start>,
         ready: () => boolean
