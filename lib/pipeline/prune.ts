@@ -93,8 +93,8 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
     methodSeed?: number | undefined;
     /**
      * Every evaluation is written into a journal beside the output ({@link journalOf}), which is deleted when the
-     * output is there; a repair keeps what it has found in a folder there ({@link repairJournalOf}). true: go on where a run with the same inputs was stopped; false: begin anew. Default: refuse if
-     * there is one.
+     * output is there; a repair keeps what it has found in a folder there ({@link repairJournalOf}). true: go on where
+     * a run with the same inputs was stopped; false: begin anew. Default: refuse if there is one.
      */
     resume?: boolean | undefined;
     onStart?: ((start: SearchStart) => void) | undefined;

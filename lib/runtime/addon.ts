@@ -87,6 +87,11 @@ export interface NativeBlock {
 
 /** Evaluates a model, one call at a time. `skip`: indexes into `blocks()` of those to leave out. */
 export interface NativeEvaluator {
+    /**
+     * How many sequences it computes at once now, at most: fewer than was said once the device had no memory for so
+     * many. Undefined once it is disposed.
+     */
+    readonly atOnce: number | undefined;
     /** In the order of the residual stream. */
     blocks(): NativeBlock[];
     /**

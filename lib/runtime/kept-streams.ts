@@ -37,7 +37,11 @@ export class KeptStreams {
     readonly #sequences: number;
     /** predicted tokens of a sequence */
     readonly #predicted: number;
+    readonly #onMemory: (boundaries: { before: number; now: number }) => void;
     readonly #signal: AbortSignal | undefined;
+    /** for how many boundaries there was room after the last evaluation */
+    #room: number;
+    #disposed = false;
 
     /** @internal */
     constructor(
@@ -46,9 +50,12 @@ export class KeptStreams {
         atOnce: number,
         fullTokens: number,
         indexesOf: (blocks: readonly Block[]) => number[],
+        onMemory: (boundaries: { before: number; now: number }) => void,
         signal: AbortSignal | undefined
     ) {
         this.#native = native;
+        this.#room = native.room;
+        this.#onMemory = onMemory;
         this.together = Math.min(atOnce, Math.ceil(fullTokens / calibration.length));
         this.#indexesOf = indexesOf;
         this.#sequences = countSequences(calibration);
@@ -81,6 +88,10 @@ export class KeptStreams {
         const nll = await runNative(this.#signal, (cancel) =>
             this.#native.evaluate(indexes, empty, Uint32Array.from(sequences), mayWin, { cancel })
         );
+        if (!this.#disposed) {
+            this.#onMemory({ before: this.#room, now: this.room });
+            this.#room = this.room;
+        }
         return sequences.map((_, i) => nll.slice(i * this.#predicted, (i + 1) * this.#predicted));
     }
 
@@ -98,6 +109,7 @@ export class KeptStreams {
 
     /** Frees the memory. Running evaluations end first. */
     dispose(): void {
+        this.#disposed = true;
         this.#native.dispose();
     }
 }

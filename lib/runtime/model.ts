@@ -22,7 +22,7 @@ import { checkSequences, type Sequences } from './sequences.js';
 export interface LoadOptions {
     /** Where to compute. Default: `auto`, the first GPU found, else the CPU. */
     device?: Device | 'auto' | undefined;
-    /** Layers on the GPU. Default: all. */
+    /** Layers on the GPU. Default: all, or as many as there is room for, which is told. */
     gpuLayers?: number | undefined;
     /**
      * Compute on these RPC servers, host:port, over which the model is spread, for one that is too large for a
@@ -202,6 +202,7 @@ export class Model {
     readonly #gpus: readonly Gpu[];
     readonly #tokensAtOnce: number;
     readonly #cacheType: 'f16' | 'f32';
+    readonly #onNotice: LoadOptions['onNotice'];
     /** The longest that was needed so far, for sequences one after the other and for many endings at once. */
     readonly #contexts: { sequences?: Context; endings?: Context } = {};
     readonly #streams = new Set<KeptStreams>();
@@ -218,6 +219,7 @@ export class Model {
         this.prebuilt = prebuilt;
         this.#tokensAtOnce = options.tokensAtOnce ?? (device === 'cpu' ? 1 : GPU_TOKENS_AT_ONCE);
         this.#cacheType = options.cacheType ?? 'f16';
+        this.#onNotice = options.onNotice;
         this.flashAttention = options.flashAttention ?? true;
         this.path = path;
         this.gguf = gguf;
@@ -274,9 +276,10 @@ export class Model {
 
     static async #loadOn(file: string, on: ChosenDevice, options: LoadOptions): Promise<Model> {
         const { gpus } = on;
-        const { gpuLayers, headerOnly, checkTensors, onProgress, signal } = options;
+        const { headerOnly, checkTensors, onProgress, onNotice, signal } = options;
         const gguf = await readGguf(file, signal);
         checkKind(file, gguf);
+        const gpuLayers = options.gpuLayers ?? (headerOnly ? undefined : layersWithRoom(file, gguf, gpus, onNotice));
         if (!headerOnly) {
             checkMemory(file, gguf, gpus, gpuLayers);
         }
@@ -308,7 +311,7 @@ export class Model {
                     'a causal language model: it has no perplexity to prune by'
             );
         }
-        return new Model(native, file, gguf, on, options);
+        return new Model(native, file, gguf, on, { ...options, gpuLayers });
     }
 
     get architecture(): string {
@@ -481,6 +484,7 @@ export class Model {
             context.atOnce,
             Math.min(FULL_TOKENS, FULL_OPERATIONS / (2 * this.parameters)),
             (blocks) => this.#indexesOf(context, blocks),
+            (boundaries) => this.#noticeMemory(context, boundaries),
             signal
         );
         this.#streams.add(streams);
@@ -641,7 +645,26 @@ export class Model {
         work: (evaluator: NativeEvaluator, skip: number[], task: NativeTask) => Promise<T>
     ): Promise<T> {
         const indexes = this.#indexesOf(context, skip);
-        return runNative(signal, (cancel) => work(context.evaluator, indexes, { onProgress, cancel }));
+        const result = await runNative(signal, (cancel) => work(context.evaluator, indexes, { onProgress, cancel }));
+        this.#noticeMemory(context);
+        return result;
+    }
+
+    /**
+     * Tells where the device turned out to have no memory for as much as was wanted.
+     * @param boundaries how many a search had room for at first, and has now
+     */
+    #noticeMemory(context: Context, boundaries?: { before: number; now: number }): void {
+        const { atOnce } = context.evaluator;
+        const tell = (most: string, now: string) =>
+            this.#onNotice?.(`the device (${this.device}) has no memory ${most}: ${now}`);
+        if (atOnce !== undefined && atOnce < context.atOnce) {
+            tell(`for ${context.atOnce} sequences at once`, `computing ${atOnce}`);
+            context.atOnce = atOnce;
+        }
+        if (boundaries && boundaries.now < boundaries.before) {
+            tell(`to keep ${boundaries.before} boundaries of a sequence`, `keeping ${boundaries.now}`);
+        }
     }
 
     #indexesOf({ blocks }: Context, skip: readonly Block[]): number[] {
@@ -696,7 +719,9 @@ export class Model {
         for (let atOnce = wanted; ; atOnce = Math.floor(atOnce / 2)) {
             try {
                 const made = await this.#createContext(size, atOnce, use === 'endings', signal);
-                return (this.#contexts[use] = { ...made, size, atOnce, wanted });
+                const context = { ...made, size, atOnce: wanted, wanted };
+                this.#noticeMemory(context);
+                return (this.#contexts[use] = context);
             } catch (error) {
                 // there may be no memory for the caches of so many
                 if (use === 'endings' || atOnce === 1 || signal?.aborted) {
@@ -739,9 +764,14 @@ export class Model {
             })
         ).catch((error: unknown) => {
             signal?.throwIfAborted();
+            const reason = reasonIn(messageOf(error));
+            const advice =
+                this.#gpus.length > 0 && /failed to allocate/.test(reason)
+                    ? `; ${option('gpuLayers')} N puts fewer layers on the GPU`
+                    : '';
             throw new BlockprunerError(
                 'UNSUPPORTED',
-                `can't evaluate ${this.path} (architecture ${this.architecture}): ${reasonIn(messageOf(error))}`,
+                `can't evaluate ${this.path} (architecture ${this.architecture}): ${reason}${advice}`,
                 { cause: error }
             );
         });
@@ -804,11 +834,42 @@ function checkKind(file: string, gguf: Gguf): void {
 }
 
 /**
+ * How many layers there is room for on the GPUs beside what computing takes; undefined: for all. Where it isn't
+ * for all, that is told.
+ */
+function layersWithRoom(
+    file: string,
+    gguf: Gguf,
+    gpus: readonly Gpu[],
+    onNotice: LoadOptions['onNotice']
+): number | undefined {
+    const free = gpus.reduce((sum, { memoryFree }) => sum + memoryFree, 0);
+    const room = roomForWeights(free);
+    if (free === 0 || gguf.bytes <= room) {
+        return undefined;
+    }
+    const layers = layersOf(gguf);
+    const fit = Math.floor((room * layers) / gguf.bytes);
+    const sizes = `${file} has ${formatBytes(gguf.bytes)}, and ${formatBytes(free)} are free on the GPU`;
+    onNotice?.(`${sizes}: computing ${fit} of ${layers} layers there, the others on the CPU`);
+    return fit;
+}
+
+/** How much of a GPU's memory weights may take by default, so that there is room to compute. */
+function roomForWeights(memory: number): number {
+    return Math.max(0.75 * memory, memory - COMPUTE_HEADROOM);
+}
+
+function layersOf({ metadata }: Gguf): number {
+    return Number(metadata[`${String(metadata['general.architecture'])}.block_count`]);
+}
+
+/**
  * @throws BlockprunerError where the weights alone take more memory than there is, so that they would be read from the
  * disk again in each pass, or not be loaded at all
  */
 function checkMemory(file: string, gguf: Gguf, gpus: readonly Gpu[], gpuLayers: number | undefined): void {
-    const layers = Number(gguf.metadata[`${String(gguf.metadata['general.architecture'])}.block_count`]);
+    const layers = layersOf(gguf);
     const onGpus = gpus.length === 0 ? 0 : Math.min(1, (gpuLayers ?? Infinity) / (layers + 1));
     const gpuMemory = gpus.reduce((sum, { memoryTotal }) => sum + memoryTotal, 0);
     const memory = Math.min(os.totalmem(), process.constrainedMemory() || Infinity);
@@ -817,7 +878,7 @@ function checkMemory(file: string, gguf: Gguf, gpus: readonly Gpu[], gpuLayers: 
         throw new BlockprunerError('DEVICE', `${file} needs ${needed}, and ${where} ${formatBytes(room)}${advice}`);
     };
     if (gpuMemory > 0 && gguf.bytes * onGpus > gpuMemory) {
-        const fit = Math.floor((0.8 * gpuMemory * layers) / gguf.bytes);
+        const fit = Math.floor((roomForWeights(gpuMemory) * layers) / gguf.bytes);
         const advice = `: ${option('gpuLayers')} ${fit} puts so many layers there, ${option('device')} cpu none`;
         refuse(gguf.bytes * onGpus, gpus.length === 1 ? 'the GPU has' : 'the GPUs have', gpuMemory, advice);
     }

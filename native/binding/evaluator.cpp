@@ -97,6 +97,7 @@ void Evaluator::init(Napi::Env env, Napi::Object exports) {
     Napi::Function cls = DefineClass(env, "Evaluator",
                                      {
                                          StaticMethod<&Evaluator::create>("create"),
+                                         InstanceAccessor<&Evaluator::at_once>("atOnce"),
                                          InstanceMethod<&Evaluator::blocks>("blocks"),
                                          InstanceMethod<&Evaluator::graph>("graph"),
                                          InstanceMethod<&Evaluator::evaluate>("evaluate"),
@@ -154,6 +155,10 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
             const auto engine = Napi::External<std::shared_ptr<evaluator>>::New(env, created.get());
             return env.GetInstanceData<addon_data>()->evaluator.New({ engine });
         });
+}
+
+Napi::Value Evaluator::at_once(const Napi::CallbackInfo & info) {
+    return self ? Napi::Value(Napi::Number::New(info.Env(), self->n_at_once())) : info.Env().Undefined();
 }
 
 Napi::Value Evaluator::blocks(const Napi::CallbackInfo & info) {

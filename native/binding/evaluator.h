@@ -24,6 +24,7 @@ private:
 
     static Napi::Value create(const Napi::CallbackInfo & info);
 
+    Napi::Value at_once(const Napi::CallbackInfo & info);
     Napi::Value blocks(const Napi::CallbackInfo & info);
     Napi::Value graph(const Napi::CallbackInfo & info);
     Napi::Value evaluate(const Napi::CallbackInfo & info);

@@ -13,10 +13,10 @@
 
 namespace {
 
-llama_context_params context_params(const evaluator_options & options) {
+llama_context_params context_params(const evaluator_options & options, uint32_t n_sequences) {
     llama_context_params params   = llama_context_default_params();
-    const uint32_t       n_tokens = options.n_context * (options.shared_cache ? 1 : options.n_sequences);
-    params.n_seq_max              = options.n_sequences;
+    const uint32_t       n_tokens = options.n_context * (options.shared_cache ? 1 : n_sequences);
+    params.n_seq_max              = n_sequences;
     params.kv_unified             = options.shared_cache;
     // sequences that share nothing have a cache each, whose size llama.cpp rounds up by itself
     params.n_ctx           = n_tokens;
@@ -41,6 +41,9 @@ size_t count_values(const std::vector<ggml_tensor *> & tensors) {
     }
     return count;
 }
+
+// What llama_decode returns where a device has no memory for a graph.
+constexpr int ALLOC_FAILED = -2;
 
 bool is_cpu(ggml_backend_dev_t device) {
     return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
@@ -72,7 +75,8 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
     options(options),
     patch(options.logits_bytes, this->model->hparams.f_norm_rms_eps, mask_memory(*this->model, options.keep_masks)),
     n_threads(options.n_threads),
-    on_cpu(is_cpu(this->model->dev_layer(0)) && is_cpu(this->model->dev_output())) {
+    on_cpu(is_cpu(this->model->dev_layer(0)) && is_cpu(this->model->dev_output())),
+    at_once(options.n_sequences) {
     check_state(this->model->hparams);
     make_context();
     control.check();
@@ -89,11 +93,10 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
             block.signature += " sliding window";
         }
     }
-    attach_threads();
 }
 
 void evaluator::make_context() {
-    llama_context_params params = context_params(options);
+    llama_context_params params = context_params(options, at_once);
     params.graph_hook_data      = &patch;
     params.abort_callback_data  = this;
     params.abort_callback       = [](void * data) {
@@ -105,17 +108,26 @@ void evaluator::make_context() {
             llama_free(c);
         }
     });
-}
-
-void evaluator::attach_threads() {
-    threads = make_threads(options.n_threads);
-    if (threads) {
+    last_sequences = 0;
+    if (!threads) {
+        threads = make_threads(options.n_threads);
+    }
+    if (threads && context) {
         llama_attach_threadpool(context.get(), threads.get(), nullptr);
     }
 }
 
+bool evaluator::compute_fewer() {
+    if (at_once == 1 || options.shared_cache) {
+        return false;
+    }
+    at_once = at_once / 2;
+    context.reset();
+    return true;
+}
+
 int evaluator::n_splits() const {
-    return ggml_backend_sched_get_n_splits(context->get_sched());
+    return context ? ggml_backend_sched_get_n_splits(context->get_sched()) : 0;
 }
 
 size_t evaluator::n_vocab() const {
@@ -123,6 +135,12 @@ size_t evaluator::n_vocab() const {
 }
 
 const graph_outputs & evaluator::run(graph_request request, const llama_batch & batch, const task_control & control) {
+    if (!context) {
+        make_context();
+    }
+    if (!context) {
+        throw out_of_memory_error(take_logged_errors("llama.cpp could not make a context"));
+    }
     last_sequences = 0;
     return compute(
         std::move(request),
@@ -145,6 +163,10 @@ const graph_outputs & evaluator::compute(graph_request                request,
         last_sequences = 0;
         control.check();
         const std::string reason = take_logged_errors("llama_decode returned " + std::to_string(status));
+        if (status == ALLOC_FAILED && patch.error.empty()) {
+            context.reset(); // its plan of memory was made for this run
+            throw out_of_memory_error("evaluation failed: " + reason);
+        }
         throw std::runtime_error("evaluation failed: " + (patch.error.empty() ? reason : patch.error));
     }
     const size_t n_values = count_values(patch.outputs.nll);
@@ -177,7 +199,15 @@ const graph_outputs & evaluator::run_sequence(graph_request        request,
     }
     request.targets.assign(tokens + 1, tokens + length);
     request.sequence_length = length;
-    return run(std::move(request), batch.get(), control);
+    for (;;) {
+        try {
+            return run(request, batch.get(), control);
+        } catch (const out_of_memory_error &) {
+            if (!compute_fewer()) {
+                throw;
+            }
+        }
+    }
 }
 
 const graph_outputs & evaluator::run_together(graph_request                        request,
@@ -196,7 +226,7 @@ const graph_outputs & evaluator::run_together(graph_request                     
         request.targets.insert(request.targets.end(), sequence + 1, sequence + length);
         request.targets.push_back(0);
     }
-    if (last_sequences == sequences.size() && last_length == length) {
+    if (context && last_sequences == sequences.size() && last_length == length) {
         return compute(std::move(request), [&] { return decode_again(context.get(), tokens.data()); }, control);
     }
     token_batch batch(tokens.size());
@@ -237,17 +267,25 @@ std::vector<float> nll_of(evaluator &             on,
     const size_t       n_sequences = sequences.count();
     std::vector<float> nll(n_sequences * (sequences.length - 1));
     float *            out = nll.data();
-    for (size_t first = 0; first < n_sequences; first += on.options.n_sequences) {
+    for (size_t first = 0; first < n_sequences;) {
         control.check();
         std::vector<const int32_t *> together;
-        for (size_t i = first; i < std::min<size_t>(n_sequences, first + on.options.n_sequences); i++) {
+        for (size_t i = first; i < std::min<size_t>(n_sequences, first + on.n_at_once()); i++) {
             together.push_back(sequences.sequence(i));
         }
         graph_request request;
         request.skip = skip;
-        out = read_nll(on.run_together(std::move(request), together, sequences.length, control), together.size(),
-                       sequences.length, out);
-        control.progress((double) (first + together.size()), (double) n_sequences);
+        try {
+            out = read_nll(on.run_together(std::move(request), together, sequences.length, control), together.size(),
+                           sequences.length, out);
+        } catch (const out_of_memory_error &) {
+            if (!on.compute_fewer()) {
+                throw;
+            }
+            continue;
+        }
+        first += together.size();
+        control.progress((double) first, (double) n_sequences);
     }
     return nll;
 }

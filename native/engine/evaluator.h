@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 struct llama_batch;
@@ -27,9 +29,14 @@ struct token_sequences {
     const int32_t * sequence(size_t i) const { return tokens.data() + i * length; }
 };
 
+// Thrown where a device has no memory for a run. The evaluator can go on with a smaller one.
+struct out_of_memory_error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 struct evaluator_options {
     uint32_t  n_context;               // tokens of a sequence, at most; of a batch, where its sequences share a cache
-    uint32_t  n_sequences     = 1;     // sequences in a batch, at most
+    uint32_t  n_sequences     = 1;     // sequences in a batch, at most; fewer where a device has no memory for so many
     bool      shared_cache    = false; // the sequences of a batch share what they begin with
     int       n_threads       = 1;
     bool      flash_attention = true;
@@ -68,17 +75,24 @@ public:
 
     size_t n_vocab() const;
 
+    // How many sequences may be computed at once now. Any thread may ask.
+    uint32_t n_at_once() const { return at_once; }
+
+    // Computes half as many at once from now on; false if it is one already.
+    bool compute_fewer();
+
     // Computes a batch, from an empty cache. What it gives holds until the next run.
     const graph_outputs & run(graph_request request, const llama_batch & batch, const task_control & control);
 
-    // Computes a sequence in which each token predicts the next one. The request's targets are set from it.
+    // Computes a sequence in which each token predicts the next one. The request's targets are set from it. Where memory
+    // runs out, fewer sequences are computed at once from then on, whose caches take less.
     const graph_outputs & run_sequence(graph_request        request,
                                        const int32_t *      tokens,
                                        uint32_t             length,
                                        const task_control & control);
 
-    // Computes several sequences at once, as many as options.n_sequences at most, each as run_sequence does. Where that
-    // is above 1, all of a sequence's positions are outputs, the last one too, so that the stream has as many tokens
+    // Computes several sequences at once, as many as n_at_once() at most, each as run_sequence does. Where
+    // options.n_sequences is above 1, all of a sequence's positions are outputs, the last one too, so that the stream has as many tokens
     // behind the last layer's selection of outputs as before it: [n_embd, n · length] everywhere.
     const graph_outputs & run_together(graph_request                        request,
                                        const std::vector<const int32_t *> & sequences,
@@ -89,8 +103,10 @@ private:
     graph_patch                      patch;
     std::shared_ptr<ggml_threadpool> threads;
     thread_choice                    n_threads;
-    const bool                       on_cpu;  // all of the model; what waits for a GPU doesn't need its cores
-    std::shared_ptr<llama_context>   context; // after patch and threads, so that it is freed before them
+    const bool                       on_cpu; // all of the model; what waits for a GPU doesn't need its cores
+    std::atomic<uint32_t>            at_once;
+    std::shared_ptr<llama_context>
+        context; // after patch and threads, so that it is freed before them; null: memory ran out
 
     // The task of the run that is going on; ggml asks it, on the thread of the run, whether to stop.
     const task_control * running = nullptr;
@@ -101,7 +117,6 @@ private:
 
     void                  make_context();
     int                   on_chosen_threads(const std::function<int()> & decode);
-    void                  attach_threads();
     const graph_outputs & compute(graph_request                request,
                                   const std::function<int()> & decode,
                                   const task_control &         control);

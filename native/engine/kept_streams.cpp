@@ -58,7 +58,6 @@ kept_streams::kept_streams(std::shared_ptr<evaluator> evaluator, token_sequences
     calibration(std::move(sequences)),
     room(room_for(on->model.get(), calibration, keep_bytes)),
     most_captured(most_captured_bytes(keep_bytes)),
-    room_of_current((2 * room + 2) / 3),
     current{ skip_set(on->blocks().size()), skip_set(on->blocks().size()) },
     ready(calibration.count()),
     kept(calibration.count()) {}
@@ -74,7 +73,7 @@ std::vector<float> kept_streams::evaluate(const removal &             gone,
         }
     };
     if (gone == current) {
-        run(gone, sequences, room_of_current, control, nll.data());
+        run(gone, sequences, room_of_current(), control, nll.data());
         add_to(ready, sequences);
         return nll;
     }
@@ -83,14 +82,14 @@ std::vector<float> kept_streams::evaluate(const removal &             gone,
         std::copy_if(sequences.begin(), sequences.end(), std::back_inserter(missing),
                      [&](size_t sequence) { return !ready[sequence]; });
         std::vector<float> ignored(missing.size() * (calibration.length - 1));
-        run(current, missing, room_of_current, control, ignored.data());
+        run(current, missing, room_of_current(), control, ignored.data());
         add_to(ready, missing);
     }
     if (may_win && !(likely && *likely == gone)) {
         likely = gone;
         likely_ready.assign(calibration.count(), false);
     }
-    run(gone, sequences, may_win ? room : 0, control, nll.data());
+    run(gone, sequences, may_win ? room.load() : 0, control, nll.data());
     if (may_win) {
         add_to(likely_ready, sequences);
     }
@@ -107,7 +106,7 @@ void kept_streams::remove(const removal & removed) {
         }
         boundaries.erase(useless, boundaries.end());
     }
-    if (likely && *likely == removed && room > room_of_current) {
+    if (likely && *likely == removed && room > room_of_current()) {
         ready = std::move(likely_ready);
     } else {
         ready.assign(calibration.count(), false);
@@ -120,12 +119,7 @@ void kept_streams::remove(const removal & removed) {
 }
 
 void kept_streams::put_in(std::unique_ptr<gap_fits> fits) {
-    for (auto & boundaries : kept) {
-        boundaries.clear();
-    }
-    kept_bytes = 0;
-    ready.assign(calibration.count(), false);
-    likely.reset();
+    forget_boundaries();
     linear = std::move(fits);
 }
 
@@ -150,20 +144,62 @@ void kept_streams::run(const removal &             gone,
     }
     std::vector<float> values;
     for (const auto & [key, places] : alike) {
-        for (size_t first = 0; first < places.size(); first += on->options.n_sequences) {
-            const size_t        last = std::min<size_t>(places.size(), first + on->options.n_sequences);
+        for (size_t first = 0; first < places.size();) {
+            const size_t        last = std::min<size_t>(places.size(), first + on->n_at_once());
             std::vector<size_t> together;
             for (size_t i = first; i < last; i++) {
                 together.push_back(sequences[places[i]]);
             }
-            run_together(request, gone, together, key.second, control, values);
+            try {
+                run_together(request, gone, together, std::min<size_t>(key.second, room), control, values);
+            } catch (const out_of_memory_error &) {
+                if (!make_room()) {
+                    throw;
+                }
+                continue;
+            }
             const size_t n_values = calibration.length - 1;
             for (size_t i = first; i < last; i++) {
                 std::copy_n(values.begin() + (ptrdiff_t) ((i - first) * n_values), n_values,
                             nll + places[i] * n_values);
             }
+            first = last;
         }
     }
+}
+
+// What the current model may take of the room; the rest is for the likely next one.
+size_t kept_streams::room_of_current() const {
+    return (2 * room + 2) / 3;
+}
+
+// Gives up memory, for a run that the device had none for: first what isn't used, then of the run, by fewer sequences,
+// then half of the boundaries. False if there is nothing to give up.
+bool kept_streams::make_room() {
+    if (!unused.empty()) {
+        unused.clear();
+        return true;
+    }
+    starts.clear();
+    if (on->compute_fewer()) {
+        return true;
+    }
+    if (room == 0) {
+        return false;
+    }
+    room = room / 2;
+    most_captured /= 2;
+    forget_boundaries();
+    return true;
+}
+
+void kept_streams::forget_boundaries() {
+    for (auto & boundaries : kept) {
+        boundaries.clear();
+    }
+    kept_bytes = 0;
+    ready.assign(calibration.count(), false);
+    likely.reset();
 }
 
 // Computes sequences at once, and keeps `n_more` boundaries of each. Where these would take too much memory beside the

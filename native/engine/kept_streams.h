@@ -25,7 +25,10 @@ public:
 
     const std::shared_ptr<evaluator> on;
     const token_sequences            calibration;
-    const size_t                     room; // boundaries of each sequence that may be kept
+
+    // Boundaries of each sequence that may be kept; fewer once the device had no memory for a run beside them. Any thread
+    // may ask.
+    std::atomic<size_t> room;
 
     // From now on, linear blocks stand in the gaps that evaluations leave, but in those of empty blocks alone.
     void put_in(std::unique_ptr<gap_fits> fits);
@@ -58,11 +61,9 @@ private:
     // Which sequences were evaluated.
     using sequence_set = std::vector<bool>;
 
-    const size_t most_captured; // bytes of boundaries that one run may give
+    size_t most_captured; // bytes of boundaries that one run may give
 
     std::unique_ptr<gap_fits> linear; // null: gaps stay empty
-
-    const size_t room_of_current; // of the room, what the current model may take; the rest is for the likely next one
 
     removal                                 current;
     sequence_set                            ready;  // those on which the current model's boundaries are kept
@@ -89,6 +90,9 @@ private:
                                        size_t                      n_more,
                                        const task_control &        control,
                                        std::vector<float> &        nll);
+    size_t                room_of_current() const;
+    bool                  make_room();
+    void                  forget_boundaries();
     bool                  can_start_at(const kept_boundary & boundary, const removal & gone) const;
     const kept_boundary * last_usable(size_t sequence, const removal & gone) const;
     void          start_together(graph_request & request, const removal & gone, const std::vector<size_t> & sequences);

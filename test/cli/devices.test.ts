@@ -2,9 +2,9 @@
 // or computes wrongly where it is told to.
 import fs from 'node:fs';
 import path from 'node:path';
-import type { FoundDevice } from '../../lib/index.js';
+import type { FoundDevice, PruneResult } from '../../lib/index.js';
 import { backendFolders } from '../../lib/runtime/addon.js';
-import { fakeGpu, temporaryFolder, tiny } from '../models';
+import { fakeGpu, quantize, temporaryFolder, tiny } from '../models';
 import { run, runJson } from './run';
 
 const folder = temporaryFolder();
@@ -111,6 +111,59 @@ const search = (name: string, ...args: string[]) => {
         delete process.env.FAKE_GPU_ABORT_AFTER;
         const resumed = await runJson<{ removed: unknown }>(...search('aborted.gguf', '--resume'));
         expect(resumed.removed).toEqual(whole.removed);
+    });
+
+    test('without memory for all that is wanted computes less at once, keeps less, or takes fewer layers, and says so', async () => {
+        const output = path.join(folder, 'small.gguf');
+        const args = [
+            ...search(
+                'small.gguf',
+                '--search',
+                'exact',
+                '--memory',
+                '24',
+                '--remove',
+                '2',
+                '--samples',
+                '8',
+                '--context',
+                '128'
+            ),
+            '--json',
+            '--force'
+        ];
+        const of = async (memory: number) => {
+            process.env.FAKE_GPU_MEMORY = String(memory);
+            fs.rmSync(output, { force: true });
+            const { code, stdout, stderr } = await run(...args);
+            const { removed, steps } = JSON.parse(stdout || '{}') as Pick<PruneResult, 'removed' | 'steps'>;
+            const perplexities = steps?.map(({ perplexity }) => perplexity);
+            return {
+                code,
+                removed,
+                perplexities,
+                notices: stderr.split('\n').filter((line) => /memory|layers/.test(line))
+            };
+        };
+        const ample = await of(2 ** 30);
+        expect(ample).toMatchObject({ code: 0, notices: [] });
+        const { notices: first, ...found } = ample;
+        expect(first).toEqual([]);
+
+        const { notices: batches, ...inBatches } = await of(20e6);
+        expect(inBatches).toEqual(found);
+        const lacks = 'the device (cuda) has no memory';
+        const [, inSearch, ...more] = batches; // the first is of the context, before the search
+        expect(inSearch).toBe(`${lacks} for 2 sequences at once: computing 1`);
+        expect(more[0]).toBe(`${lacks} to keep 24 boundaries of a sequence: keeping 12`);
+
+        const large = await quantize(tiny, path.join(folder, 'large.gguf'), 'F32'); // 29.1 MiB
+        args[args.indexOf(tiny)] = large;
+        const { notices: layers, code } = await of(30e6);
+        expect(code).toBe(0);
+        expect(layers[0]).toBe(
+            `${large} has 29.1 MiB, and 28.6 MiB are free on the GPU: computing 8 of 12 layers there, the others on the CPU`
+        );
     });
 
     test('a backend can be built only where there are nvcc and a GPU', async () => {

@@ -3,12 +3,14 @@
 //
 //   FAKE_GPU_CPU          the library of a CPU backend
 //   FAKE_GPU_ABORT_AFTER  graphs that are computed before one aborts, as ggml-cuda does on an error; default: never
+//   FAKE_GPU_MEMORY       bytes of memory that it has
 //   FAKE_GPU_WRONG        if set, results are wrong
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -43,10 +45,26 @@ ggml_backend_dev_t cpu_device() {
     return ggml_backend_reg_dev_get(cpu(), 0);
 }
 
+std::atomic<size_t> n_allocated{ 0 };
+
+void (*free_cpu_buffer)(ggml_backend_buffer_t);
+
+void free_buffer(ggml_backend_buffer_t buffer) {
+    n_allocated -= buffer->size;
+    free_cpu_buffer(buffer);
+}
+
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t memory, size_t size) {
+    const char * most = getenv("FAKE_GPU_MEMORY");
+    if (most && n_allocated + size > (size_t) atoll(most)) {
+        return nullptr;
+    }
     ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     if (buffer) {
-        buffer->buft = memory;
+        n_allocated += buffer->size;
+        free_cpu_buffer           = buffer->iface.free_buffer;
+        buffer->iface.free_buffer = free_buffer;
+        buffer->buft              = memory;
     }
     return buffer;
 }
@@ -111,8 +129,9 @@ const char * description(ggml_backend_dev_t) {
 }
 
 void memory_left(ggml_backend_dev_t, size_t * free, size_t * total) {
-    *free  = (size_t) 1 << 30;
-    *total = (size_t) 2 << 30;
+    const char * most = getenv("FAKE_GPU_MEMORY");
+    *total            = most ? (size_t) atoll(most) : (size_t) 2 << 30;
+    *free             = most ? *total - n_allocated : (size_t) 1 << 30;
 }
 
 enum ggml_backend_dev_type type_of_device(ggml_backend_dev_t) {

@@ -79,8 +79,8 @@ test.each(['linear', 'adjacent', 'all'] as const)(
 
 test('the numbers of refitted tensors are those that the kinds say', () => {
     const counts = Object.values(references).map(({ refits }) => refits.length);
-    // before two of the gaps stands a block; of all 24 less 5 that went, 10 are attention blocks with three inputs, 9 FFN
-    // blocks with two
+    // before two of the gaps stands a block; of all 24 less 5 that went, 10 are attention blocks with three inputs, and
+    // 9 FFN blocks with two
     expect(counts).toEqual([0, 2, 19 + 10 * 3 + 9 * 2]);
 });
 
@@ -104,7 +104,7 @@ test('goes on from what was kept, to the same matrices; what is damaged, or of a
     const gaps = [['attn.2', 'ffn.2'].map(parseBlock), [parseBlock('attn.8')]];
     const sequences = { tokens: calibration.tokens.subarray(0, 2 * calibration.length), length: calibration.length };
     const fitOf = async (inputs: string, most = Infinity) => {
-        const { find, keep } = keepMatrices(journal, { inputs });
+        const journaled = keepMatrices(journal, { inputs });
         const kept: number[] = [];
         const found = await model.fitRepair(
             sequences,
@@ -112,13 +112,13 @@ test('goes on from what was kept, to the same matrices; what is damaged, or of a
             { linear: true, refit: 'all' },
             {
                 kept: {
-                    find,
+                    find: (place) => journaled.find(place),
                     async keep(place, matrix) {
                         if (kept.length === most) {
                             throw new Error('killed');
                         }
                         kept.push(place);
-                        await keep(place, matrix);
+                        await journaled.keep(place, matrix);
                     }
                 }
             }
