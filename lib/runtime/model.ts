@@ -7,7 +7,6 @@ import {
     runNative,
     type NativeBlock,
     type NativeEvaluator,
-    type NativeFittedMatrix,
     type NativeModel,
     type NativeTask,
     type TensorImportance,
@@ -128,10 +127,16 @@ export interface FittedRepair {
     refits: { tensor: string; change: Float32Array; importance: Float32Array }[];
 }
 
-/** Keeps what a fit finds at each of its places, so that a later fit of the same need not find it again. */
+/** What a fit finds at one of its places, row after row, and for projections how much each value of a row matters. */
+export interface FittedMatrix {
+    values: Float32Array;
+    importance: Float32Array;
+}
+
+/** Keeps what a fit finds, by the number of its place, so that a later fit of the same need not find it again. */
 export interface KeptMatrices {
-    find(place: number): Promise<Pick<NativeFittedMatrix, 'values' | 'importance'> | undefined>;
-    keep(place: number, found: NativeFittedMatrix): Promise<void>;
+    find(place: number): Promise<FittedMatrix | undefined>;
+    keep(place: number, found: FittedMatrix): Promise<void>;
 }
 
 /** What blocks do to the residual stream: means over all tokens. */
