@@ -1,4 +1,3 @@
-import fs from 'node:fs';
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 import { checkNames, checkOutput } from '../output.js';
@@ -8,6 +7,7 @@ import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
 import { checkQuantization, checkQuantizeOptions } from './quantize.js';
+import { forgetMatrices } from '../repair/journal.js';
 import { checkRepairOptions, planRepair, repair, repairJournalOf, type RepairOptions } from './repair.js';
 import { checkSessionOptions, findModel, Session, type SessionOptions, type Source } from './session.js';
 
@@ -55,7 +55,7 @@ async function applyTo(source: Source, options: ApplyOptions): Promise<PruneResu
     const score = () => Promise.resolve([]); // no tasks are asked for
     const decided = { uri: source.model, method: null, ...repaired, fitted, measured, score, started };
     const result = await deliver(session, decided, { ...options, speed: false });
-    fs.rmSync(journal, { recursive: true, force: true });
+    await forgetMatrices(journal);
     return result;
 }
 

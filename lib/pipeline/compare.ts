@@ -21,6 +21,7 @@ import { comparisonReport } from '../report/comparison-report.js';
 import { comparisonCsv, comparisonText } from '../report/comparison-table.js';
 import { comparedMethods, comparisonSchema, type ComparedMethod, type Comparison } from '../report/comparison.js';
 import type { Repair } from '../repair/fit.js';
+import { forgetMatrices } from '../repair/journal.js';
 import { bare, formatMerges, type Block, type BlockSelection } from '../runtime/blocks.js';
 import { quantizations, type Quantization } from '../runtime/quantize.js';
 import { differences } from '../search/journal.js';
@@ -315,7 +316,7 @@ async function addResult(
     if (plan.kind !== 'none') {
         const places = { folder: output, journal: repairJournalOf(path.join(output, name)) };
         const repaired = await repair(session, decision, plan, places, { ...options, onProgress: undefined });
-        fs.rmSync(places.journal, { recursive: true, force: true });
+        await forgetMatrices(places.journal);
         if (repaired.repair.kind === 'none') {
             onProgress?.(`${name} at ${ratio}: no repair: ${repaired.repair.reason}`);
             return;

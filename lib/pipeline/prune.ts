@@ -35,6 +35,7 @@ import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
 import { checkQuantization, checkQuantizeOptions } from './quantize.js';
+import { forgetMatrices } from '../repair/journal.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, repairJournalOf, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
@@ -125,7 +126,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     return withLock(options.output, async () => {
         checkJournal(method, options);
         if (options.resume === false) {
-            fs.rmSync(repairJournalOf(options.output), { recursive: true, force: true });
+            await forgetMatrices(repairJournalOf(options.output));
         }
         const { report, card, output, force } = options;
         const live = report === undefined ? undefined : new LiveReport(report, mayReplaceReport(options));
@@ -137,7 +138,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
                 writeText(card, modelCard(result, source.gguf.metadata), { force, what: 'model card' });
             }
             fs.rmSync(journalOf(output), { force: true });
-            fs.rmSync(repairJournalOf(output), { recursive: true, force: true });
+            await forgetMatrices(repairJournalOf(output));
             return result;
         } catch (error) {
             await live?.stop(options.signal?.aborted ? undefined : messageOf(error));

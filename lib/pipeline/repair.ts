@@ -116,10 +116,10 @@ export function repairInputs(method: PruningMethod, linear: LinearGaps | undefin
 
 /**
  * What stands for a repair that isn't possible, where none was asked for.
- * @throws what made it impossible, where it was asked for
+ * @throws what made it impossible, where it was asked for or what it has found can't be kept
  */
 function none(error: unknown, { repair }: RepairOptions): { kind: 'none'; reason: string } {
-    if (repair !== undefined || !(error instanceof BlockprunerError)) {
+    if (repair !== undefined || !(error instanceof BlockprunerError) || error.code === 'OUTPUT') {
         throw error;
     }
     return { kind: 'none', reason: error.message };
@@ -167,6 +167,7 @@ export async function repair(
         if (kind === 'linear' && gapsOf(blocks, removed).every((gap) => !gap.linear)) {
             return { decision, repair: { kind: 'none', reason: 'the search has left all gaps empty' } };
         }
+        const filled = gapsOf(blocks, removed).map((gap) => linear !== undefined && gap.linear);
         onProgress?.('repair', 0, 1);
         const type = repairType ?? usualType(gguf, model.embedding);
         for (const [i, correction] of corrections.entries()) {
@@ -174,7 +175,7 @@ export async function repair(
             const inputs = {
                 ...(await session.modelInputs(signal)),
                 ...{ text: describeSequences(text), removed: removed.map(formatBlock).join(' ') },
-                ...{ repair: kind, linear: String(wanted.linear), correction: String(correction) }
+                ...{ repair: kind, linear: filled.join(' '), correction: String(correction) }
             };
             const fit = await fitRepair(model, blocks, removed, text, wanted, {
                 kept: keepMatrices(journal, inputs),

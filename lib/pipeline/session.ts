@@ -14,7 +14,7 @@ import { MergedFiles } from '../export/merged.js';
 import type { Decision, MethodContext } from '../methods/method.js';
 import type { Device } from '../runtime/device.js';
 import type { Block } from '../runtime/blocks.js';
-import { countParameters, hashGguf, readGguf, type Gguf } from '../runtime/gguf.js';
+import { countParameters, hashEarly, hashGguf, readGguf, type Gguf } from '../runtime/gguf.js';
 import type { KeepOptions } from '../runtime/kept-streams.js';
 import { checkLoadOptions, Model, shareOf, type BlockInfo } from '../runtime/model.js';
 import { resolveModel } from '../runtime/resolve.js';
@@ -142,7 +142,9 @@ export class Session {
         readonly models: readonly Model[],
         /** All blocks of the model, in the order of the residual stream. */
         readonly blocks: readonly BlockInfo[],
-        readonly calibration: Calibration
+        readonly calibration: Calibration,
+        /** Layers on the GPU that were asked for. */
+        private readonly gpuLayers: number | undefined
     ) {
         this.gguf = source.gguf;
         this.parameters = countParameters(source.gguf);
@@ -158,9 +160,7 @@ export class Session {
         const { device, gpuLayers, threads, rpc, signal, onProgress, onNotice } = options;
         const [file] = source.gguf.files as [string];
         const host = await chooseHost(source.gguf, signal);
-        const failed = new AbortController();
-        // whoever needs the hash hears of its error; until then, it is computed while the model is loaded
-        hashGguf(source.gguf, AbortSignal.any([failed.signal, ...(signal ? [signal] : [])])).catch(() => undefined);
+        hashEarly(source.gguf, signal); // it is computed while the model is loaded
         const loading = {
             device,
             gpuLayers,
@@ -186,9 +186,8 @@ export class Session {
                         `was trained for: ${option('context')} takes fewer`
                 );
             }
-            return new Session(source, host, models, blocks, calibration);
+            return new Session(source, host, models, blocks, calibration, gpuLayers);
         } catch (error) {
-            failed.abort(error);
             models.forEach((model) => model.dispose());
             throw error;
         }
@@ -280,9 +279,9 @@ export class Session {
 
     /** What all that is computed with the model depends on. */
     async modelInputs(signal?: AbortSignal) {
-        const { device, gpuLayers } = this.model;
         const model = `SHA-256 ${await hashGguf(this.gguf, signal)}`;
-        return { model, device: `${device}, ${gpuLayers ?? 'all'} layers`, version };
+        // not the layers there is room for at the moment
+        return { model, device: `${this.model.device}, ${this.gpuLayers ?? 'all'} layers`, version };
     }
 
     /** Frees the models. */

@@ -59,8 +59,7 @@ export async function fitRepair(
     if (found.linear.length + found.refits.length === 0) {
         throw new BlockprunerError(
             'UNSUPPORTED',
-            'no repair is possible: no block that could be fitted ends in an output projection that is added to the ' +
-                'residual stream as it is'
+            'no repair is possible: no block that could be fitted has projections whose change the graph shows'
         );
     }
     return {

@@ -1,7 +1,16 @@
 import crypto from 'node:crypto';
+import fs from 'node:fs/promises';
+import path from 'node:path';
 import cacache from 'cacache';
 import { BlockprunerError, messageOf } from '../errors.js';
 import type { KeptMatrices } from '../runtime/model.js';
+
+/** Deletes what {@link keepMatrices} has put into a folder, and the folder, if nothing else is in it. */
+export async function forgetMatrices(folder: string): Promise<void> {
+    await cacache.rm.all(folder);
+    await fs.rm(path.join(folder, 'tmp'), { recursive: true, force: true });
+    await fs.rmdir(folder).catch(() => undefined); // there is none, or it has something else in it
+}
 
 /**
  * Keeps what a fit finds in a folder, whole matrices, so that a fit that was stopped and is made again goes on from
@@ -18,7 +27,7 @@ export function keepMatrices(folder: string, inputs: Record<string, string>): Ke
         async find(place) {
             const kept = await cacache.get(folder, keyOf(place)).catch(() => undefined);
             if (!kept) {
-                const damaged = await cacache.get.info(folder, keyOf(place));
+                const damaged = await cacache.get.info(folder, keyOf(place)).catch(() => null);
                 if (damaged) {
                     await cacache.rm.content(folder, damaged.integrity); // what is there would not be written again
                 }

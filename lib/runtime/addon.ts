@@ -145,6 +145,8 @@ export interface NativeRepair {
         known: Pick<NativeFittedMatrix, 'values' | 'importance'> | undefined,
         task: NativeTask
     ): Promise<NativeFittedMatrix | null>;
+    /** Frees the streams, and lets go of the evaluator. */
+    dispose(): void;
 }
 
 export interface NativeKeptStreams {

@@ -150,26 +150,38 @@ export function fillerOf(gguf: Gguf): Block[] {
     return parseBlocks(String(gguf.metadata[fillerKey] ?? ''));
 }
 
-const hashes = new WeakMap<Gguf, Promise<string>>();
+const hashes = new WeakMap<Gguf, { worker: Worker; hash: Promise<string> }>();
 
 /**
  * SHA-256 of a model's files, one after the other, as hexadecimal digits. It is computed once, also for those who ask
  * meanwhile; where the signal stops it, the next who asks begins anew.
  */
-export function hashGguf(gguf: Gguf, signal?: AbortSignal): Promise<string> {
-    const known = hashes.get(gguf);
-    if (known) {
-        return known;
-    }
-    const hash = sha256(gguf.files, signal);
-    hashes.set(gguf, hash);
-    hash.catch(() => hashes.delete(gguf));
+export async function hashGguf(gguf: Gguf, signal?: AbortSignal): Promise<string> {
+    signal?.throwIfAborted();
+    const { worker, hash } = hashing(gguf, signal);
+    worker.ref();
     return hash;
 }
 
+/** Begins to compute what {@link hashGguf} gives. A process that is done with all else doesn't wait for it. */
+export function hashEarly(gguf: Gguf, signal?: AbortSignal): void {
+    const { worker, hash } = hashing(gguf, signal);
+    worker.unref();
+    hash.catch(() => undefined); // who needs it will hear of it
+}
+
+function hashing(gguf: Gguf, signal?: AbortSignal) {
+    let found = hashes.get(gguf);
+    if (!found) {
+        found = sha256(gguf.files, signal);
+        hashes.set(gguf, found);
+        found.hash.catch(() => hashes.delete(gguf));
+    }
+    return found;
+}
+
 /** On a thread of its own: gigabytes would hold up this one. */
-async function sha256(files: string[], signal?: AbortSignal): Promise<string> {
-    signal?.throwIfAborted();
+function sha256(files: string[], signal?: AbortSignal): { worker: Worker; hash: Promise<string> } {
     const worker = new Worker(
         `
         const { parentPort, workerData } = require('node:worker_threads');
@@ -187,15 +199,12 @@ async function sha256(files: string[], signal?: AbortSignal): Promise<string> {
     );
     const stop = () => void worker.terminate();
     signal?.addEventListener('abort', stop, { once: true });
-    try {
-        return await new Promise<string>((resolve, reject) => {
-            worker.once('message', resolve);
-            worker.once('error', reject);
-            worker.once('exit', () =>
-                reject(signal?.aborted ? (signal.reason as Error) : new Error('hashing was stopped'))
-            );
-        });
-    } finally {
-        signal?.removeEventListener('abort', stop);
-    }
+    const hash = new Promise<string>((resolve, reject) => {
+        worker.once('message', resolve);
+        worker.once('error', reject);
+        worker.once('exit', () =>
+            reject(signal?.aborted ? (signal.reason as Error) : new Error('hashing was stopped'))
+        );
+    });
+    return { worker, hash: hash.finally(() => signal?.removeEventListener('abort', stop)) };
 }

@@ -595,19 +595,24 @@ export class Model {
         const walk = await runNative(signal, () =>
             Promise.resolve(new Repair(evaluator, sequences.tokens, sequences.length, pairs, { ...fit, linear }))
         );
-        for (let place = 0; ; place++) {
-            const known = await kept?.find(place);
-            const matrix = await runNative(signal, (cancel) => walk.next(known, { onProgress, cancel }));
-            if (!matrix) {
-                return found;
+        try {
+            for (let place = 0; ; place++) {
+                const known = await kept?.find(place);
+                const matrix = await runNative(signal, (cancel) => walk.next(known, { onProgress, cancel }));
+                this.#noticeMemory(context);
+                if (!matrix) {
+                    return found;
+                }
+                if (!known) {
+                    await kept?.keep(place, matrix);
+                }
+                if (matrix.linear) {
+                    found.linear.push(matrix.values);
+                }
+                found.refits.push(...matrix.changes.map((one) => ({ ...one, importance: matrix.importance })));
             }
-            if (!known) {
-                await kept?.keep(place, matrix);
-            }
-            if (matrix.linear) {
-                found.linear.push(matrix.values);
-            }
-            found.refits.push(...matrix.changes.map((one) => ({ ...one, importance: matrix.importance })));
+        } finally {
+            walk.dispose();
         }
     }
 
@@ -855,8 +860,8 @@ function layersWithRoom(
     }
     const layers = layersOf(gguf);
     const fit = Math.floor((room * layers) / gguf.bytes);
-    const sizes = `${file} has ${formatBytes(gguf.bytes)}, and ${formatBytes(free)} are free on the GPU`;
-    onNotice?.(`${sizes}: computing ${fit} of ${layers} layers there, the others on the CPU`);
+    const sizes = `${formatBytes(gguf.bytes)}, and ${formatBytes(room)} of the ${formatBytes(free)} that are free`;
+    onNotice?.(`${file} has ${sizes} on the GPU can hold weights: computing ${fit} of ${layers} layers there`);
     return fit;
 }
 

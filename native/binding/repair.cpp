@@ -65,7 +65,9 @@ Napi::Value matrix_object(Napi::Env env, fitted_matrix & found) {
 } // namespace
 
 void Repair::init(Napi::Env env, Napi::Object exports) {
-    exports.Set("Repair", DefineClass(env, "Repair", { InstanceMethod<&Repair::next>("next") }));
+    exports.Set("Repair",
+                DefineClass(env, "Repair",
+                            { InstanceMethod<&Repair::next>("next"), InstanceMethod<&Repair::dispose>("dispose") }));
 }
 
 Repair::Repair(const Napi::CallbackInfo & info) : Napi::ObjectWrap<Repair>(info) {
@@ -78,7 +80,14 @@ Repair::Repair(const Napi::CallbackInfo & info) : Napi::ObjectWrap<Repair>(info)
     }
 }
 
+void Repair::dispose(const Napi::CallbackInfo &) {
+    self.reset();
+}
+
 Napi::Value Repair::next(const Napi::CallbackInfo & info) {
+    if (!self) {
+        throw Napi::Error::New(info.Env(), "the repair is disposed");
+    }
     const auto known = std::make_shared<std::optional<fitted_matrix>>(read_known(info[0]));
     const auto found = std::make_shared<std::optional<fitted_matrix>>();
     return run_on(

@@ -15,7 +15,8 @@ public:
     explicit Repair(const Napi::CallbackInfo & info);
 
 private:
-    std::shared_ptr<repair_walk> self; // running work holds its own reference
+    std::shared_ptr<repair_walk> self; // null once disposed; running work holds its own reference
 
     Napi::Value next(const Napi::CallbackInfo & info);
+    void        dispose(const Napi::CallbackInfo & info);
 };

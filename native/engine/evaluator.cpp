@@ -136,6 +136,7 @@ size_t evaluator::n_vocab() const {
 
 const graph_outputs & evaluator::run(graph_request request, const llama_batch & batch, const task_control & control) {
     if (!context) {
+        patch.set_request({}); // llama.cpp plans its memory with graphs of other shapes than the last request's
         make_context();
     }
     if (!context) {
@@ -164,7 +165,8 @@ const graph_outputs & evaluator::compute(graph_request                request,
         control.check();
         const std::string reason = take_logged_errors("llama_decode returned " + std::to_string(status));
         if (status == ALLOC_FAILED && patch.error.empty()) {
-            context.reset(); // its plan of memory was made for this run
+            context.reset();       // its plan of memory was made for this run
+            patch.set_request({}); // whose boundary need not stay in memory
             throw out_of_memory_error("evaluation failed: " + reason);
         }
         throw std::runtime_error("evaluation failed: " + (patch.error.empty() ? reason : patch.error));

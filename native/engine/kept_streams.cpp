@@ -72,9 +72,15 @@ std::vector<float> kept_streams::evaluate(const removal &             gone,
             set[sequence] = true;
         }
     };
+    const auto run_current = [&](const std::vector<size_t> & missing, float * out) {
+        const size_t n_before = n_forgotten;
+        run(current, missing, room_of_current(), control, out);
+        if (n_forgotten == n_before) {
+            add_to(ready, missing);
+        }
+    };
     if (gone == current) {
-        run(gone, sequences, room_of_current(), control, nll.data());
-        add_to(ready, sequences);
+        run_current(sequences, nll.data());
         return nll;
     }
     if (room > 0) {
@@ -82,8 +88,7 @@ std::vector<float> kept_streams::evaluate(const removal &             gone,
         std::copy_if(sequences.begin(), sequences.end(), std::back_inserter(missing),
                      [&](size_t sequence) { return !ready[sequence]; });
         std::vector<float> ignored(missing.size() * (calibration.length - 1));
-        run(current, missing, room_of_current(), control, ignored.data());
-        add_to(ready, missing);
+        run_current(missing, ignored.data());
     }
     if (may_win && !(likely && *likely == gone)) {
         likely = gone;
@@ -151,7 +156,10 @@ void kept_streams::run(const removal &             gone,
                 together.push_back(sequences[places[i]]);
             }
             try {
-                run_together(request, gone, together, std::min<size_t>(key.second, room), control, values);
+                // a run that had no memory may have kept some already, and left room for fewer
+                const size_t n_kept = kept[together[0]].size();
+                const size_t n_room = room > n_kept ? room - n_kept : 0;
+                run_together(request, gone, together, std::min(key.second, n_room), control, values);
             } catch (const out_of_memory_error &) {
                 if (!make_room()) {
                     throw;
@@ -200,6 +208,7 @@ void kept_streams::forget_boundaries() {
     kept_bytes = 0;
     ready.assign(calibration.count(), false);
     likely.reset();
+    n_forgotten++;
 }
 
 // Computes sequences at once, and keeps `n_more` boundaries of each. Where these would take too much memory beside the

@@ -76,6 +76,8 @@ private:
     // sequences. One for each device and number of tokens.
     std::map<std::pair<ggml_backend_buffer_type_t, int64_t>, std::shared_ptr<device_tensor>> starts;
 
+    size_t n_forgotten = 0; // how often all boundaries were given up
+
     std::atomic<uint64_t> computed{ 0 };
     std::atomic<uint64_t> kept_bytes{ 0 };
 

@@ -168,7 +168,9 @@ bool can_refit(const evaluator & on, size_t block) {
 }
 
 bool can_refit_inputs(const evaluator & on, size_t block) {
-    return !on.blocks()[block].inputs.empty() && !is_parallel(on, block);
+    const residual_block & b       = on.blocks()[block];
+    const bool             is_both = std::find(b.inputs.begin(), b.inputs.end(), b.output) != b.inputs.end();
+    return !b.inputs.empty() && !is_both && !is_parallel(on, block);
 }
 
 repair_walk::repair_walk(std::shared_ptr<evaluator> on, token_sequences sequences, repair_request request) :

@@ -56,7 +56,8 @@ struct fitted_matrix {
 // the stream as it is, by itself.
 bool can_refit(const evaluator & on, size_t block);
 
-// Whether its input projections can be fitted: it has some of its own, and its boundary too.
+// Whether its input projections can be fitted: it has some of its own, and its boundary too. The one matrix of a linear
+// block is its output projection.
 bool can_refit_inputs(const evaluator & on, size_t block);
 
 // Walks through the pruned model, from before the first gap on. x is its residual stream as it becomes by the repair, S the

@@ -128,7 +128,6 @@ bool is_linear(const found_block & found) {
     return products == 1 && norms == 1;
 }
 
-// Fills in what a block's branch computes, its kind, its layer, and the weights that it reads.
 // Whether this is a product of a layer's matrix with what was computed.
 bool is_projection(const ggml_tensor * t) {
     return t->op == GGML_OP_MUL_MAT && !is_computed(t->src[0]) && is_computed(t->src[1]) && layer_of(t->src[0]) >= 0 &&
@@ -166,10 +165,13 @@ void find_entry(const graph_view & graph, found_block & found) {
             inputs.emplace_back(t->src[0]->name);
         }
     }
-    found.entry        = entry;
-    found.block.inputs = std::move(inputs);
+    if (entry && entry->ne[0] == found.boundary->ne[0]) {
+        found.entry        = entry;
+        found.block.inputs = std::move(inputs);
+    }
 }
 
+// Fills in what a block's branch computes, its kind, its layer, and the weights that it reads.
 void describe_branch(const graph_view & graph, found_block & found, const std::vector<found_block> & above) {
     residual_block &      block = found.block;
     std::set<std::string> weights;

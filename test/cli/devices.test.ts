@@ -5,7 +5,7 @@ import path from 'node:path';
 import type { FoundDevice, PruneResult } from '../../lib/index.js';
 import { backendFolders } from '../../lib/runtime/addon.js';
 import { fakeGpu, quantize, temporaryFolder, tiny } from '../models';
-import { run, runJson } from './run';
+import { run, runJson, startNode } from './run';
 
 const folder = temporaryFolder();
 const abortReason =
@@ -150,20 +150,40 @@ const search = (name: string, ...args: string[]) => {
         const { notices: first, ...found } = ample;
         expect(first).toEqual([]);
 
+        const lacks = 'the device (cuda) has no memory';
         const { notices: batches, ...inBatches } = await of(20e6);
         expect(inBatches).toEqual(found);
-        const lacks = 'the device (cuda) has no memory';
         const [, inSearch, ...more] = batches; // the first is of the context, before the search
         expect(inSearch).toBe(`${lacks} for 2 sequences at once: computing 1`);
         expect(more[0]).toBe(`${lacks} to keep 24 boundaries of a sequence: keeping 12`);
+        // here memory runs out in a run that starts at a kept boundary
+        expect(await of(26e6)).toMatchObject(found);
 
-        const large = await quantize(tiny, path.join(folder, 'large.gguf'), 'F32'); // 29.1 MiB
+        const large = await quantize(tiny, path.join(folder, 'large.gguf'), 'F32');
         args[args.indexOf(tiny)] = large;
         const { notices: layers, code } = await of(30e6);
         expect(code).toBe(0);
         expect(layers[0]).toBe(
-            `${large} has 29.1 MiB, and 28.6 MiB are free on the GPU: computing 8 of 12 layers there, the others on the CPU`
+            `${large} has 29.1 MiB, and 21.5 MiB of the 28.6 MiB that are free on the GPU can hold weights: ` +
+                'computing 8 of 12 layers there'
         );
+    });
+
+    test('has its memory back once a model is disposed, also after a repair', async () => {
+        const large = await quantize(tiny, path.join(folder, 'large.gguf'), 'F32'); // there is room for one of it
+        const program = `
+            const { loadCalibration, Model } = require(${JSON.stringify(path.resolve(__dirname, '../../dist/index.js'))});
+            (async () => {
+                for (const _ of [1, 2]) {
+                    const model = await Model.load(${JSON.stringify(large)}, { device: 'cuda', gpuLayers: 99, threads: 1, tokensAtOnce: 1 });
+                    const text = await loadCalibration(model, { file: 'embedded', samples: 2, context: 64 });
+                    await model.fitRepair(text, [[{ kind: 'ffn', layer: 9 }]], { linear: true, refit: 'none' });
+                    model.dispose();
+                }
+            })();`;
+        process.env.FAKE_GPU_MEMORY = String(50e6);
+        const { code, stderr } = await startNode(['-e', program]).ended;
+        expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     });
 
     test('a backend can be built only where there are nvcc and a GPU', async () => {

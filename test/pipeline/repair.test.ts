@@ -227,6 +227,16 @@ describe('is none', () => {
     test('if there is too little text', () =>
         expectNone('and 2048 are needed', { calibration: short(), repairTokens: undefined }));
 
+    test('but not if what it finds can not be kept', async () => {
+        const output = file('unkept.gguf');
+        fs.writeFileSync(repairJournalOf(output), 'mine');
+        await expect(apply(tiny, { ...options, order, output })).rejects.toThrow(
+            /^can't keep what the repair has found in .*unkept.gguf.repair: .*; make room, and the same command goes on/
+        );
+        expect(fs.existsSync(output)).toBe(false);
+        expect(fs.readFileSync(repairJournalOf(output), 'utf8')).toBe('mine');
+    });
+
     test('which is an error if it was asked for', () =>
         expect(expectNone('', { calibration: short(), repair: 'linear' })).rejects.toThrow(
             /^short\.txt is too short to fit a repair to: .* it has \d+ tokens .*, and 2048 are needed$/
@@ -257,6 +267,28 @@ test.each([
 ])('%s: %p is refused', (name, value) =>
     expect(apply(tiny, { ...options, order, output: file('no.gguf'), [name]: value })).rejects.toThrow(name)
 );
+
+test('of a file that has linear blocks fits each of them once, as any other output projection', async () => {
+    const source = file('linear-once.gguf');
+    await apply(tiny, { ...options, order: parseBlocks('attn.5'), output: source });
+    const model = await Model.load(source, { device: 'cpu', threads: 1 });
+    const text = await loadCalibration(model, options.calibration);
+    const { refits } = await model.fitRepair(text, [parseBlocks('ffn.3')], { linear: true, refit: 'all' });
+    model.dispose();
+    const fitted = refits.map(({ tensor }) => tensor).filter((tensor) => tensor.startsWith('blk.5.attn'));
+    expect(fitted).toEqual(['blk.5.attn_output.weight']);
+    const { unfittedInputs } = (await inspect(source)).repair;
+    expect(unfittedInputs).toEqual([{ kind: 'linear', layer: 5 }]);
+});
+
+test('deletes nothing that it has not made', async () => {
+    const output = file('beside.gguf');
+    const note = path.join(repairJournalOf(output), 'notes.txt');
+    fs.mkdirSync(repairJournalOf(output));
+    fs.writeFileSync(note, 'mine');
+    await apply(tiny, { ...options, order: parseBlocks('attn.5'), output, verify: false });
+    expect(fs.readdirSync(repairJournalOf(output))).toEqual(['notes.txt']);
+});
 
 test('is stopped by its signal, and goes on from what it had found, to the same bytes', async () => {
     const outputs = fs.mkdtempSync(file('outputs-'));
