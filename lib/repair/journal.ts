@@ -7,9 +7,13 @@ import type { KeptMatrices } from '../runtime/model.js';
 
 /** Deletes what {@link keepMatrices} has put into a folder, and the folder, if nothing else is in it. */
 export async function forgetMatrices(folder: string): Promise<void> {
+    const found = await fs.stat(folder).catch(() => undefined);
+    if (!found?.isDirectory()) {
+        return;
+    }
     await cacache.rm.all(folder);
     await fs.rm(path.join(folder, 'tmp'), { recursive: true, force: true });
-    await fs.rmdir(folder).catch(() => undefined); // there is none, or it has something else in it
+    await fs.rmdir(folder).catch(() => undefined); // something else is in it
 }
 
 /**

@@ -288,6 +288,11 @@ test('deletes nothing that it has not made', async () => {
     fs.writeFileSync(note, 'mine');
     await apply(tiny, { ...options, order: parseBlocks('attn.5'), output, verify: false });
     expect(fs.readdirSync(repairJournalOf(output))).toEqual(['notes.txt']);
+
+    const other = file('other.gguf');
+    fs.writeFileSync(repairJournalOf(other), 'mine');
+    await apply(tiny, { ...options, order: parseBlocks('attn.5'), output: other, repair: 'none', verify: false });
+    expect(fs.readFileSync(repairJournalOf(other), 'utf8')).toBe('mine');
 });
 
 test('is stopped by its signal, and goes on from what it had found, to the same bytes', async () => {
