@@ -294,8 +294,10 @@ test('a model that is larger than the memory is refused before it is loaded', as
         const onGpu = shortSearch.map((argument) => (argument === 'cpu' ? 'cuda' : argument));
         await refused(
             says('the GPU has 2.00 GiB: --gpu-layers \\d+ puts so many layers there, --device cpu none$'),
-            ...['prune', model, '-o', at('z.gguf'), ...onGpu]
+            ...['prune', model, '-o', at('z.gguf'), ...onGpu, '--gpu-layers', '12']
         );
+        // where nothing is said, what has no room on the GPU is left to this computer
+        await refused(says('this computer has \\d+\\.\\d\\d GiB$'), 'prune', model, '-o', at('z.gguf'), ...onGpu);
     }
 });
 
