@@ -6,7 +6,7 @@ import { fixture, split, temporaryFolder, tiny } from '../models';
 const folder = temporaryFolder();
 const file = (name: string) => path.join(folder, name);
 
-test('20,000 of them are read or refused', async () => {
+test('10,000 of them are read or refused', async () => {
     const names = [
         'llama-moe',
         'gemma3-dense',
@@ -19,8 +19,8 @@ test('20,000 of them are read or refused', async () => {
     const parts = await split(tiny, file('split'));
     const models = [tiny, parts, ...names.map((name) => fixture(name, file(`${name}.gguf`)))];
     const { fuzz } = await import('./fuzz.mjs');
-    const { refused, read, failures } = await fuzz({ models, seed: 1, count: 20_000, workers: 2, folder });
+    const { refused, read, failures } = await fuzz({ models, seed: 1, count: 10_000, workers: 2, folder });
     expect(failures).toEqual([]);
-    expect(refused + read).toBe(20_000);
-    expect(read).toBeGreaterThan(1000); // some damage does none
+    expect(refused + read).toBe(10_000);
+    expect(read).toBeGreaterThan(500); // some damage does none
 }, 600_000);
