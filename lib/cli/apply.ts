@@ -1,11 +1,10 @@
-import fs from 'node:fs';
 import type { Argv } from 'yargs';
 import { BlockprunerError } from '../errors.js';
 import { apply } from '../pipeline/apply.js';
 import { repairJournalOf } from '../pipeline/repair.js';
 import { parseBlocks, type Block } from '../runtime/blocks.js';
 import { readOrder } from '../search/order.js';
-import { Interrupted, interruptSignal, NOTHING_WRITTEN } from './interrupt.js';
+import { interruptSignal, NOTHING_WRITTEN, withOutcome } from './interrupt.js';
 import {
     calibrationOf,
     calibrationOptions,
@@ -68,9 +67,8 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         );
         print(result, argv.json, () => pruneResultLines(result, verify));
     } catch (error) {
-        throw error instanceof Interrupted && fs.existsSync(repairJournalOf(output))
-            ? new Interrupted(`${NOTHING_WRITTEN}; the same command goes on with what the repair has found`)
-            : error;
+        const outcome = `${NOTHING_WRITTEN}; the same command goes on with what the repair has found`;
+        throw withOutcome(error, repairJournalOf(output), outcome);
     }
 }
 

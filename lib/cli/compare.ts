@@ -1,4 +1,3 @@
-import fs from 'node:fs';
 import path from 'node:path';
 import type { Argv } from 'yargs';
 import { BlockprunerError } from '../errors.js';
@@ -6,7 +5,7 @@ import { compare } from '../pipeline/compare.js';
 import { comparisonText } from '../report/comparison-table.js';
 import { comparedMethods, type ComparedMethod } from '../report/comparison.js';
 import type { Quantization } from '../runtime/quantize.js';
-import { Interrupted, interruptSignal } from './interrupt.js';
+import { interruptSignal, withOutcome } from './interrupt.js';
 import {
     calibrationOf,
     calibrationOptions,
@@ -113,9 +112,8 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         });
         print(comparison, argv.json, () => [comparisonText(comparison)]);
     } catch (error) {
-        throw error instanceof Interrupted && fs.existsSync(path.join(output, 'results.json'))
-            ? new Interrupted(`the results so far are in ${output}; the same with --resume goes on`)
-            : error;
+        const outcome = `the results so far are in ${output}; the same with --resume goes on`;
+        throw withOutcome(error, path.join(output, 'results.json'), outcome);
     }
 }
 

@@ -1,4 +1,5 @@
 // What Ctrl-C does.
+import fs from 'node:fs';
 
 /** The command was stopped by the user. It ends with exit code 130. */
 export class Interrupted extends Error {
@@ -6,6 +7,14 @@ export class Interrupted extends Error {
     constructor(outcome?: string) {
         super(outcome === undefined ? 'stopped' : `stopped: ${outcome}`);
     }
+}
+
+/**
+ * An error as a command ends with it: one that was stopped says what is there now, if it has left a file.
+ * @param outcome what is there, and what the user can do
+ */
+export function withOutcome(error: unknown, left: string, outcome: string): unknown {
+    return error instanceof Interrupted && fs.existsSync(left) ? new Interrupted(outcome) : error;
 }
 
 /** What prune and apply leave when they are stopped. */

@@ -8,7 +8,7 @@ import { methods } from '../methods/index.js';
 import { worths, type SearchStart } from '../methods/method.js';
 import { journalOf, prune } from '../pipeline/prune.js';
 import { formatStep, type Step } from '../search/greedy.js';
-import { Interrupted, interruptSignal, NOTHING_WRITTEN } from './interrupt.js';
+import { Interrupted, interruptSignal, NOTHING_WRITTEN, withOutcome } from './interrupt.js';
 import {
     calibrationOf,
     calibrationOptions,
@@ -175,9 +175,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
         );
         print(result, argv.json, () => pruneResultLines(result, verify));
     } catch (error) {
-        throw error instanceof Interrupted && fs.existsSync(journalOf(output))
-            ? new Interrupted(`${NOTHING_WRITTEN}; the same with --resume goes on`)
-            : error;
+        throw withOutcome(error, journalOf(output), `${NOTHING_WRITTEN}; the same with --resume goes on`);
     }
 }
 

@@ -1,13 +1,13 @@
 import path from 'node:path';
 import { BlockprunerError } from '../errors.js';
 import { checkNames, checkOutput } from '../output.js';
+import { forgetMatrices } from '../repair/journal.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { bare, formatBlock, SkipSet, without, type Block } from '../runtime/blocks.js';
 import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, type DeliverOptions } from './deliver.js';
 import { checkQuantization, checkQuantizeOptions } from './quantize.js';
-import { forgetMatrices } from '../repair/journal.js';
 import { checkRepairOptions, planRepair, repair, repairJournalOf, type RepairOptions } from './repair.js';
 import { checkSessionOptions, findModel, Session, type SessionOptions, type Source } from './session.js';
 

@@ -25,6 +25,7 @@ import { checkNames, checkOutput, writeText } from '../output.js';
 import { LiveReport } from '../report/live-report.js';
 import { modelCard } from '../report/model-card.js';
 import { pruneReport } from '../report/prune-report.js';
+import { forgetMatrices } from '../repair/journal.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { isUnfinishedReport } from '../report/search-report.js';
 import { paperName, type BlockSelection } from '../runtime/blocks.js';
@@ -35,7 +36,6 @@ import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
 import { checkQuantization, checkQuantizeOptions } from './quantize.js';
-import { forgetMatrices } from '../repair/journal.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, repairJournalOf, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,

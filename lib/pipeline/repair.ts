@@ -5,10 +5,9 @@ import { meanNll } from '../evaluation/perplexity.js';
 import type { Host } from '../export/host.js';
 import { gapText, type Decision, type LinearGaps, type PruningMethod } from '../methods/method.js';
 import { fitText, searchText } from '../repair/fit-text.js';
-import { keepMatrices } from '../repair/journal.js';
 import { fitRepair, repairs, usualType, type Repair } from '../repair/fit.js';
 import type { RepairResult } from '../report/prune-result.js';
-import { bare, formatBlock, gapsOf } from '../runtime/blocks.js';
+import { bare, gapsOf } from '../runtime/blocks.js';
 import { countSequences, type Sequences } from '../runtime/sequences.js';
 import type { JournalInputs } from '../search/journal.js';
 import type { PhaseProgress, SearchChoice, Session } from './session.js';
@@ -167,18 +166,13 @@ export async function repair(
         if (kind === 'linear' && gapsOf(blocks, removed).every((gap) => !gap.linear)) {
             return { decision, repair: { kind: 'none', reason: 'the search has left all gaps empty' } };
         }
-        const filled = gapsOf(blocks, removed).map((gap) => linear !== undefined && gap.linear);
         onProgress?.('repair', 0, 1);
+        const kept = { folder: journal, inputs: await session.modelInputs(signal) };
         const type = repairType ?? usualType(gguf, model.embedding);
         for (const [i, correction] of corrections.entries()) {
             const wanted = { repair: kind, linear: linear !== undefined, correction, type };
-            const inputs = {
-                ...(await session.modelInputs(signal)),
-                ...{ text: describeSequences(text), removed: removed.map(formatBlock).join(' ') },
-                ...{ repair: kind, linear: filled.join(' '), correction: String(correction) }
-            };
             const fit = await fitRepair(model, blocks, removed, text, wanted, {
-                kept: keepMatrices(journal, inputs),
+                journal: kept,
                 signal,
                 onProgress: (done, total) => onProgress?.('repair', i * total + done, corrections.length * total)
             });

@@ -1,8 +1,10 @@
+import { describeSequences } from '../calibration/calibration.js';
 import { BlockprunerError } from '../errors.js';
-import { gapsOf, type Block, type Removal } from '../runtime/blocks.js';
+import { formatBlock, gapsOf, type Block, type Removal } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
-import type { KeptMatrices, Model, RepairFit, RunOptions } from '../runtime/model.js';
+import type { Model, RepairFit, RunOptions } from '../runtime/model.js';
 import type { Sequences } from '../runtime/sequences.js';
+import { keepMatrices } from './journal.js';
 
 /**
  * What is done, without training, to make up for the blocks that are gone.
@@ -29,7 +31,7 @@ export const repairs: readonly Repair[] = ['none', 'linear', 'adjacent', 'all'];
  * @param blocks all blocks of the model, in the order of the residual stream
  * @param linear whether linear blocks can be put in; where the gaps are to be empty, none are
  * @param correction of linear blocks, see {@link RepairFit}
- * @param options.kept where what is found is kept, see {@link Model.fitRepair}
+ * @param options.journal the folder in which what is found is kept, and what it depends on beside what is given here
  * @param type the tensor type that linear blocks are to be written in
  * @throws BlockprunerError if nothing of the model can be fitted so
  */
@@ -44,17 +46,25 @@ export async function fitRepair(
         correction,
         type
     }: { repair: Exclude<Repair, 'none'>; linear: boolean; correction?: RepairFit['correction']; type: string },
-    options?: RunOptions & { kept?: KeptMatrices | undefined }
+    {
+        journal,
+        ...options
+    }: RunOptions & { journal?: { folder: string; inputs: Record<string, string> } | undefined } = {}
 ): Promise<Pick<Removal, 'linear' | 'changes'>> {
     const gaps = gapsOf(blocks, removed);
     const filled = gaps.filter((gap) => linear && gap.linear);
     const wanted = gaps.map((gap) => filled.includes(gap));
     const fit = { linear: wanted, correction, refit: repair === 'linear' ? 'none' : repair } as const;
+    const inputs = {
+        ...{ text: describeSequences(sequences), removed: removed.map(formatBlock).join(' ') },
+        ...{ repair, linear: wanted.join(' '), correction: String(correction) }
+    };
+    const kept = journal && keepMatrices(journal.folder, { ...journal.inputs, ...inputs });
     const found = await model.fitRepair(
         sequences,
         gaps.map((gap) => gap.removed),
         fit,
-        options
+        { ...options, kept }
     );
     if (found.linear.length + found.refits.length === 0) {
         throw new BlockprunerError(

@@ -128,8 +128,6 @@ export interface NativeEvaluator {
 export interface NativeFittedMatrix {
     /** it is a linear block's; else projections change */
     linear: boolean;
-    /** the first block of the gap, or that of the projections */
-    block: number;
     values: Float32Array;
     /** of projections: how much each value of a row matters */
     importance: Float32Array;

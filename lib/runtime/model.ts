@@ -726,19 +726,10 @@ export class Model {
         }
         found?.evaluator.dispose();
         delete this.#contexts[use];
-        for (let atOnce = wanted; ; atOnce = Math.floor(atOnce / 2)) {
-            try {
-                const made = await this.#createContext(size, atOnce, use === 'endings', signal);
-                const context = { ...made, size, atOnce: wanted, wanted };
-                this.#noticeMemory(context);
-                return (this.#contexts[use] = context);
-            } catch (error) {
-                // there may be no memory for the caches of so many
-                if (use === 'endings' || atOnce === 1 || signal?.aborted) {
-                    throw error;
-                }
-            }
-        }
+        const made = await this.#createContext(size, wanted, use === 'endings', signal);
+        const context = { ...made, size, atOnce: wanted, wanted };
+        this.#noticeMemory(context);
+        return (this.#contexts[use] = context);
     }
 
     /** How much a search may keep where nothing is said: most of what is free on the GPU that has the least. */

@@ -39,9 +39,10 @@ std::optional<fitted_matrix> read_known(const Napi::Value & value) {
         const auto array = object.Get(name).As<Napi::Float32Array>();
         return std::vector<float>(array.Data(), array.Data() + array.ElementLength());
     };
-    return fitted_matrix{
-        .where = {}, .block = 0, .values = floats_of("values"), .importance = floats_of("importance"), .changes = {}
-    };
+    fitted_matrix known;
+    known.values     = floats_of("values");
+    known.importance = floats_of("importance");
+    return known;
 }
 
 Napi::Value matrix_object(Napi::Env env, fitted_matrix & found) {
@@ -54,8 +55,7 @@ Napi::Value matrix_object(Napi::Env env, fitted_matrix & found) {
         change = {}; // so that there are no two copies of all
     }
     auto object = Napi::Object::New(env);
-    object.Set("linear", found.where == fitted_matrix::place::gap);
-    object.Set("block", (double) found.block);
+    object.Set("linear", found.linear);
     object.Set("values", typed_array<Napi::Float32Array>(env, found.values));
     object.Set("importance", typed_array<Napi::Float32Array>(env, found.importance));
     object.Set("changes", changes);

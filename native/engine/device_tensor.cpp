@@ -2,6 +2,7 @@
 
 #include "ggml-backend.h"
 
+#include <stdexcept>
 #include <utility>
 
 device_tensor new_device_tensor(ggml_backend_buffer_type_t type, int64_t n_values, int64_t n_tokens) {
@@ -10,6 +11,18 @@ device_tensor new_device_tensor(ggml_backend_buffer_type_t type, int64_t n_value
     made.tensor = ggml_new_tensor_2d(made.context.get(), GGML_TYPE_F32, n_values, n_tokens);
     made.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(made.context.get(), type));
     return made.buffer ? std::move(made) : device_tensor{};
+}
+
+std::shared_ptr<ggml_tensor> new_matrix(ggml_backend_buffer_type_t type,
+                                        size_t                     n_values,
+                                        const std::vector<float> & values) {
+    const auto made = std::make_shared<device_tensor>(
+        new_device_tensor(type, (int64_t) n_values, (int64_t) (values.size() / n_values)));
+    if (!made->tensor) {
+        throw std::runtime_error("there is no memory on the device for a matrix that was fitted");
+    }
+    ggml_backend_tensor_set(made->tensor, values.data(), 0, ggml_nbytes(made->tensor));
+    return { made, made->tensor };
 }
 
 tensor_view view_of_tokens(ggml_tensor * t, int64_t first, int64_t count) {

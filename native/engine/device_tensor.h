@@ -3,7 +3,9 @@
 
 #include "ggml-cpp.h"
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 // Owns its memory, in the buffer type that it was made for: F32 [n_values, n_tokens].
@@ -14,6 +16,13 @@ struct device_tensor {
 };
 
 device_tensor new_device_tensor(ggml_backend_buffer_type_t type, int64_t n_values, int64_t n_tokens);
+
+// A matrix with memory of its own, for graphs to read.
+// values: row after row, each of n_values
+// Throws where there is no memory for it.
+std::shared_ptr<ggml_tensor> new_matrix(ggml_backend_buffer_type_t type,
+                                        size_t                     n_values,
+                                        const std::vector<float> & values);
 
 // Some tokens' values of a tensor that has memory, as a tensor of its own.
 struct tensor_view {

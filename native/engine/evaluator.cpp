@@ -78,12 +78,10 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
     on_cpu(is_cpu(this->model->dev_layer(0)) && is_cpu(this->model->dev_output())),
     at_once(options.n_sequences) {
     check_state(this->model->hparams);
-    make_context();
-    control.check();
-    if (!context) {
-        const std::string reason = take_logged_errors("llama.cpp could not make a context");
-        throw std::runtime_error(patch.error.empty() ? reason : patch.error);
-    }
+    with_fewer([&] {
+        control.check();
+        make_context();
+    });
     if (patch.blocks.empty()) {
         throw std::runtime_error("no blocks were found in this model's graph");
     }
@@ -96,6 +94,8 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
 }
 
 void evaluator::make_context() {
+    // llama.cpp plans its memory with graphs of other shapes than the last request's, whose boundary takes some of it
+    patch.set_request({});
     llama_context_params params = context_params(options, at_once);
     params.graph_hook_data      = &patch;
     params.abort_callback_data  = this;
@@ -108,11 +108,18 @@ void evaluator::make_context() {
             llama_free(c);
         }
     });
+    if (!context) {
+        const std::string reason = take_logged_errors("llama.cpp could not make a context");
+        if (!patch.error.empty()) {
+            throw std::runtime_error(patch.error);
+        }
+        throw out_of_memory_error(reason);
+    }
     last_sequences = 0;
     if (!threads) {
         threads = make_threads(options.n_threads);
     }
-    if (threads && context) {
+    if (threads) {
         llama_attach_threadpool(context.get(), threads.get(), nullptr);
     }
 }
@@ -136,11 +143,7 @@ size_t evaluator::n_vocab() const {
 
 const graph_outputs & evaluator::run(graph_request request, const llama_batch & batch, const task_control & control) {
     if (!context) {
-        patch.set_request({}); // llama.cpp plans its memory with graphs of other shapes than the last request's
         make_context();
-    }
-    if (!context) {
-        throw out_of_memory_error(take_logged_errors("llama.cpp could not make a context"));
     }
     last_sequences = 0;
     return compute(
@@ -165,8 +168,7 @@ const graph_outputs & evaluator::compute(graph_request                request,
         control.check();
         const std::string reason = take_logged_errors("llama_decode returned " + std::to_string(status));
         if (status == ALLOC_FAILED && patch.error.empty()) {
-            context.reset();       // its plan of memory was made for this run
-            patch.set_request({}); // whose boundary need not stay in memory
+            context.reset(); // its plan of memory was made for this run
             throw out_of_memory_error("evaluation failed: " + reason);
         }
         throw std::runtime_error("evaluation failed: " + (patch.error.empty() ? reason : patch.error));
@@ -201,15 +203,7 @@ const graph_outputs & evaluator::run_sequence(graph_request        request,
     }
     request.targets.assign(tokens + 1, tokens + length);
     request.sequence_length = length;
-    for (;;) {
-        try {
-            return run(request, batch.get(), control);
-        } catch (const out_of_memory_error &) {
-            if (!compute_fewer()) {
-                throw;
-            }
-        }
-    }
+    return with_fewer([&]() -> const graph_outputs & { return run(request, batch.get(), control); });
 }
 
 const graph_outputs & evaluator::run_together(graph_request                        request,

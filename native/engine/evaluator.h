@@ -115,7 +115,21 @@ private:
     size_t   last_sequences = 0;
     uint32_t last_length    = 0;
 
-    void                  make_context();
+    void make_context();
+
+    // Does some work again, with fewer sequences at once, for as long as memory runs out.
+    template <typename Work> auto with_fewer(const Work & work) -> decltype(work()) {
+        for (;;) {
+            try {
+                return work();
+            } catch (const out_of_memory_error &) {
+                if (!compute_fewer()) {
+                    throw;
+                }
+            }
+        }
+    }
+
     int                   on_chosen_threads(const std::function<int()> & decode);
     const graph_outputs & compute(graph_request                request,
                                   const std::function<int()> & decode,

@@ -107,14 +107,7 @@ std::shared_ptr<ggml_tensor> gap_fits::fit(const gap & g, const task_control & c
         add_to_sums();
     }
     sums.solve(LINEAR_RIDGE, control);
-    const auto made =
-        std::make_shared<device_tensor>(new_device_tensor(behind.memory, (int64_t) n_embd, (int64_t) n_embd));
-    if (!made->tensor) {
-        throw std::runtime_error("there is no memory on the device for a linear block");
-    }
-    const std::vector<float> weights = sums.solution();
-    ggml_backend_tensor_set(made->tensor, weights.data(), 0, ggml_nbytes(made->tensor));
-    return { made, made->tensor };
+    return new_matrix(behind.memory, n_embd, sums.solution());
 }
 
 void gap_fits::forget_beside(const skip_set & removed) {

@@ -154,11 +154,6 @@ bool is_parallel(const evaluator & on, size_t block) {
     return blocks[block].parallel || (block + 1 < blocks.size() && blocks[block + 1].parallel);
 }
 
-// A place's matrix, without its values.
-fitted_matrix matrix_at(fitted_matrix::place where, size_t block) {
-    return { .where = where, .block = block, .values = {}, .importance = {}, .changes = {} };
-}
-
 } // namespace
 
 bool can_refit(const evaluator & on, size_t block) {
@@ -246,7 +241,7 @@ void repair_walk::advance(stream_walk & walk, size_t to, const task_control & co
 }
 
 void repair_walk::count(const task_control & control) const {
-    control.progress((double) std::min(pruned.boundary(), n_blocks), (double) n_blocks);
+    control.progress((double) pruned.boundary(), (double) n_blocks);
 }
 
 // The inputs change from the boundary on that the stream has reached.
@@ -260,7 +255,7 @@ fitted_matrix repair_walk::fit_inputs(const fitted_matrix * known, const task_co
     advance(dense, block, control);
     const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);
     least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
-    fitted_matrix          found = matrix_at(fitted_matrix::place::input, block);
+    fitted_matrix          found;
     if (known) {
         fit.set_solution(known->values);
         found.importance = known->importance;
@@ -279,13 +274,7 @@ fitted_matrix repair_walk::fit_inputs(const fitted_matrix * known, const task_co
     for (const auto & name : on->blocks()[block].inputs) {
         found.changes.push_back({ name, fit.product_with(weights(*on, name), on->options.n_threads) });
     }
-    const auto made =
-        std::make_shared<device_tensor>(new_device_tensor(dense.memory(), (int64_t) n_embd, (int64_t) n_embd));
-    if (!made->tensor) {
-        throw std::runtime_error("there is no memory on the device for the change of a block's inputs");
-    }
-    ggml_backend_tensor_set(made->tensor, found.values.data(), 0, ggml_nbytes(made->tensor));
-    pruned.input_changes[block] = { made, made->tensor };
+    pruned.input_changes[block] = new_matrix(dense.memory(), n_embd, found.values);
     has_new_inputs              = true;
     return found;
 }
@@ -298,7 +287,7 @@ fitted_matrix repair_walk::fit_output(const fitted_matrix * known, const task_co
     const post_norm        norm(*on, on->blocks()[block]);
     const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);
     const std::string &    output  = on->blocks()[block].output;
-    fitted_matrix          found   = matrix_at(fitted_matrix::place::output, block);
+    fitted_matrix          found;
     least_squares          fit(backend.get(), weights(*on, output)->ne[0], (int64_t) n_embd);
     if (known) {
         fit.set_solution(known->values);
@@ -360,7 +349,8 @@ fitted_matrix repair_walk::fit_gap(const fitted_matrix * known, const task_contr
     if (!known) {
         y = streams_to_correct(control);
     }
-    fitted_matrix found = matrix_at(fitted_matrix::place::gap, next_gap->first);
+    fitted_matrix found;
+    found.linear = true;
     pass_empty_gap(control);
     const float            epsilon = on->model->hparams.f_norm_rms_eps;
     const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);

@@ -33,9 +33,7 @@ struct repair_request {
 
 // What is found at one place.
 struct fitted_matrix {
-    enum class place { gap, input, output };
-    place  where;
-    size_t block; // the first of the gap, or the one whose projections are fitted
+    bool linear = false; // it is a linear block's; else projections change
 
     // Row after row. W of a linear block or A of input projections, [n_embd × n_embd]; γ⊙Δ of an output projection,
     // [n_embd × n_inner], without a norm behind it Δ.
