@@ -131,6 +131,7 @@ export { type Sequences } from './runtime/sequences.js';
 export { apply, type ApplyOptions } from './pipeline/apply.js';
 export { inspect, type Inspection } from './pipeline/inspect.js';
 export { journalOf, prune, type PruneOptions } from './pipeline/prune.js';
+export { searchTypes, type SearchType } from './pipeline/quantize.js';
 export { repairJournalOf, repairTypes, type RepairOptions } from './pipeline/repair.js';
 export { repairs, type Repair } from './repair/fit.js';
 export { type DeliverOptions } from './pipeline/deliver.js';

@@ -158,29 +158,39 @@ export interface Draft {
     /** The file as it is called now, beside its place. */
     readonly file: string;
     /**
-     * Gives the file its name, in one step.
-     * @throws BlockprunerError if the name was taken meanwhile, and `force` was not set
+     * Gives the file its name, in one step, once it is on the disk.
+     * @throws BlockprunerError if it can't be, or the name was taken meanwhile and `force` was not set
      */
-    publish(): void;
+    publish(): Promise<void>;
     /** Deletes the file if it has not been published. */
     discard(): Promise<void>;
 }
 
 /**
- * Flushes a file that is complete, so that it is on the disk before it gets its name.
+ * Begins to flush a file that is complete. What is to be done with it before it gets its name needn't wait for the disk,
+ * which has much to write of a large one.
  * @param what what the file is, for messages
  */
 export async function draftOf(
     file: string,
     name: string,
-    { force, what }: { force?: boolean | undefined; what?: string | undefined }
+    { force, what = 'output' }: { force?: boolean | undefined; what?: string | undefined }
 ): Promise<Draft> {
     const handle = await fs.promises.open(file, 'r+');
-    await handle.sync().finally(() => handle.close());
+    const flushed = handle.sync().finally(() => handle.close());
+    const ended = flushed.catch(() => undefined); // what went wrong matters to who wants the file
     return {
         file,
-        publish: () => giveName(file, name, force, what),
-        discard: () => fs.promises.rm(file, { force: true })
+        async publish() {
+            await flushed.catch((error: unknown) => {
+                throw new BlockprunerError('OUTPUT', `can't write the ${what} ${name}: ${messageOf(error)}`);
+            });
+            giveName(file, name, force, what);
+        },
+        async discard() {
+            await ended;
+            await fs.promises.rm(file, { force: true });
+        }
     };
 }
 
@@ -189,7 +199,7 @@ export async function draftOf(
  * @param what what the file is, for messages
  * @throws BlockprunerError if the name was taken meanwhile, and `force` is not set
  */
-function giveName(partial: string, name: string, force = false, what = 'output'): void {
+function giveName(partial: string, name: string, force: boolean | undefined, what: string): void {
     if (!force) {
         linkOrCheck(partial, name, what);
     }

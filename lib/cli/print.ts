@@ -2,7 +2,7 @@
 import type { WorkerShare } from '../cluster/fleet.js';
 import type { TaskScores } from '../evaluation/scores.js';
 import { formatFixed, formatMebibytes, formatMillions, formatPercent, formatScore, formatSeconds } from '../format.js';
-import { formatQuantized, formatRepair, type PruneResult } from '../report/prune-result.js';
+import { formatQuantized, formatRepair, formatSearched, type PruneResult } from '../report/prune-result.js';
 import { formatBlock } from '../runtime/blocks.js';
 
 /** Prints a result as JSON, or as the lines that a person is to read. */
@@ -20,6 +20,7 @@ export function pruneResultLines(result: PruneResult, verified: boolean): string
     return [
         `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
         ...(result.merged ?? []).map((sum) => `merged      ${sum}`),
+        ...(result.searched ? [`searched    ${formatSearched(result.searched)}`] : []),
         `repair      ${formatRepair(result.repair)}`,
         `perplexity  ${perplexities} (${formatRise(perplexity)}, calibration text)`,
         ...(result.quantized ? [`quantized   ${formatQuantized(result.quantized)}`] : []),

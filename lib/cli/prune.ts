@@ -7,6 +7,7 @@ import { formatFixed, formatMebibytes, formatSeconds } from '../format.js';
 import { methods } from '../methods/index.js';
 import { worths, type SearchStart } from '../methods/method.js';
 import { journalOf, prune } from '../pipeline/prune.js';
+import { searchTypes, type SearchType } from '../pipeline/quantize.js';
 import { formatStep, type Step } from '../search/greedy.js';
 import { Interrupted, interruptSignal, NOTHING_WRITTEN, withOutcome } from './interrupt.js';
 import {
@@ -63,6 +64,13 @@ export const builder = (yargs: Argv) =>
                     'What the rise of the loss is counted by when candidates are compared: the removal, as in the ' +
                     'paper, or what goes with it',
                 defaultDescription: 'parameters for balanced, else removal'
+            },
+            'search-type': {
+                choices: searchTypes,
+                describe:
+                    'Compare candidates in a copy of the model in this type, which may be faster: Q8_0 on a CPU, F16 on ' +
+                    'a GPU; what is written is made of the model itself',
+                defaultDescription: "the model's own"
             },
             swaps: {
                 type: 'number',
@@ -146,6 +154,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 blocks,
                 method,
                 per: argv.per,
+                searchType: argv.searchType,
                 swaps: argv.swaps,
                 methodSeed,
                 orderFile: argv.order,
@@ -163,7 +172,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 signal,
                 onProgress: progress.update,
                 onStart: (start) => {
-                    progress.line(startLine(start), { start });
+                    progress.line(startLine(start, argv.searchType), { start });
                     if (watch) {
                         const page = pathToFileURL(path.resolve(report!)).href;
                         progress.line(`the search can be watched at ${page}`, { watch: page });
@@ -179,10 +188,10 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
     }
 }
 
-function startLine({ dense, candidates, kept, linear, resumed }: SearchStart): string {
+function startLine({ dense, candidates, kept, linear, resumed }: SearchStart, type?: SearchType): string {
     const boundaries = `up to ${kept.boundaries} boundaries a sequence (${formatMebibytes(kept.bytes)} now)`;
     return (
-        `dense perplexity ${formatFixed(dense, 4)}, ${candidates} candidates${linear ? ' with linear blocks' : ''}; ` +
+        `dense perplexity ${formatFixed(dense, 4)}${type ? ` in ${type}` : ''}, ${candidates} candidates${linear ? ' with linear blocks' : ''}; ` +
         `the residual stream is kept at ${boundaries}${resumed > 0 ? `; ${resumed} evaluations resumed` : ''}`
     );
 }

@@ -53,7 +53,7 @@ async function applyTo(source: Source, options: ApplyOptions): Promise<PruneResu
         session.dispose();
     }
     const score = () => Promise.resolve([]); // no tasks are asked for
-    const decided = { uri: source.model, method: null, ...repaired, fitted, measured, score, started };
+    const decided = { uri: source.model, method: null, searched: null, ...repaired, fitted, measured, score, started };
     const result = await deliver(session, decided, { ...options, speed: false });
     await forgetMatrices(journal);
     return result;

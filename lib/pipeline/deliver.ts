@@ -106,6 +106,8 @@ export async function deliver(
         uri: string;
         method: Method | null;
         decision: Decision;
+        /** The copies that the method searched in; null: the model itself. */
+        searched: PruneResult['searched'];
         repair: RepairResult;
         /** What the repair was fitted to, if it was. */
         fitted: Sequences | undefined;
@@ -116,7 +118,7 @@ export async function deliver(
     },
     options: DeliverOptions & { speed: boolean }
 ): Promise<PruneResult> {
-    const { uri, method, decision, repair, fitted, measured, score, started } = decided;
+    const { uri, method, decision, searched, repair, fitted, measured, score, started } = decided;
     const { output, force, verify = true, signal, onProgress } = options;
     const { gguf, host, blocks, calibrationInfo, parameters, model } = session;
     const provenance = { calibration: calibrationInfo, perplexity: measured.perplexity };
@@ -149,8 +151,8 @@ export async function deliver(
             speed = await measureSpeeds(gguf.files[0]!, last.file, stock, reportRound);
         }
         signal?.throwIfAborted();
-        made.imatrix?.publish();
-        last.publish();
+        await made.imatrix?.publish();
+        await last.publish();
     } finally {
         await draft.discard();
         await made?.imatrix?.discard();
@@ -169,6 +171,7 @@ export async function deliver(
         repair,
         steps: decision.steps,
         linearGaps: decision.linearGaps ?? false,
+        searched,
         ...(decision.merges && { merged: formatMerges(decision.merges) }),
         calibration: calibrationInfo,
         perplexity: measured.perplexity,

@@ -29,13 +29,15 @@ import { forgetMatrices } from '../repair/journal.js';
 import type { PruneResult } from '../report/prune-result.js';
 import { isUnfinishedReport } from '../report/search-report.js';
 import { paperName, type BlockSelection } from '../runtime/blocks.js';
+import type { KeepOptions } from '../runtime/kept-streams.js';
 import type { Model } from '../runtime/model.js';
 import { movesAfter, type Step } from '../search/greedy.js';
 import { formatOrder } from '../search/order.js';
+import { PrefixEvaluator } from '../search/prefix.js';
 import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
-import { checkQuantization, checkQuantizeOptions } from './quantize.js';
+import { checkQuantization, checkQuantizeOptions, searchTypes, useCopies, type SearchType } from './quantize.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, repairJournalOf, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
@@ -85,6 +87,13 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
      * the same in another run. Default: the method's own, `parameters` for `balanced`, else `removal`.
      */
     per?: Worth | undefined;
+    /**
+     * Compare candidates in a copy of the model in this type, which the device may compute faster: on a CPU, `Q8_0` of
+     * most others; on a GPU, `F16` of quantized ones. It is beside the output for that time, and in memory beside the
+     * model. What is removed, and by `maxIncrease` how much, is decided by the copy; all else is of the model. Default:
+     * the model itself.
+     */
+    searchType?: SearchType | undefined;
     /**
      * How often each removal is looked at again at the end of the search: whether another one would now be better in
      * its place. Default: 0.
@@ -159,7 +168,7 @@ async function pruneSource(
     const session = await Session.open(source, options);
     const scoring = scoringOptions({ limit: options.limit, signal, onProgress });
     const score = (model: Model) => scoreTasks(model, options.tasks ?? [], scoring);
-    let repaired, fitted, measured;
+    let repaired, fitted, measured, searched;
     try {
         method.check(methodContext(session, method, undefined, options), goal);
         await checkLeastRoom(session, output, goal);
@@ -184,7 +193,8 @@ async function pruneSource(
                 ...{ stopped: false, watched: options.watch ?? false }
             });
         });
-        const decision = await method.decide(context, goal);
+        const { decision, searched: found } = await decide(session, method, context, goal, options);
+        searched = found;
         checkReached(context, goal, decision);
         const places = { folder: path.dirname(output), journal: repairJournalOf(output) };
         repaired = await repair(session, decision, plan, places, options);
@@ -197,8 +207,31 @@ async function pruneSource(
     } finally {
         session.dispose();
     }
-    const decided = { uri: source.model, method: method.name, ...repaired, fitted, measured, score, started };
+    const decided = { uri: source.model, method: method.name, ...repaired, searched, fitted, measured, score, started };
     return deliver(session, decided, { ...options, speed: options.report !== undefined });
+}
+
+/**
+ * Lets a method decide, by the model or by copies of it in another type. What those gave is no figure of the model.
+ * @returns `searched`: the type of the copies, and the perplexities in them
+ */
+async function decide(
+    session: Session,
+    method: PruningMethod,
+    context: MethodContext,
+    goal: Goal,
+    { searchType: type, output, signal, onProgress }: PruneOptions
+): Promise<{ decision: Decision; searched: PruneResult['searched'] }> {
+    if (type === undefined) {
+        return { decision: await method.decide(context, goal), searched: null };
+    }
+    const search = async (copies: readonly Model[]) => {
+        const evaluator = (keeping: KeepOptions) => PrefixEvaluator.create(copies, session.calibration, keeping);
+        const { dense, nll: _, ...decision } = await method.decide({ ...context, evaluator }, goal);
+        const pruned = decision.steps.at(-1)?.perplexity ?? dense!;
+        return { decision, searched: { type, perplexity: { dense: dense!, pruned } } };
+    };
+    return useCopies(session, type, path.dirname(output), search, { signal, onProgress });
 }
 
 /** @throws BlockprunerError if arguments are wrong, or contradict each other */
@@ -250,6 +283,7 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
         const given = option(options.per !== undefined ? 'per' : 'swaps');
         throw new BlockprunerError('ARGUMENT', `${method.name} compares no candidates: leave out ${given}`);
     }
+    checkSearchType(method, options);
     checkInteger('methodSeed', options.methodSeed, { least: 0, most: 2 ** 32 - 1 });
     checkSearchChoice(options);
     checkTaskOptions({ limit: options.limit });
@@ -266,6 +300,22 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
         journal: journalOf(output)
     });
     return { method, goal: { remove, ratio, maxIncrease } };
+}
+
+/** @throws BlockprunerError if there is no such type, or nothing that is searched in it */
+function checkSearchType(method: PruningMethod, { searchType, cluster }: PruneOptions): void {
+    checkOneOf('searchType', searchType, searchTypes);
+    if (searchType === undefined) {
+        return;
+    }
+    if (!method.per) {
+        const message = `${method.name} compares no candidates: leave out ${option('searchType')}`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
+    if (cluster) {
+        const message = `workers search in the model that they have: leave out ${option('searchType')}, or give them and this search a file in ${searchType}`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
 }
 
 /**
@@ -332,7 +382,7 @@ function methodContext(
     show: (steps: readonly Step[], dense: number) => void = () => undefined
 ): MethodContext {
     const { output, blocks = 'all', search, confidence, keepBytes, per, swaps } = options;
-    const { methodSeed, orderFile, resume, signal, cluster } = options;
+    const { methodSeed, orderFile, resume, signal, cluster, searchType } = options;
     const steps: Step[] = [];
     if (orderFile !== undefined) {
         // an order file that can't be written is refused before the search
@@ -349,6 +399,7 @@ function methodContext(
             resume: resume ?? false,
             inputs: async () => ({
                 ...(await session.searchInputs({ search, confidence, cluster }, signal)),
+                ...(searchType && { 'search type': searchType }),
                 blocks,
                 ...repairInputs(method, linear),
                 method: method.name === 'random' ? `random ${methodSeed ?? 0}` : method.name

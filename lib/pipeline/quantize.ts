@@ -1,4 +1,5 @@
-// The last steps to what people run: the importance matrix of a pruned model, and its copy in a smaller type.
+// Copies of a model in other types: those that a search is made on, and, as the last steps to what people run, the
+// importance matrix of a pruned model and its copy in a smaller type.
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { checkOneOf } from '../check.js';
@@ -8,7 +9,7 @@ import { architectureOf, isQuantized, splitName } from '../export/host.js';
 import { checkRoom } from '../export/write.js';
 import { checkOutput, draftOf, partialIn, type Draft } from '../output.js';
 import { countParameters, type Gguf } from '../runtime/gguf.js';
-import { useAlike, type Model } from '../runtime/model.js';
+import { Model, useAlike } from '../runtime/model.js';
 import {
     draftImatrix,
     fileTypes,
@@ -31,6 +32,43 @@ export interface QuantizeOptions {
     tensorTypes?: readonly string[] | undefined;
     /** Write that importance matrix there, as llama-imatrix does in its GGUF form. */
     imatrixOut?: string | undefined;
+}
+
+/** What a model is copied to for a search: types that lose next to nothing, of which devices compute some faster. */
+export const searchTypes = ['Q8_0', 'F16', 'BF16', 'F32'] as const satisfies readonly FileType[];
+export type SearchType = (typeof searchTypes)[number];
+
+/**
+ * Runs a search on copies of the session's model in another type, one on each of its devices. They are gone afterwards.
+ * @param folder where their file is for that time
+ * @throws BlockprunerError if the model is in that type already, or can't be copied to it
+ */
+export async function useCopies<T>(
+    { gguf, model: { device, rpc, threads }, gpuLayers }: Session,
+    type: SearchType,
+    folder: string,
+    work: (copies: readonly Model[]) => Promise<T>,
+    { signal, onProgress }: Pick<SessionOptions, 'signal' | 'onProgress'>
+): Promise<T> {
+    const matrices = gguf.tensors.filter(({ shape }) => shape.length > 1);
+    if (matrices.every((tensor) => tensor.type === type.toLowerCase())) {
+        const message = `the model is in ${type} already: leave out ${option('searchType')}`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
+    const file = partialIn(path.resolve(folder), '.gguf');
+    const copies: Model[] = [];
+    try {
+        await checkRoom(file, mostBytes(gguf, type, []));
+        await quantizeGguf(gguf, file, {
+            ...{ type, threads, signal },
+            onProgress: (done, total) => onProgress?.('quantize', done, total)
+        });
+        copies.push(...(await Model.loadOnEach(file, { device, gpuLayers, rpc, threads, signal })));
+        return await work(copies);
+    } finally {
+        copies.forEach((copy) => copy.dispose());
+        await fs.rm(file, { force: true });
+    }
 }
 
 /** llama.cpp's quantizer ends the process where it makes these types without an importance matrix. */

@@ -144,7 +144,7 @@ export class Session {
         readonly blocks: readonly BlockInfo[],
         readonly calibration: Calibration,
         /** Layers on the GPU that were asked for. */
-        private readonly gpuLayers: number | undefined
+        readonly gpuLayers: number | undefined
     ) {
         this.gguf = source.gguf;
         this.parameters = countParameters(source.gguf);

@@ -5,7 +5,7 @@ import type { Candidate } from '../search/contest.js';
 import { cellChart, columnWidth, type Cell } from './charts.js';
 import type { Html } from './markup.js';
 import type { Figure, Table } from './page.js';
-import type { Removals } from './prune-result.js';
+import { densePerplexity, type Removals } from './prune-result.js';
 
 /** Undefined where all blocks went at once. */
 export async function importanceFigure(result: Removals): Promise<Figure | undefined> {
@@ -50,9 +50,10 @@ interface Importance extends Candidate {
     ofSequences: number;
 }
 
-function importancesOf({ steps, perplexity, calibration }: Removals): Importance[] {
+function importancesOf(result: Removals): Importance[] {
+    const { steps, calibration } = result;
     return steps.flatMap(({ candidates, removed }, i) => {
-        const before = i === 0 ? perplexity.dense : steps[i - 1]!.perplexity;
+        const before = i === 0 ? densePerplexity(result) : steps[i - 1]!.perplexity;
         return candidates.map((candidate) => ({
             ...candidate,
             name: formatMove(candidate.move),

@@ -5,7 +5,7 @@ import { formatBytes, formatChange, formatNumber, formatParameters, formatScore 
 import { formatBlock } from '../runtime/blocks.js';
 import type { Gguf } from '../runtime/gguf.js';
 import { version } from '../version.js';
-import { formatQuantized, formatRepair, type PruneResult } from './prune-result.js';
+import { formatQuantized, formatRepair, formatSearched, type PruneResult } from './prune-result.js';
 
 /**
  * A model card in Markdown, with the metadata that hubs read at its beginning: what the model was made of, its licence,
@@ -78,11 +78,12 @@ function figures({ parameters, bytes, perplexity, quantized, calibration, tasks 
     ];
 }
 
-function whatWasDone({ removed, method, repair, quantized }: PruneResult): string[] {
+function whatWasDone({ removed, method, searched, repair, quantized }: PruneResult): string[] {
     return [
         '## What was done',
         '',
         `- Removed (${method ?? 'a given order'}): ${removed.map(formatBlock).join(', ')}`,
+        ...(searched ? [`- Searched ${formatSearched(searched)}`] : []),
         `- Repair: ${plain(formatRepair(repair))}`,
         ...(quantized ? [`- Quantized: ${formatQuantized(quantized)}`] : []),
         '- The keys `blockpruner.*` of the file tell the same, and the hash of what it was made of.'

@@ -16,7 +16,7 @@ import { version } from '../version.js';
 import { barChart, scoreChart, type Bar } from './charts.js';
 import { importanceFigure } from './importance-figure.js';
 import { page, type Detail, type Fact, type Figure } from './page.js';
-import { formatQuantized, formatRepair, type PruneResult } from './prune-result.js';
+import { formatQuantized, formatRepair, formatSearched, type PruneResult } from './prune-result.js';
 import { layerFigure, perplexityFigure } from './search-figures.js';
 
 /**
@@ -77,6 +77,9 @@ function detailsOf(result: PruneResult): Detail[] {
     ];
     if (merged) {
         details.push(['Merged', merged.join('; ')]);
+    }
+    if (result.searched) {
+        details.push(['Searched', formatSearched(result.searched)]);
     }
     details.push(['Repair', formatRepair(result.repair)]);
     if (result.quantized) {

@@ -52,6 +52,11 @@ export interface PruneResult {
     steps: Step[];
     /** Whether their perplexities are with a linear block in each gap, fitted to the model as it is. */
     linearGaps: boolean;
+    /**
+     * The type of the copy of the model that they were found in, and the perplexities of that on the calibration text;
+     * null: they are of the model itself.
+     */
+    searched: { type: FileType; perplexity: { dense: number; pruned: number } } | null;
     /** The calibration text's name, and the number and length (in tokens) of the sequences that were used of it. */
     calibration: { name: string; sequences: number; context: number };
     /** Perplexities on the calibration text, which no repair was fitted to. */
@@ -82,11 +87,23 @@ export interface PruneResult {
 export type Removals = Pick<
     PruneResult,
     'blocks' | 'method' | 'removed' | 'repair' | 'steps' | 'linearGaps' | 'calibration' | 'perplexity' | 'parameters'
->;
+> &
+    Partial<Pick<PruneResult, 'searched'>>;
+
+/** The perplexity of the model as it is, of what the search was made in. */
+export function densePerplexity({ searched, perplexity }: Removals): number {
+    return searched?.perplexity.dense ?? perplexity.dense;
+}
 
 /** The perplexity on the calibration text after all removals, before any repair. */
 export function unrepairedPerplexity({ repair, perplexity }: Pick<PruneResult, 'repair' | 'perplexity'>): number {
     return repair.kind === 'none' ? perplexity.pruned : repair.unrepaired;
+}
+
+/** Says what copy of the model was searched in, and what it makes of it. */
+export function formatSearched({ type, perplexity }: NonNullable<PruneResult['searched']>): string {
+    const [dense, pruned] = [perplexity.dense, perplexity.pruned].map((value) => formatFixed(value, 4));
+    return `in a copy in ${type}; perplexity ${dense} → ${pruned} there`;
 }
 
 /** Says what a model was quantized to, and at what loss. */

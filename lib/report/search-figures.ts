@@ -5,19 +5,22 @@ import { shareOf } from '../runtime/model.js';
 import { formatStep, movesAfter } from '../search/greedy.js';
 import { layerMaps, lineChart, removedAxis } from './charts.js';
 import type { Figure, LegendItem } from './page.js';
-import { unrepairedPerplexity, type Removals } from './prune-result.js';
+import { densePerplexity, unrepairedPerplexity, type Removals } from './prune-result.js';
 
 export async function perplexityFigure(result: Removals): Promise<Figure> {
     const { removed, perplexity, repair, linearGaps } = result;
     const models = modelsOf(result);
-    const searched = { dense: perplexity.dense, pruned: models.at(-1)!.perplexity };
+    const dense = densePerplexity(result);
+    const searched = { dense, pruned: models.at(-1)!.perplexity };
     const gone = formatShare(models.at(-1)!.share);
     const repaired = `${formatNumber(perplexity.pruned)} (${formatPairChange(perplexity)})`;
-    const gained = repair.kind === 'none' ? '' : `, and the repair brought it to ${repaired}`;
+    const it = result.searched ? "the model's" : 'it';
+    const gained = repair.kind === 'none' ? '' : `, and the repair brought ${it} to ${repaired}`;
     return {
         title: 'Perplexity against parameters removed',
         caption:
-            `On the calibration text, the perplexity went from ${formatNumber(perplexity.dense)} to ` +
+            `On the calibration text, the perplexity ${result.searched ? `of a copy in ${result.searched.type} ` : ''}` +
+            `went from ${formatNumber(dense)} to ` +
             `${formatNumber(searched.pruned)} (${formatPairChange(searched)}) while ${removed.length} blocks ` +
             `with ${gone} of the parameters were removed` +
             (linearGaps ? ', with a linear block in each gap, fitted to the model as it is' : '') +
@@ -52,7 +55,7 @@ export async function perplexityFigure(result: Removals): Promise<Figure> {
                 i === 0 ? 'nothing' : `${i}. ${model.name}`,
                 formatShare(model.share),
                 formatNumber(model.perplexity),
-                i === 0 ? '' : formatPairChange({ dense: perplexity.dense, pruned: model.perplexity })
+                i === 0 ? '' : formatPairChange({ dense, pruned: model.perplexity })
             ])
         }
     };
@@ -69,9 +72,9 @@ interface ModelOnTheWay {
 
 /** The model as it is, and what was left of it after each removal. */
 function modelsOf(result: Removals): ModelOnTheWay[] {
-    const { blocks, steps, removed, perplexity, parameters } = result;
+    const { blocks, steps, removed, parameters } = result;
     const share = (gone: readonly Block[]) => shareOf(blocks, gone, parameters.dense);
-    const dense = { name: 'nothing', share: 0, perplexity: perplexity.dense };
+    const dense = { name: 'nothing', share: 0, perplexity: densePerplexity(result) };
     if (steps.length === 0) {
         return [dense, { name: formatMove(removed), share: share(removed), perplexity: unrepairedPerplexity(result) }];
     }

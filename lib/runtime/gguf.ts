@@ -136,7 +136,7 @@ export async function draftGguf(
 export async function writeGguf(...args: Parameters<typeof draftGguf>): Promise<void> {
     const draft = await draftGguf(...args);
     try {
-        draft.publish();
+        await draft.publish();
     } finally {
         await draft.discard();
     }

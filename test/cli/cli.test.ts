@@ -34,6 +34,7 @@ describe('--help', () => {
                 '--tensor-type',
                 '--imatrix-out',
                 '--per',
+                '--search-type',
                 '--swaps',
                 '--resume',
                 '--order',
@@ -153,6 +154,7 @@ describe('prune and apply', () => {
             removed: [block, block],
             steps: [step(12), step(11)],
             linearGaps: false,
+            searched: null,
             quantized: null,
             blocks: expect.arrayContaining([{ kind: 'ffn', layer: 11, parameters: 393472, bytes: 418816 }]) as unknown,
             calibration: { name: 'calibration.txt', sequences: 1, context: 32 },
@@ -195,6 +197,7 @@ describe('prune and apply', () => {
             method: null,
             steps: [],
             linearGaps: false,
+            searched: null,
             quantized: null,
             seconds: expect.any(Number) as number
         });

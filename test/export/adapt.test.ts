@@ -180,7 +180,7 @@ test('a direction goes behind the linear block that stands for the FFN of its la
         perplexity: { dense: 1, pruned: 1 }
     };
     const draft = await writeDraft({ gguf, blocks, host }, { removed, linear }, provenance, at('behind.gguf'));
-    draft.publish();
+    await draft.publish();
     await writeGguf({
         output: at('three.gguf'),
         sources: [],

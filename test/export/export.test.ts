@@ -42,7 +42,7 @@ async function write(model: Model, removed: Block[], calibration: Calibration, o
         calibration: { name: calibration.name, sequences: 2, context: calibration.length },
         perplexity: { dense: 2, pruned: 3 }
     };
-    (await writeDraft(dense, { removed }, provenance, output, { force: true })).publish();
+    await (await writeDraft(dense, { removed }, provenance, output, { force: true })).publish();
 }
 
 /** So many of some blocks, chosen at random, in their order. */
@@ -311,9 +311,9 @@ test('what fails leaves nothing behind', async () => {
         expect(inFolder()).toEqual([]);
 
         const [published, late] = [await attempt({}), await attempt({})];
-        published.publish();
+        await published.publish();
         await published.discard(); // does nothing to what is published
-        expect(() => late.publish()).toThrow('exists');
+        await expect(late.publish()).rejects.toThrow('exists');
         await late.discard();
         await expect(attempt({})).rejects.toThrow('exists');
         expect(inFolder()).toEqual(['out.gguf']);

@@ -50,7 +50,7 @@ async function write(source: string, removal: Removal, output: string): Promise<
             calibration: { name: 'text', sequences: 2, context: 64 },
             perplexity: { dense: 1, pruned: 1 }
         };
-        (await writeDraft(dense, removal, provenance, output, { force: true })).publish();
+        await (await writeDraft(dense, removal, provenance, output, { force: true })).publish();
     });
     return output;
 }

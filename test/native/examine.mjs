@@ -120,7 +120,7 @@ async function examine(result, file) {
             },
             file('pruned')
         );
-        draft.publish();
+        await draft.publish();
         Object.assign(result, { searched, tokens, length });
     } finally {
         model.dispose();

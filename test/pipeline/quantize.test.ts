@@ -1,4 +1,5 @@
-// A pruned model quantized by its own importance matrix: both are what llama.cpp's own tools make of the same file.
+// Copies in other types. Those that a search is made on give what a search of such a file gives. A pruned model is
+// quantized by its own importance matrix: both are what llama.cpp's own tools make of the same file.
 import fs from 'node:fs';
 import path from 'node:path';
 import {
@@ -9,6 +10,8 @@ import {
     prune,
     readGguf,
     scoreTask,
+    type Block,
+    type PruneResult,
     type Task,
     type TensorImportance
 } from '../../lib/index.js';
@@ -38,6 +41,73 @@ function meanSquares(file: string): Map<string, number[]> {
         })
     );
 }
+
+describe('a search on a copy in another type', () => {
+    const options = { ...onCpu, remove: 3, method: 'blockpruner', search: 'exact', repair: 'none' } as const;
+    let found: Block[];
+
+    test('finds what a search of such a file finds, and all else is of the model', async () => {
+        const q8 = await quantize(f32, at('q8.gguf'), 'Q8_0');
+        const own = await prune(q8, { ...options, output: at('of-q8.gguf') });
+        const output = at('by-q8.gguf');
+        const result = await prune(f32, { ...options, output, searchType: 'Q8_0' });
+        found = result.removed;
+        expect(own.searched).toBeNull();
+        expect(result.removed).toEqual(own.removed);
+        const perplexities = ({ steps }: PruneResult) => steps.map(({ perplexity }) => perplexity);
+        expect(perplexities(result)).toEqual(perplexities(own));
+        expect(result.searched).toEqual({ type: 'Q8_0', perplexity: own.perplexity });
+
+        const dense = await withModel(f32, perplexityOf);
+        expect(result.perplexity.dense).toBeCloseTo(dense, 5);
+        expect(Math.abs(result.perplexity.dense / own.perplexity.dense - 1)).toBeGreaterThan(1e-6);
+        expect(result.perplexity.pruned).toBeCloseTo(await withModel(output, perplexityOf), 3);
+        const order = at('same.gguf');
+        await apply(f32, { ...onCpu, order: result.removed, output: order, repair: 'none' });
+        expect(readBytes(output).data.equals(readBytes(order).data)).toBe(true);
+        expect(fs.readdirSync(folder).filter((name) => name.includes('partial'))).toEqual([]);
+    });
+
+    test('goes on with a journal of the same type alone, and leaves no copy when it is stopped', async () => {
+        const output = at('goes-on.gguf');
+        const stop = new AbortController();
+        const stopped = prune(f32, {
+            ...options,
+            ...{ output, searchType: 'Q8_0', signal: stop.signal },
+            onStep: () => stop.abort(new Error('enough'))
+        });
+        await expect(stopped).rejects.toThrow('enough');
+        expect(fs.readdirSync(folder).filter((name) => name.includes('partial'))).toEqual([]);
+        for (const searchType of [undefined, 'F16'] as const) {
+            await expect(prune(f32, { ...options, output, searchType, resume: true })).rejects.toThrow('search type');
+        }
+        let resumed = 0;
+        const { removed } = await prune(f32, {
+            ...options,
+            ...{ output, searchType: 'Q8_0', resume: true },
+            onStart: (start) => (resumed = start.resumed)
+        });
+        expect(resumed).toBeGreaterThan(0);
+        expect(removed).toEqual(found);
+    });
+
+    test('is refused where there is none, or it would change nothing', async () => {
+        const output = at('never.gguf');
+        const q8 = at('q8.gguf');
+        for (const [model, given, message] of [
+            [f32, { searchType: 'Q4_0' as 'F16' }, "searchType must be one of Q8_0, F16, BF16, F32, not 'Q4_0'"],
+            [f32, { searchType: 'F16', method: 'shortgpt' }, 'shortgpt compares no candidates: leave out `searchType`'],
+            [
+                f32,
+                { searchType: 'F16', cluster: { redis: 'redis://none' } },
+                'workers search in the model that they have'
+            ],
+            [q8, { searchType: 'Q8_0' }, 'the model is in Q8_0 already: leave out `searchType`']
+        ] as const) {
+            await expect(prune(model, { ...options, output, ...given })).rejects.toThrow(message);
+        }
+    });
+});
 
 test('the importance matrix is that of llama-imatrix', async () => {
     const text = at('text.txt');
