@@ -37,7 +37,14 @@ import { PrefixEvaluator } from '../search/prefix.js';
 import { isolated } from './isolated.js';
 import { withLock } from './lock.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
-import { checkQuantization, checkQuantizeOptions, searchTypes, useCopies, type SearchType } from './quantize.js';
+import {
+    checkCopies,
+    checkQuantization,
+    checkQuantizeOptions,
+    searchTypes,
+    useCopies,
+    type SearchType
+} from './quantize.js';
 import { checkRepairOptions, planRepair, repair, repairInputs, repairJournalOf, type RepairOptions } from './repair.js';
 import {
     checkSearchChoice,
@@ -345,7 +352,7 @@ function checkJournal(method: PruningMethod, { output, resume }: PruneOptions): 
 
 /** @throws BlockprunerError if one of the files can't be written, or is there and may not be replaced */
 async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<void> {
-    const { output, orderFile, report, card, force = false, resume } = options;
+    const { output, orderFile, report, card, force = false, resume, searchType } = options;
     const journal = journalOf(output);
     await checkOutput(output, gguf.files, force);
     await checkOutput(journal, gguf.files, true, 'journal');
@@ -360,6 +367,9 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
         await checkOutput(card, gguf.files, force, 'model card');
     }
     await checkQuantization(gguf, options);
+    if (searchType !== undefined) {
+        await checkCopies(gguf, searchType, path.dirname(output));
+    }
 }
 
 /** A search that was stopped has left its page, whether it goes on or begins anew. */

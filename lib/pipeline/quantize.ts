@@ -39,9 +39,22 @@ export const searchTypes = ['Q8_0', 'F16', 'BF16', 'F32'] as const satisfies rea
 export type SearchType = (typeof searchTypes)[number];
 
 /**
+ * @param folder where the file of the copies would be
+ * @throws BlockprunerError if a model is in a type already, or there is no room for a copy in it
+ */
+export async function checkCopies(gguf: Gguf, type: SearchType, folder: string): Promise<void> {
+    const matrices = gguf.tensors.filter(({ shape }) => shape.length > 1);
+    if (matrices.every((tensor) => tensor.type === type.toLowerCase())) {
+        const message = `the model is in ${type} already: leave out ${option('searchType')}`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
+    await checkRoom(path.join(folder, `the copy in ${type}`), mostBytes(gguf, type, []));
+}
+
+/**
  * Runs a search on copies of the session's model in another type, one on each of its devices. They are gone afterwards.
  * @param folder where their file is for that time
- * @throws BlockprunerError if the model is in that type already, or can't be copied to it
+ * @throws BlockprunerError if the model can't be copied to that type
  */
 export async function useCopies<T>(
     { gguf, model: { device, rpc, threads }, gpuLayers }: Session,
@@ -50,15 +63,9 @@ export async function useCopies<T>(
     work: (copies: readonly Model[]) => Promise<T>,
     { signal, onProgress }: Pick<SessionOptions, 'signal' | 'onProgress'>
 ): Promise<T> {
-    const matrices = gguf.tensors.filter(({ shape }) => shape.length > 1);
-    if (matrices.every((tensor) => tensor.type === type.toLowerCase())) {
-        const message = `the model is in ${type} already: leave out ${option('searchType')}`;
-        throw new BlockprunerError('ARGUMENT', message);
-    }
     const file = partialIn(path.resolve(folder), '.gguf');
     const copies: Model[] = [];
     try {
-        await checkRoom(file, mostBytes(gguf, type, []));
         await quantizeGguf(gguf, file, {
             ...{ type, threads, signal },
             onProgress: (done, total) => onProgress?.('quantize', done, total)

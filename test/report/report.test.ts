@@ -452,6 +452,26 @@ describeInBrowser('in a browser', (browser) => {
         });
     });
 
+    test('the curve of a search in a copy is of the copy, what a repair gained of the model', async () => {
+        const page = file('copy.html');
+        const of = result.steps.at(-1)!.perplexity;
+        const searched = { type: 'Q8_0' as const, perplexity: { dense: 1.5 * result.perplexity.dense, pruned: of } };
+        const perplexity = { ...result.perplexity, pruned: 0.9 * of };
+        const repair = { kind: 'linear' as const, linear: [], refitted: [], tokens: 64, unrepaired: of, seconds: 1 };
+        fs.writeFileSync(page, await pruneReport({ ...result, searched, perplexity, repair }));
+        await withPage(page, async (shown) => {
+            const [dense] = await labels(shown, 'Perplexity against parameters removed');
+            expect(dense).toContain(`perplexity ${searched.perplexity.dense.toFixed(2)}`);
+            const text = await shown.evaluate(() => document.querySelector('main')!.textContent);
+            expect(text).toMatch(
+                new RegExp(
+                    `the perplexity of a copy in Q8_0 went from ${searched.perplexity.dense.toFixed(2)} to ` +
+                        `${of.toFixed(2)} .* the repair brought the model's to ${perplexity.pruned.toFixed(2)} `
+                )
+            );
+        });
+    });
+
     test('a search can be watched in a file, is killed, goes on, and comes to its report', async () => {
         const live = file('live.html');
         const args = ['prune', tiny, '-o', file('live.gguf'), '--report', live, '--watch', '--remove', '7'];
