@@ -158,6 +158,11 @@ export interface Draft {
     /** The file as it is called now, beside its place. */
     readonly file: string;
     /**
+     * Waits until the file is on the disk.
+     * @throws BlockprunerError if it can't be written there
+     */
+    flushed(): Promise<void>;
+    /**
      * Gives the file its name, in one step, once it is on the disk.
      * @throws BlockprunerError if it can't be, or the name was taken meanwhile and `force` was not set
      */
@@ -167,8 +172,8 @@ export interface Draft {
 }
 
 /**
- * Begins to flush a file that is complete. What is to be done with it before it gets its name needn't wait for the disk,
- * which has much to write of a large one.
+ * Begins to flush a file that is complete. What is to be done with it before it gets its name needn't wait for the
+ * disk, which has much to write of a large one.
  * @param what what the file is, for messages
  */
 export async function draftOf(
@@ -177,20 +182,21 @@ export async function draftOf(
     { force, what = 'output' }: { force?: boolean | undefined; what?: string | undefined }
 ): Promise<Draft> {
     const handle = await fs.promises.open(file, 'r+');
-    const flushed = handle.sync().finally(() => handle.close());
-    const ended = flushed.catch(() => undefined); // what went wrong matters to who wants the file
+    const flushing = handle
+        .sync()
+        .finally(() => handle.close())
+        .catch((error: unknown) => {
+            throw new BlockprunerError('OUTPUT', `can't write the ${what} ${name}: ${messageOf(error)}`);
+        });
+    flushing.catch(() => undefined); // it matters to who wants the file, and nobody may
     return {
         file,
+        flushed: () => flushing,
         async publish() {
-            await flushed.catch((error: unknown) => {
-                throw new BlockprunerError('OUTPUT', `can't write the ${what} ${name}: ${messageOf(error)}`);
-            });
+            await flushing;
             giveName(file, name, force, what);
         },
-        async discard() {
-            await ended;
-            await fs.promises.rm(file, { force: true });
-        }
+        discard: () => fs.promises.rm(file, { force: true })
     };
 }
 

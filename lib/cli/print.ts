@@ -20,7 +20,7 @@ export function pruneResultLines(result: PruneResult, verified: boolean): string
     return [
         `removed     ${result.removed.map(formatBlock).join(' ') || 'nothing'}`,
         ...(result.merged ?? []).map((sum) => `merged      ${sum}`),
-        ...(result.searched ? [`searched    ${formatSearched(result.searched)}`] : []),
+        ...(result.searched ? [`searched    ${formatSearched(result.searched, result.linearGaps)}`] : []),
         `repair      ${formatRepair(result.repair)}`,
         `perplexity  ${perplexities} (${formatRise(perplexity)}, calibration text)`,
         ...(result.quantized ? [`quantized   ${formatQuantized(result.quantized)}`] : []),

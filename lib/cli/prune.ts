@@ -68,8 +68,8 @@ export const builder = (yargs: Argv) =>
             'search-type': {
                 choices: searchTypes,
                 describe:
-                    'Compare candidates in a copy of the model in this type, which may be faster: Q8_0 on a CPU, F16 on ' +
-                    'a GPU; what is written is made of the model itself',
+                    'Compare candidates in a copy of the model in this type, which may be faster: Q8_0 on a CPU, F16 ' +
+                    'on a GPU; what is written is made of the model itself',
                 defaultDescription: "the model's own"
             },
             swaps: {
@@ -172,7 +172,7 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
                 signal,
                 onProgress: progress.update,
                 onStart: (start) => {
-                    progress.line(startLine(start, argv.searchType), { start });
+                    progress.line(startLine(start, argv.searchType), { start, searchType: argv.searchType });
                     if (watch) {
                         const page = pathToFileURL(path.resolve(report!)).href;
                         progress.line(`the search can be watched at ${page}`, { watch: page });
@@ -191,7 +191,8 @@ export async function handler(argv: Awaited<ReturnType<typeof builder>['argv']>)
 function startLine({ dense, candidates, kept, linear, resumed }: SearchStart, type?: SearchType): string {
     const boundaries = `up to ${kept.boundaries} boundaries a sequence (${formatMebibytes(kept.bytes)} now)`;
     return (
-        `dense perplexity ${formatFixed(dense, 4)}${type ? ` in ${type}` : ''}, ${candidates} candidates${linear ? ' with linear blocks' : ''}; ` +
+        `dense perplexity ${formatFixed(dense, 4)}${type ? ` in ${type}` : ''}, ` +
+        `${candidates} candidates${linear ? ' with linear blocks' : ''}; ` +
         `the residual stream is kept at ${boundaries}${resumed > 0 ? `; ${resumed} evaluations resumed` : ''}`
     );
 }

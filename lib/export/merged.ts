@@ -2,8 +2,9 @@ import fs from 'node:fs/promises';
 import { partialIn } from '../output.js';
 import { loadAddon, runNative } from '../runtime/addon.js';
 import type { Removal } from '../runtime/blocks.js';
-import { useAlike, type Model } from '../runtime/model.js';
-import { quantizeGguf, type Quantization } from '../runtime/quantize.js';
+import type { Gguf } from '../runtime/gguf.js';
+import { useAlike, type Model, type RunOptions } from '../runtime/model.js';
+import { quantizeGguf, type FileType, type Quantization } from '../runtime/quantize.js';
 import { planFile, type DenseModel } from './write.js';
 
 /**
@@ -41,11 +42,21 @@ export class MergedFiles {
         mostBytes: number,
         work: (quantized: Model) => Promise<T>
     ): Promise<T | undefined> {
-        const { threads } = this.loaded;
-        return this.#inFile(async (output) => {
-            const { bytes } = await quantizeGguf(this.dense.gguf, output, { type, threads, signal: this.signal });
-            return bytes <= mostBytes ? useAlike(this.loaded, output, work, { signal: this.signal }) : undefined;
-        });
+        return this.inType(type, ({ files: [file], bytes }) =>
+            bytes <= mostBytes
+                ? useAlike(this.loaded, file!, work, { signal: this.signal })
+                : Promise.resolve(undefined)
+        );
+    }
+
+    /** Runs some work on a file of the dense model in another type. */
+    async inType<T>(
+        type: FileType,
+        work: (copy: Gguf) => Promise<T>,
+        onProgress?: RunOptions['onProgress']
+    ): Promise<T> {
+        const options = { type, threads: this.loaded.threads, signal: this.signal, onProgress };
+        return this.#inFile(async (output) => work(await quantizeGguf(this.dense.gguf, output, options)));
     }
 
     async #inFile<T>(work: (file: string) => Promise<T>): Promise<T> {

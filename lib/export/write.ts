@@ -26,8 +26,8 @@ export interface WriteOptions {
 }
 
 /**
- * Writes a pruned model beside its place and flushes it, so that it can be verified before it gets its name. Memory:
- * some MiB, whatever the model's size.
+ * Writes a pruned model beside its place, so that it can be verified before it gets its name. Memory: some MiB,
+ * whatever the model's size.
  * @param output the name that the file is to get
  * @throws BlockprunerError if the model can't be written without these blocks, if there is no room on the disk, if the
  * name is taken, or if writing fails; nothing is left behind then
@@ -136,16 +136,17 @@ function neededBytes(gguf: Gguf, plan: Omit<GgufPlan, 'output'>): number {
 
 /**
  * @param needed bytes
+ * @param what what takes them, for messages
  * @throws BlockprunerError if the file system of an output has too little room
  */
-export async function checkRoom(output: string, needed: number): Promise<void> {
+export async function checkRoom(output: string, needed: number, what = output): Promise<void> {
     const folder = path.dirname(path.resolve(output));
     const { blocks, bavail, bsize } = await fs.statfs(folder);
     const isKnown = blocks > 0; // some network file systems don't tell
     if (isKnown && bavail * bsize < needed) {
         throw new BlockprunerError(
             'OUTPUT',
-            `there is no room for ${output}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed ` +
+            `there is no room for ${what}: about ${Math.ceil(needed / 2 ** 20)} MiB are needed ` +
                 `and ${Math.floor((bavail * bsize) / 2 ** 20)} MiB free in ${folder}`
         );
     }

@@ -68,7 +68,7 @@ export interface MergedModels {
 
 /** What a search begins with. */
 export interface SearchStart {
-    /** Perplexity of the model as it is. */
+    /** Perplexity of the model as it is, or of the copy that is searched. */
     dense: number;
     /** How many moves the first removal chooses from. */
     candidates: number;

@@ -150,6 +150,7 @@ export async function deliver(
             const reportRound = (round: number) => onProgress?.('speed', round, SPEED_ROUNDS);
             speed = await measureSpeeds(gguf.files[0]!, last.file, stock, reportRound);
         }
+        await Promise.all([last.flushed(), made.imatrix?.flushed()]); // of two files, none appears alone
         signal?.throwIfAborted();
         await made.imatrix?.publish();
         await last.publish();

@@ -115,7 +115,7 @@ export interface PruneOptions extends DeliverOptions, SessionOptions, SearchChoi
      */
     resume?: boolean | undefined;
     onStart?: ((start: SearchStart) => void) | undefined;
-    /** Is told each removal, its number from 1, and the perplexity of the dense model. */
+    /** Is told each removal, its number from 1, and the perplexity of the dense model, both in the `searchType`. */
     onStep?: ((step: Step, number: number, dense: number) => void) | undefined;
 }
 
@@ -141,6 +141,10 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
     await checkOutputs(source, options);
     return withLock(options.output, async () => {
         checkJournal(method, options);
+        if (options.searchType !== undefined) {
+            // now there are no copies left of runs that were killed
+            await checkCopies(source.gguf, options.searchType, path.dirname(options.output));
+        }
         if (options.resume === false) {
             await forgetMatrices(repairJournalOf(options.output));
         }
@@ -194,7 +198,7 @@ async function pruneSource(
                 ...{ architecture: architectureOf(session.gguf), host: session.host.name, blocks: [...session.blocks] },
                 ...{ removed, steps: [...steps], linearGaps },
                 calibration: session.calibrationInfo,
-                perplexity: { dense, pruned: steps.at(-1)?.perplexity ?? dense },
+                ...soFar(dense, steps.at(-1)?.perplexity ?? dense, options.searchType),
                 parameters: { dense: parameters, pruned: parameters * (1 - gone) },
                 repair: { kind: 'none', reason: 'the search is not at its end' },
                 ...{ stopped: false, watched: options.watch ?? false }
@@ -218,6 +222,16 @@ async function pruneSource(
     return deliver(session, decided, { ...options, speed: options.report !== undefined });
 }
 
+/** The perplexities that a search has found so far, of the model or of its copies. */
+function soFar(
+    dense: number,
+    pruned: number,
+    type: SearchType | undefined
+): Pick<PruneResult, 'perplexity' | 'searched'> {
+    const perplexity = { dense, pruned };
+    return { perplexity, searched: type === undefined ? null : { type, perplexity } };
+}
+
 /**
  * Lets a method decide, by the model or by copies of it in another type. What those gave is no figure of the model.
  * @returns `searched`: the type of the copies, and the perplexities in them
@@ -227,18 +241,18 @@ async function decide(
     method: PruningMethod,
     context: MethodContext,
     goal: Goal,
-    { searchType: type, output, signal, onProgress }: PruneOptions
+    { searchType: type, output, signal, onProgress, onNotice }: PruneOptions
 ): Promise<{ decision: Decision; searched: PruneResult['searched'] }> {
     if (type === undefined) {
         return { decision: await method.decide(context, goal), searched: null };
     }
     const search = async (copies: readonly Model[]) => {
         const evaluator = (keeping: KeepOptions) => PrefixEvaluator.create(copies, session.calibration, keeping);
-        const { dense, nll: _, ...decision } = await method.decide({ ...context, evaluator }, goal);
-        const pruned = decision.steps.at(-1)?.perplexity ?? dense!;
-        return { decision, searched: { type, perplexity: { dense: dense!, pruned } } };
+        const found = await method.decide({ ...context, evaluator }, goal);
+        const { searched } = soFar(found.dense!, found.steps.at(-1)?.perplexity ?? found.dense!, type);
+        return { decision: { ...found, dense: undefined, nll: undefined }, searched };
     };
-    return useCopies(session, type, path.dirname(output), search, { signal, onProgress });
+    return useCopies(session, type, path.dirname(output), search, { signal, onProgress, onNotice });
 }
 
 /** @throws BlockprunerError if arguments are wrong, or contradict each other */
@@ -320,7 +334,9 @@ function checkSearchType(method: PruningMethod, { searchType, cluster }: PruneOp
         throw new BlockprunerError('ARGUMENT', message);
     }
     if (cluster) {
-        const message = `workers search in the model that they have: leave out ${option('searchType')}, or give them and this search a file in ${searchType}`;
+        const message =
+            `workers search in the model that they have: leave out ${option('searchType')}, ` +
+            `or give them and this search a file in ${searchType}`;
         throw new BlockprunerError('ARGUMENT', message);
     }
 }
@@ -352,7 +368,7 @@ function checkJournal(method: PruningMethod, { output, resume }: PruneOptions): 
 
 /** @throws BlockprunerError if one of the files can't be written, or is there and may not be replaced */
 async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<void> {
-    const { output, orderFile, report, card, force = false, resume, searchType } = options;
+    const { output, orderFile, report, card, force = false, resume } = options;
     const journal = journalOf(output);
     await checkOutput(output, gguf.files, force);
     await checkOutput(journal, gguf.files, true, 'journal');
@@ -367,9 +383,6 @@ async function checkOutputs({ gguf }: Source, options: PruneOptions): Promise<vo
         await checkOutput(card, gguf.files, force, 'model card');
     }
     await checkQuantization(gguf, options);
-    if (searchType !== undefined) {
-        await checkCopies(gguf, searchType, path.dirname(output));
-    }
 }
 
 /** A search that was stopped has left its page, whether it goes on or begins anew. */

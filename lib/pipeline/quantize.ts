@@ -3,7 +3,7 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
 import { checkOneOf } from '../check.js';
-import { BlockprunerError, option } from '../errors.js';
+import { BlockprunerError, messageOf, option } from '../errors.js';
 import type { TaskScores } from '../evaluation/scores.js';
 import { architectureOf, isQuantized, splitName } from '../export/host.js';
 import { checkRoom } from '../export/write.js';
@@ -45,10 +45,14 @@ export type SearchType = (typeof searchTypes)[number];
 export async function checkCopies(gguf: Gguf, type: SearchType, folder: string): Promise<void> {
     const matrices = gguf.tensors.filter(({ shape }) => shape.length > 1);
     if (matrices.every((tensor) => tensor.type === type.toLowerCase())) {
-        const message = `the model is in ${type} already: leave out ${option('searchType')}`;
-        throw new BlockprunerError('ARGUMENT', message);
+        throw inTypeAlready(type);
     }
-    await checkRoom(path.join(folder, `the copy in ${type}`), mostBytes(gguf, type, []));
+    await checkRoom(path.join(folder, 'copy'), mostBytes(gguf, type, []), `a copy of the model in ${type}`);
+}
+
+function inTypeAlready(type: SearchType): BlockprunerError {
+    const message = `the model is in ${type} already: leave out ${option('searchType')}`;
+    return new BlockprunerError('ARGUMENT', message);
 }
 
 /**
@@ -57,24 +61,37 @@ export async function checkCopies(gguf: Gguf, type: SearchType, folder: string):
  * @throws BlockprunerError if the model can't be copied to that type
  */
 export async function useCopies<T>(
-    { gguf, model: { device, rpc, threads }, gpuLayers }: Session,
+    session: Session,
     type: SearchType,
     folder: string,
     work: (copies: readonly Model[]) => Promise<T>,
-    { signal, onProgress }: Pick<SessionOptions, 'signal' | 'onProgress'>
+    { signal, onProgress, onNotice }: Pick<SessionOptions, 'signal' | 'onProgress' | 'onNotice'>
 ): Promise<T> {
-    const file = partialIn(path.resolve(folder), '.gguf');
-    const copies: Model[] = [];
+    const { gguf, gpuLayers, model } = session;
+    const { device, rpc, threads } = model;
+    const typesOf = ({ tensors }: Gguf) => tensors.map((tensor) => `${tensor.name} ${tensor.type}`).sort();
+    let copies: Model[] | undefined;
+    const search = async (copy: Gguf) => {
+        const [file] = copy.files as [string];
+        if (typesOf(copy).join() === typesOf(gguf).join()) {
+            throw inTypeAlready(type); // but for tensors that are never quantized
+        }
+        const tell = (notice: string) => onNotice?.(notice.replaceAll(file, `the copy in ${type}`));
+        copies = await Model.loadOnEach(file, { device, gpuLayers, rpc, threads, signal, onNotice: tell }).catch(
+            (error: unknown) => {
+                signal?.throwIfAborted();
+                const why = messageOf(error).replaceAll(file, 'it');
+                const message = `the copy in ${type} can't be used: ${why}; leave out ${option('searchType')}`;
+                throw new BlockprunerError('MODEL', message, { cause: error });
+            }
+        );
+        return work(copies);
+    };
+    const report = (done: number, total: number) => onProgress?.('quantize', done, total);
     try {
-        await quantizeGguf(gguf, file, {
-            ...{ type, threads, signal },
-            onProgress: (done, total) => onProgress?.('quantize', done, total)
-        });
-        copies.push(...(await Model.loadOnEach(file, { device, gpuLayers, rpc, threads, signal })));
-        return await work(copies);
+        return await session.files(folder, signal).inType(type, search, report);
     } finally {
-        copies.forEach((copy) => copy.dispose());
-        await fs.rm(file, { force: true });
+        copies?.forEach((copy) => copy.dispose());
     }
 }
 

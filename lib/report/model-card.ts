@@ -78,12 +78,12 @@ function figures({ parameters, bytes, perplexity, quantized, calibration, tasks 
     ];
 }
 
-function whatWasDone({ removed, method, searched, repair, quantized }: PruneResult): string[] {
+function whatWasDone({ removed, method, searched, linearGaps, repair, quantized }: PruneResult): string[] {
     return [
         '## What was done',
         '',
         `- Removed (${method ?? 'a given order'}): ${removed.map(formatBlock).join(', ')}`,
-        ...(searched ? [`- Searched ${formatSearched(searched)}`] : []),
+        ...(searched ? [`- Searched ${formatSearched(searched, linearGaps)}`] : []),
         `- Repair: ${plain(formatRepair(repair))}`,
         ...(quantized ? [`- Quantized: ${formatQuantized(quantized)}`] : []),
         '- The keys `blockpruner.*` of the file tell the same, and the hash of what it was made of.'

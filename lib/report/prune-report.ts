@@ -79,7 +79,7 @@ function detailsOf(result: PruneResult): Detail[] {
         details.push(['Merged', merged.join('; ')]);
     }
     if (result.searched) {
-        details.push(['Searched', formatSearched(result.searched)]);
+        details.push(['Searched', formatSearched(result.searched, result.linearGaps)]);
     }
     details.push(['Repair', formatRepair(result.repair)]);
     if (result.quantized) {

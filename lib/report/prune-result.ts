@@ -100,10 +100,13 @@ export function unrepairedPerplexity({ repair, perplexity }: Pick<PruneResult, '
     return repair.kind === 'none' ? perplexity.pruned : repair.unrepaired;
 }
 
-/** Says what copy of the model was searched in, and what it makes of it. */
-export function formatSearched({ type, perplexity }: NonNullable<PruneResult['searched']>): string {
+/** Says what copy of a model was searched, and what the removals made of it. */
+export function formatSearched(
+    { type, perplexity }: NonNullable<PruneResult['searched']>,
+    linearGaps: boolean | undefined
+): string {
     const [dense, pruned] = [perplexity.dense, perplexity.pruned].map((value) => formatFixed(value, 4));
-    return `in a copy in ${type}; perplexity ${dense} → ${pruned} there`;
+    return `in a copy in ${type}; perplexity ${dense} → ${pruned} there${linearGaps ? ', with linear blocks' : ''}`;
 }
 
 /** Says what a model was quantized to, and at what loss. */

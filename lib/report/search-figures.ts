@@ -14,13 +14,13 @@ export async function perplexityFigure(result: Removals): Promise<Figure> {
     const searched = { dense, pruned: models.at(-1)!.perplexity };
     const gone = formatShare(models.at(-1)!.share);
     const repaired = `${formatNumber(perplexity.pruned)} (${formatPairChange(perplexity)})`;
-    const it = result.searched ? "the model's" : 'it';
+    const copy = result.searched && `a copy in ${result.searched.type}`;
+    const it = copy ? "the model's" : 'it';
     const gained = repair.kind === 'none' ? '' : `, and the repair brought ${it} to ${repaired}`;
     return {
         title: 'Perplexity against parameters removed',
         caption:
-            `On the calibration text, the perplexity ${result.searched ? `of a copy in ${result.searched.type} ` : ''}` +
-            `went from ${formatNumber(dense)} to ` +
+            `On the calibration text, the perplexity ${copy ? `of ${copy} ` : ''}went from ${formatNumber(dense)} to ` +
             `${formatNumber(searched.pruned)} (${formatPairChange(searched)}) while ${removed.length} blocks ` +
             `with ${gone} of the parameters were removed` +
             (linearGaps ? ', with a linear block in each gap, fitted to the model as it is' : '') +
@@ -29,7 +29,7 @@ export async function perplexityFigure(result: Removals): Promise<Figure> {
         charts: [
             await lineChart(
                 models.map((model, i) => {
-                    const name = i === 0 ? 'the model as it is' : `${i}. without ${model.name}`;
+                    const name = i === 0 ? (copy ?? 'the model as it is') : `${i}. without ${model.name}`;
                     const value = `perplexity ${formatNumber(model.perplexity)}`;
                     return {
                         series: 0,

@@ -86,7 +86,7 @@ function goalText({ remove, ratio, maxIncrease }: Goal): string {
         : `Blocks go while the perplexity is at most ${formatPercent(maxIncrease!)} higher.`;
 }
 
-function factsOf({ blocks, removed, parameters, perplexity, began, changed }: SearchSoFar): Fact[] {
+function factsOf({ blocks, removed, parameters, perplexity, searched, began, changed }: SearchSoFar): Fact[] {
     return [
         { name: 'Blocks removed', value: String(removed.length), detail: `of ${blocks.length}` },
         {
@@ -97,7 +97,7 @@ function factsOf({ blocks, removed, parameters, perplexity, began, changed }: Se
         {
             name: 'Perplexity',
             value: formatPairChange(perplexity),
-            detail: `${formatPair(formatNumber, perplexity)}, calibration text`
+            detail: `${formatPair(formatNumber, perplexity)}, calibration text${searched ? `, ${searched.type}` : ''}`
         },
         {
             name: 'Last change',
@@ -107,12 +107,14 @@ function factsOf({ blocks, removed, parameters, perplexity, began, changed }: Se
     ];
 }
 
-function detailsOf({ model, output, architecture, host, method, calibration, began }: SearchSoFar): Detail[] {
+function detailsOf(search: SearchSoFar): Detail[] {
+    const { model, output, architecture, host, method, searched, calibration, began } = search;
     return [
         ['Model', path.basename(model)],
         ['Result', `${path.basename(output)}, not written yet`],
         ['Architecture', `${architecture}, to be written as ${host}`],
         ['Method', String(method)],
+        ...(searched ? [['Searched', `in a copy in ${searched.type}`] as const] : []),
         ['Calibration', `${calibration.name}: ${calibration.sequences} × ${calibration.context} tokens`],
         ['Begun', new Date(began).toLocaleString('en-GB', { dateStyle: 'medium', timeStyle: 'medium' })],
         ['Made by', `blockpruner ${version}`]

@@ -94,6 +94,10 @@ describe('a search on a copy in another type', () => {
     test('is refused where there is none, or it would change nothing', async () => {
         const output = at('never.gguf');
         const q8 = at('q8.gguf');
+        const filled = at('filled-q8.gguf');
+        // filler stays in F16
+        await apply(q8, { ...onCpu, order: parseBlocks('ffn.2'), output: filled, repair: 'none' });
+        expect((await readGguf(filled)).tensors.filter(({ type }) => type === 'f16')).not.toEqual([]);
         for (const [model, given, message] of [
             [f32, { searchType: 'Q4_0' as 'F16' }, "searchType must be one of Q8_0, F16, BF16, F32, not 'Q4_0'"],
             [f32, { searchType: 'F16', method: 'shortgpt' }, 'shortgpt compares no candidates: leave out `searchType`'],
@@ -102,11 +106,51 @@ describe('a search on a copy in another type', () => {
                 { searchType: 'F16', cluster: { redis: 'redis://none' } },
                 'workers search in the model that they have'
             ],
-            [q8, { searchType: 'Q8_0' }, 'the model is in Q8_0 already: leave out `searchType`']
+            [q8, { searchType: 'Q8_0' }, 'the model is in Q8_0 already: leave out `searchType`'],
+            [filled, { searchType: 'Q8_0' }, 'the model is in Q8_0 already: leave out `searchType`']
         ] as const) {
             await expect(prune(model, { ...options, output, ...given })).rejects.toThrow(message);
         }
+        expect(fs.readdirSync(folder).filter((name) => /never|partial/.test(name))).toEqual([]);
     });
+});
+
+test('where a file does not reach the disk, none that belongs to it appears', async () => {
+    const [output, imatrixOut] = [at('full.gguf'), at('full.imatrix.gguf')];
+    const { open } = fs.promises;
+    const sync = jest.fn(() => Promise.reject(new Error('ENOSPC: no space left on device')));
+    // the last one that is flushed is the model in its type
+    const opened: string[] = [];
+    const mocked = jest.spyOn(fs.promises, 'open').mockImplementation(async (...args) => {
+        const handle = await open(...args);
+        if (args[1] === 'r+' && opened.push(String(args[0])) === 3) {
+            handle.sync = sync;
+        }
+        return handle;
+    });
+    const options = { order: parseBlocks('attn.3'), repair: 'none', type: 'Q4_0' } as const;
+    const run = apply(f32, { ...onCpu, ...options, output, imatrixOut });
+    await expect(run).rejects.toThrow(`can't write the output ${output}: ENOSPC`);
+    mocked.mockRestore();
+    expect(sync).toHaveBeenCalledTimes(1);
+    expect(fs.readdirSync(folder).filter((name) => /full|partial/.test(name))).toEqual([]);
+});
+
+test('a run that is stopped while its file is flushed writes none', async () => {
+    const stop = new AbortController();
+    const output = at('flushing.gguf');
+    const { open } = fs.promises;
+    const mocked = jest.spyOn(fs.promises, 'open').mockImplementation(async (...args) => {
+        const handle = await open(...args);
+        if (args[1] === 'r+') {
+            handle.sync = () => Promise.resolve(stop.abort(new Error('enough')));
+        }
+        return handle;
+    });
+    const options = { order: parseBlocks('attn.3'), repair: 'none', verify: false, signal: stop.signal } as const;
+    await expect(apply(f32, { ...onCpu, ...options, output })).rejects.toThrow('enough');
+    mocked.mockRestore();
+    expect(fs.readdirSync(folder).filter((name) => /flushing|partial/.test(name))).toEqual([]);
 });
 
 test('the importance matrix is that of llama-imatrix', async () => {
