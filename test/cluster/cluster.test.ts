@@ -84,9 +84,9 @@ const until = async (isTrue: () => boolean | Promise<boolean>) => {
         workers.clear();
     };
     /**
-     * Waits until nothing is left but what says for a few seconds that a run is over, and that a worker is alive. Workers
-     * that leave delete the run's queues once more, for which BullMQ writes a key of each: what is there is looked at
-     * as a whole, again and again.
+     * Waits until nothing is left but what says for a few seconds that a run is over, and that a worker is alive.
+     * Workers that leave delete the run's queues once more, for which BullMQ writes a key of each: what is there is
+     * looked at as a whole, again and again.
      */
     const expectNothingLeft = (namespace: string) =>
         until(async () => {
