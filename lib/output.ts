@@ -188,7 +188,8 @@ export async function draftOf(
         .catch((error: unknown) => {
             throw new BlockprunerError('OUTPUT', `can't write the ${what} ${name}: ${messageOf(error)}`);
         });
-    flushing.catch(() => undefined); // it matters to who wants the file, and nobody may
+    // Who wants the file hears of an error. Nobody may, and what nobody hears of would end the process.
+    flushing.catch(() => undefined);
     return {
         file,
         flushed: () => flushing,

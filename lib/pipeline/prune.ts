@@ -143,7 +143,7 @@ export async function prune(model: string, options: PruneOptions): Promise<Prune
         checkJournal(method, options);
         if (options.searchType !== undefined) {
             // now there are no copies left of runs that were killed
-            await checkCopies(source.gguf, options.searchType, path.dirname(options.output));
+            await checkCopies(source.gguf, options.searchType, options.output);
         }
         if (options.resume === false) {
             await forgetMatrices(repairJournalOf(options.output));
@@ -257,7 +257,7 @@ async function decide(
 
 /** @throws BlockprunerError if arguments are wrong, or contradict each other */
 function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; goal: Goal } {
-    const { remove, ratio, maxIncrease, orderFile } = options;
+    const { remove, ratio, maxIncrease, orderFile, searchType } = options;
     const given = [remove, ratio, maxIncrease].filter((value) => value !== undefined).length;
     if (given !== 1) {
         const names = [option('remove'), option('ratio'), option('maxIncrease')] as const;
@@ -300,11 +300,18 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
     }
     checkOneOf('per', options.per, worths);
     checkInteger('swaps', options.swaps, { least: 0 });
-    if (!method.per && (options.per !== undefined || options.swaps !== undefined)) {
-        const given = option(options.per !== undefined ? 'per' : 'swaps');
-        throw new BlockprunerError('ARGUMENT', `${method.name} compares no candidates: leave out ${given}`);
+    checkOneOf('searchType', searchType, searchTypes);
+    const ofComparisons = (['per', 'swaps', 'searchType'] as const).find((name) => options[name] !== undefined);
+    if (!method.per && ofComparisons) {
+        const message = `${method.name} compares no candidates: leave out ${option(ofComparisons)}`;
+        throw new BlockprunerError('ARGUMENT', message);
     }
-    checkSearchType(method, options);
+    if (searchType !== undefined && options.cluster) {
+        const message =
+            `workers search in the model that they have: leave out ${option('searchType')}, ` +
+            `or give them and this search a file in ${searchType}`;
+        throw new BlockprunerError('ARGUMENT', message);
+    }
     checkInteger('methodSeed', options.methodSeed, { least: 0, most: 2 ** 32 - 1 });
     checkSearchChoice(options);
     checkTaskOptions({ limit: options.limit });
@@ -321,24 +328,6 @@ function checkOptions(options: PruneOptions): { method: PruningMethod<Method>; g
         journal: journalOf(output)
     });
     return { method, goal: { remove, ratio, maxIncrease } };
-}
-
-/** @throws BlockprunerError if there is no such type, or nothing that is searched in it */
-function checkSearchType(method: PruningMethod, { searchType, cluster }: PruneOptions): void {
-    checkOneOf('searchType', searchType, searchTypes);
-    if (searchType === undefined) {
-        return;
-    }
-    if (!method.per) {
-        const message = `${method.name} compares no candidates: leave out ${option('searchType')}`;
-        throw new BlockprunerError('ARGUMENT', message);
-    }
-    if (cluster) {
-        const message =
-            `workers search in the model that they have: leave out ${option('searchType')}, ` +
-            `or give them and this search a file in ${searchType}`;
-        throw new BlockprunerError('ARGUMENT', message);
-    }
 }
 
 /**

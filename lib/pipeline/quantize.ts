@@ -39,15 +39,15 @@ export const searchTypes = ['Q8_0', 'F16', 'BF16', 'F32'] as const satisfies rea
 export type SearchType = (typeof searchTypes)[number];
 
 /**
- * @param folder where the file of the copies would be
+ * @param output what the file of the copies would be beside
  * @throws BlockprunerError if a model is in a type already, or there is no room for a copy in it
  */
-export async function checkCopies(gguf: Gguf, type: SearchType, folder: string): Promise<void> {
+export async function checkCopies(gguf: Gguf, type: SearchType, output: string): Promise<void> {
     const matrices = gguf.tensors.filter(({ shape }) => shape.length > 1);
     if (matrices.every((tensor) => tensor.type === type.toLowerCase())) {
         throw inTypeAlready(type);
     }
-    await checkRoom(path.join(folder, 'copy'), mostBytes(gguf, type, []), `a copy of the model in ${type}`);
+    await checkRoom(output, mostBytes(gguf, type, []), `a copy of the model in ${type}`);
 }
 
 function inTypeAlready(type: SearchType): BlockprunerError {
