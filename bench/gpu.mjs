@@ -1,12 +1,12 @@
 // Measures a model on a GPU: `npm run bench:gpu -- --model FILE --name NAME`. A pass over all sequences, the head alone
 // (a pass without any block), one removal by exact, some removals by race; and beside them, with --peer, a pass of the
 // same shape in PyTorch, as the paper's code does it, on the same card and the same tokens.
-import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
+import { peerPass, setting } from './shared.mjs';
 
 const { formatMove, loadCalibration, Model, PrefixEvaluator, searchOrder, without } = blockpruner;
 
@@ -48,7 +48,7 @@ async function median(work) {
     return seconds.sort((a, b) => a - b)[1];
 }
 
-const results = { name: argv.name, samples: argv.samples, context: argv.context, runs: [] };
+const results = { name: argv.name, ...setting(argv), samples: argv.samples, context: argv.context, runs: [] };
 let calibration;
 for (const tokensAtOnce of argv.tokensAtOnce ?? [undefined]) {
     const { device, threads } = argv;
@@ -97,24 +97,7 @@ for (const tokensAtOnce of argv.tokensAtOnce ?? [undefined]) {
 }
 
 if (argv.peer) {
-    const { metadata } = await blockpruner.readGguf(argv.model);
-    const value = (key) => metadata[`${metadata['general.architecture']}.${key}`];
-    const shape = {
-        hidden_size: value('embedding_length'),
-        intermediate_size: value('feed_forward_length'),
-        num_hidden_layers: value('block_count'),
-        num_attention_heads: value('attention.head_count'),
-        num_key_value_heads: value('attention.head_count_kv') ?? value('attention.head_count'),
-        vocab_size: value('vocab_size')
-    };
-    const file = path.join(argv.output, `tokens-${argv.name}.bin`);
-    fs.writeFileSync(file, calibration.tokens);
-    const peer = path.join(import.meta.dirname, 'peer.py');
-    const { stdout } = spawnSync(argv.peer, [peer, JSON.stringify(shape), file, String(argv.context)], {
-        stdio: ['ignore', 'pipe', 'inherit']
-    });
-    fs.rmSync(file);
-    results.peer = JSON.parse(String(stdout));
+    results.peer = peerPass(argv.peer, await blockpruner.readGguf(argv.model), calibration, { device: 'cuda' });
     // the paper's code evaluates every candidate on everything
     results.peer.removal = results.peer.pass * results.runs[0].blocks;
     console.error(results.peer);

@@ -1,4 +1,5 @@
-// Compares the ways to search on one model: `npm run bench -- --help`. Each has a process and a copy of the model of
+// Compares the ways to search on one model, and on a copy of it in Q8_0, and the paper's loop in PyTorch beside them:
+// `npm run bench -- --help`. Each has a process and a copy of the model of
 // its own, and they take turns, one removal each, so that a machine that becomes slower slows down all of them. On
 // large models, naive and prefix can be timed on a few candidates of each removal: every candidate of naive takes the
 // same.
@@ -8,7 +9,7 @@ import path from 'node:path';
 import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import blockpruner from '../dist/index.js';
-import { describe, gib, options, setting, write } from './shared.mjs';
+import { describe, gib, options, peerPass, setting, write } from './shared.mjs';
 
 const { chooseHost, formatMove, loadCalibration, Model, parseBlock, PrefixEvaluator, searchOrder, without } =
     blockpruner;
@@ -17,7 +18,8 @@ const ways = {
     naive: { mode: 'full', keepBytes: 0 },
     prefix: { mode: 'full' },
     exact: { mode: 'exact' },
-    race: { mode: 'race' }
+    race: { mode: 'race' },
+    copy: { mode: 'race', copy: true } // as with --search-type
 };
 
 const argv = await yargs(hideBin(process.argv))
@@ -41,6 +43,15 @@ const argv = await yargs(hideBin(process.argv))
         context: { type: 'number', default: 256, describe: 'Tokens in a sequence' },
         calibration: { type: 'string', describe: 'Calibration text', defaultDescription: 'embedded text' },
         memory: { type: 'number', default: 2048, describe: 'MiB for the residual stream' },
+        ways: {
+            type: 'string',
+            array: true,
+            choices: Object.keys(ways),
+            describe: 'Compare these alone; naive is what the others are compared with',
+            defaultDescription: 'all that there can be'
+        },
+        copy: { type: 'string', describe: 'A copy of the model in Q8_0, to be raced in with its weights repacked' },
+        peer: { type: 'string', describe: "Python with torch and transformers, for a pass of the paper's code" },
         way: { type: 'string', hidden: true }
     })
     .strict()
@@ -51,21 +62,19 @@ await (argv.way ? searchOneWay(argv.way) : compare());
 
 /** In a process of its own: waits for its turn before each removal, and tells what it took. */
 async function searchOneWay(name) {
-    const { mode, keepBytes = argv.memory * 2 ** 20 } = ways[name];
-    const model = await Model.load(argv.model, { device: argv.device, threads: argv.threads });
-    const calibration = await loadCalibration(model, {
-        file: argv.calibration ?? 'embedded',
-        samples: argv.samples,
-        context: argv.context
-    });
+    const { mode, copy = false, keepBytes = argv.memory * 2 ** 20 } = ways[name];
+    const { device, threads } = argv;
+    const model = await Model.load(copy ? argv.copy : argv.model, { device, threads, repack: copy });
+    const calibration = await calibrationOf(model);
     const blocks = await model.blocks();
     const host = await chooseHost(model.gguf);
     const evaluator = await PrefixEvaluator.create([model], calibration, { keepBytes });
-    const passes = () => evaluator.work[0].blocks / blocks.length / argv.samples;
+    const computed = () => evaluator.work.reduce((sum, share) => sum + share.blocks, 0);
+    const passes = () => computed() / blocks.length / argv.samples;
     const timed = async (work) => {
-        const [started, computed] = [performance.now(), passes()];
+        const [started, before] = [performance.now(), passes()];
         await work();
-        return { seconds: (performance.now() - started) / 1000, passes: passes() - computed };
+        return { seconds: (performance.now() - started) / 1000, passes: passes() - before };
     };
     let pass;
     if (name === 'naive') {
@@ -147,8 +156,14 @@ async function searchOneWay(name) {
     process.disconnect();
 }
 
+function calibrationOf(model) {
+    const { calibration: file = 'embedded', samples, context } = argv;
+    return loadCalibration(model, { file, samples, context });
+}
+
 async function compare() {
-    const searches = Object.keys(ways).map((name) => ({ name, steps: [], memory: 0, ended: false }));
+    const wanted = argv.ways ?? Object.keys(ways).filter((name) => argv.copy !== undefined || !ways[name].copy);
+    const searches = wanted.map((name) => ({ name, steps: [], memory: 0, ended: false }));
     for (const search of searches) {
         search.process = fork(import.meta.filename, [...process.argv.slice(2), '--way', search.name]);
         search.process.once('exit', (code, signal) => code !== 0 && process.exit(signal ? 1 : code));
@@ -156,7 +171,12 @@ async function compare() {
     }
     const model = await Model.load(argv.model, { device: argv.device });
     const blocks = (await model.blocks()).length;
+    const { gguf } = model;
+    const calibration = await calibrationOf(model);
     model.dispose();
+    const peers = [];
+    const runPeer = () => argv.peer && peers.push(peerPass(argv.peer, gguf, calibration, argv));
+    runPeer();
     for (let round = 1; round <= argv.remove; round++) {
         for (const search of searches.filter(({ ended }) => !ended)) {
             search.process.send(
@@ -180,13 +200,14 @@ async function compare() {
                 ].join(' ')
             );
         }
-        writeResults(searches, blocks); // what there is so far
+        writeResults(searches, blocks, peers); // what there is so far
     }
-    console.log(writeResults(searches, blocks));
+    runPeer();
+    console.log(writeResults(searches, blocks, peers));
 }
 
 /** Writes the results of the removals that were made. */
-function writeResults(searches, blocks) {
+function writeResults(searches, blocks, peers) {
     const { pass } = searches[0];
     const order = (steps) => steps.flatMap(({ removed }) => removed ?? []);
     const total = (steps, what) => steps.reduce((sum, step) => sum + step[what], 0);
@@ -222,6 +243,8 @@ function writeResults(searches, blocks) {
         },
         memoryBudget: argv.memory * 2 ** 20,
         pass,
+        // the paper's code evaluates every candidate on everything
+        ...(peers.length > 0 && { peer: { evaluations: longest * (blocks - (longest - 1) / 2), passes: peers } }),
         results: results.map((result) => ({
             ...result,
             ratio: naive.seconds / result.seconds,
@@ -245,15 +268,16 @@ function markdown({
     calibration,
     memoryBudget,
     pass,
+    peer,
     machine,
     date,
     results
 }) {
-    const exact = results.find(({ name }) => name === 'exact').order;
+    const exact = results.find(({ name }) => name === 'exact')?.order ?? [];
     const agreement = ({ order }) => {
         const common = Math.min(order.length, exact.length);
         const wrong = order.slice(0, common).findIndex((move, i) => move !== exact[i]);
-        return order.length === 0 ? '' : wrong < 0 ? `yes, all ${common}` : `NO, from removal ${wrong + 1} on`;
+        return common === 0 ? '' : wrong < 0 ? `yes, all ${common}` : `NO, from removal ${wrong + 1} on`;
     };
     const rows = results.map((result) => {
         const mark = (text) => (result.scaled ? `${text}*` : text);
@@ -293,10 +317,19 @@ projection. The floor is one pass a removal. Peak memory is the process's reside
 ${notes.length > 0 ? `\n\\* ${notes.join('; ')}.\n` : ''}
 A full pass takes ${pass.seconds.toFixed(2)} s, of which the output projection and the NLL take
 ${pass.head.toFixed(2)} s (${((100 * pass.head) / pass.seconds).toFixed(0)} %).
-
+${peer ? `\n${peerText(peer, results.at(-1))}\n` : ''}
 ${results
     .filter(({ order }) => order.length > 0)
     .map(({ name, order }) => `- ${name}: ${order.join(' ')}`)
     .join('\n')}
 `;
+}
+
+/** Says how long the paper's loop would take in PyTorch, beside one of our searches. */
+function peerText({ evaluations, passes }, { name, seconds }) {
+    const [least, most] = [Math.min, Math.max].map((choose) => choose(...passes.map(({ pass }) => pass)));
+    const range = (digits, ...values) => [...new Set(values.map((value) => value.toFixed(digits)))].join(' to ');
+    return `A full pass of a Llama of this shape takes ${range(2, least, most)} s in PyTorch (${passes[0].dtype}, batches of 8; measured
+before the searches and behind them). The paper's loop of ${evaluations} evaluations would take ${range(0, least * evaluations, most * evaluations)} s,
+${range(1, (least * evaluations) / seconds, (most * evaluations) / seconds)} times as long as ${name}.`;
 }

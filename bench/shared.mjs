@@ -1,4 +1,5 @@
 // What the benchmarks share: the model and the machine that they run on, and where their results go.
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -40,6 +41,35 @@ export function setting({ model, device, threads }) {
         },
         date: new Date().toISOString().slice(0, 10)
     };
+}
+
+/**
+ * What a pass over sequences takes in PyTorch, for a Llama of the model's shape, as the paper's code makes it: the
+ * output of peer.py.
+ */
+export function peerPass(python, { metadata }, { tokens, length }, { device, threads }) {
+    const value = (key) => metadata[`${metadata['general.architecture']}.${key}`];
+    const shape = {
+        hidden_size: value('embedding_length'),
+        intermediate_size: value('feed_forward_length'),
+        num_hidden_layers: value('block_count'),
+        num_attention_heads: value('attention.head_count'),
+        num_key_value_heads: value('attention.head_count_kv') ?? value('attention.head_count'),
+        vocab_size: value('vocab_size')
+    };
+    const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'blockpruner-peer-'));
+    try {
+        const file = path.join(folder, 'tokens.bin');
+        fs.writeFileSync(file, tokens);
+        const peer = path.join(import.meta.dirname, 'peer.py');
+        const where = ['--device', device, ...(threads === undefined ? [] : ['--threads', String(threads)])];
+        const { stdout } = spawnSync(python, [peer, JSON.stringify(shape), file, String(length), ...where], {
+            stdio: ['ignore', 'pipe', 'inherit']
+        });
+        return JSON.parse(String(stdout));
+    } finally {
+        fs.rmSync(folder, { recursive: true });
+    }
 }
 
 export function gib(bytes) {

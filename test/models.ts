@@ -21,6 +21,10 @@ export const fileTypes = { F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K_M: 15, BF16: 3
 /** The programs that build_fixtures.cjs compiles. */
 export const tools = path.resolve(__dirname, '..', 'build', 'cmake');
 
+/** Whether this CPU has the instructions that repacked weights are for, as Linux tells it. */
+export const supportsRepacking =
+    process.arch === 'x64' && / avx512_vnni /.test(fs.readFileSync('/proc/cpuinfo', 'utf8'));
+
 /** Runs one of llama.cpp's, which must succeed. They look for backends where they are started. */
 export function runTool(name: string, ...args: string[]): void {
     execFileSync(path.join(tools, name), args, { cwd: backendFolders.cpu, stdio: ['ignore', 'ignore', 'pipe'] });

@@ -9,7 +9,7 @@ import { architectureOf, isQuantized, splitName } from '../export/host.js';
 import { checkRoom } from '../export/write.js';
 import { checkOutput, draftOf, partialIn, type Draft } from '../output.js';
 import { countParameters, type Gguf } from '../runtime/gguf.js';
-import { Model, useAlike } from '../runtime/model.js';
+import { canRepack, Model, useAlike } from '../runtime/model.js';
 import {
     draftImatrix,
     fileTypes,
@@ -34,29 +34,37 @@ export interface QuantizeOptions {
     imatrixOut?: string | undefined;
 }
 
-/** What a model is copied to for a search: types that lose next to nothing, of which devices compute some faster. */
+/**
+ * What a model is copied to for a search: types that lose next to nothing, of which devices compute some faster. Q8_0
+ * weights are repacked for the CPU besides, where that can be, also those of a model that is in Q8_0 already.
+ */
 export const searchTypes = ['Q8_0', 'F16', 'BF16', 'F32'] as const satisfies readonly FileType[];
 export type SearchType = (typeof searchTypes)[number];
 
 /**
  * @param output what the file of the copies would be beside
- * @throws BlockprunerError if a model is in a type already, or there is no room for a copy in it
+ * @throws BlockprunerError if a model is in a type already, and isn't repacked, or there is no room for a copy in it
  */
 export async function checkCopies(gguf: Gguf, type: SearchType, output: string): Promise<void> {
-    const matrices = gguf.tensors.filter(({ shape }) => shape.length > 1);
-    if (matrices.every((tensor) => tensor.type === type.toLowerCase())) {
+    if (!isInType(gguf, type)) {
+        await checkRoom(output, mostBytes(gguf, type, []), `a copy of the model in ${type}`);
+    } else if (type !== 'Q8_0' || !(await canRepack(gguf))) {
         throw inTypeAlready(type);
     }
-    await checkRoom(output, mostBytes(gguf, type, []), `a copy of the model in ${type}`);
+}
+
+function isInType({ tensors }: Gguf, type: SearchType): boolean {
+    return tensors.filter(({ shape }) => shape.length > 1).every((tensor) => tensor.type === type.toLowerCase());
 }
 
 function inTypeAlready(type: SearchType): BlockprunerError {
-    const message = `the model is in ${type} already: leave out ${option('searchType')}`;
+    const message = `the model is in ${type} already, and a copy no faster here: leave out ${option('searchType')}`;
     return new BlockprunerError('ARGUMENT', message);
 }
 
 /**
- * Runs a search on copies of the session's model in another type, one on each of its devices. They are gone afterwards.
+ * Runs a search on copies of the session's model in another type, one on each of its devices; or, where it is in that
+ * type already, on the model with its weights repacked. They are gone afterwards.
  * @param folder where their file is for that time
  * @throws BlockprunerError if the model can't be copied to that type
  */
@@ -73,23 +81,25 @@ export async function useCopies<T>(
     let copies: Model[] | undefined;
     const search = async (copy: Gguf) => {
         const [file] = copy.files as [string];
-        if (typesOf(copy).join() === typesOf(gguf).join()) {
-            throw inTypeAlready(type); // but for tensors that are never quantized
-        }
         const tell = (notice: string) => onNotice?.(notice.replaceAll(file, `the copy in ${type}`));
-        copies = await Model.loadOnEach(file, { device, gpuLayers, rpc, threads, signal, onNotice: tell }).catch(
-            (error: unknown) => {
-                signal?.throwIfAborted();
-                const why = messageOf(error).replaceAll(file, 'it');
-                const message = `the copy in ${type} can't be used: ${why}; leave out ${option('searchType')}`;
-                throw new BlockprunerError('MODEL', message, { cause: error });
-            }
-        );
+        const options = { device, gpuLayers, rpc, threads, repack: true, signal, onNotice: tell };
+        copies = await Model.loadOnEach(file, options).catch((error: unknown) => {
+            signal?.throwIfAborted();
+            const why = messageOf(error).replaceAll(file, 'it');
+            const message = `the copy in ${type} can't be used: ${why}; leave out ${option('searchType')}`;
+            throw new BlockprunerError('MODEL', message, { cause: error });
+        });
+        // tensors that are never quantized may be all that was not in the type
+        if (typesOf(copy).join() === typesOf(gguf).join() && !copies[0]!.repacked) {
+            throw inTypeAlready(type);
+        }
         return work(copies);
     };
     const report = (done: number, total: number) => onProgress?.('quantize', done, total);
     try {
-        return await session.files(folder, signal).inType(type, search, report);
+        return isInType(gguf, type)
+            ? await search(gguf)
+            : await session.files(folder, signal).inType(type, search, report);
     } finally {
         copies?.forEach((copy) => copy.dispose());
     }

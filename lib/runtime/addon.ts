@@ -274,11 +274,13 @@ export interface Addon {
         }
     ): Promise<void>;
     Cancellation: new () => Cancellation;
+    /** Whether this CPU has the instructions that repacked weights are for. */
+    canRepack(): boolean;
     Model: {
         /**
          * `gpus`: names of devices; without any, the CPU computes. `embeddingType`: of the embeddings' tensor, which is
          * put on the GPU too where that can look up rows of this type. `checkTensors`: reject where weights are not
-         * finite.
+         * finite. `repack`: multiply by copies of Q8_0 weights that are laid out for this CPU; only where canRepack().
          */
         load(
             path: string,
@@ -287,6 +289,7 @@ export interface Addon {
                 gpuLayers?: number | undefined;
                 headerOnly?: boolean | undefined;
                 checkTensors?: boolean | undefined;
+                repack?: boolean | undefined;
                 embeddingType?: string | undefined;
             }
         ): Promise<NativeModel>;

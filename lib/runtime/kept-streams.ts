@@ -10,6 +10,12 @@ export interface KeepOptions {
      */
     keepBytes?: number | undefined;
     /**
+     * Evaluate on so many threads of the CPU, with a context of their own: several of these streams of a model can be
+     * evaluated at once. `keepBytes` is as much less by default. Default: the model's context, which does one thing at
+     * a time, on all of its threads.
+     */
+    threads?: number | undefined;
+    /**
      * In each gap that an evaluation leaves, but where all of its blocks are `empty`, stands a linear block, as a
      * repair would put it in: x + W·x/rms(x), which is fitted to what the gap's blocks do in the dense model, on the
      * tokens of these sequences. The model's blocks must follow one another. Takes 2 bytes more for each of these
@@ -38,6 +44,7 @@ export class KeptStreams {
     /** predicted tokens of a sequence */
     readonly #predicted: number;
     readonly #onMemory: (boundaries: { before: number; now: number }) => void;
+    readonly #onDispose: () => void;
     readonly #signal: AbortSignal | undefined;
     /** for how many boundaries there was room after the last evaluation */
     #room: number;
@@ -51,11 +58,13 @@ export class KeptStreams {
         fullTokens: number,
         indexesOf: (blocks: readonly Block[]) => number[],
         onMemory: (boundaries: { before: number; now: number }) => void,
+        onDispose: () => void,
         signal: AbortSignal | undefined
     ) {
         this.#native = native;
         this.#room = native.room;
         this.#onMemory = onMemory;
+        this.#onDispose = onDispose;
         this.together = Math.min(atOnce, Math.ceil(fullTokens / calibration.length));
         this.#indexesOf = indexesOf;
         this.#sequences = countSequences(calibration);
@@ -111,5 +120,6 @@ export class KeptStreams {
     dispose(): void {
         this.#disposed = true;
         this.#native.dispose();
+        this.#onDispose();
     }
 }

@@ -32,7 +32,8 @@ export interface LoadOptions {
     threads?: number | undefined;
     /**
      * How many tokens are computed at once, of several sequences if they are shorter; a longer sequence is one. Fewer
-     * are, where the device has no memory for so many. Default: one sequence on the CPU, 8192 tokens on a GPU.
+     * are, where the device has no memory for so many. Default: one sequence on the CPU, 1024 tokens where its weights
+     * are repacked, 8192 tokens on a GPU.
      */
     tokensAtOnce?: number | undefined;
     /** The type of the cache of keys and values. Default: `f16`, as in llama.cpp. */
@@ -42,6 +43,12 @@ export interface LoadOptions {
      * `auto`: that depends on the graph, and so on what is left out of it. Default: true.
      */
     flashAttention?: boolean | undefined;
+    /**
+     * Where the model is computed on a CPU that has AVX-512 VNNI, multiply by copies of its Q8_0 weights, laid out for
+     * these instructions. They take as much memory as the weights, and aren't made where that is more than a third of
+     * the computer's, which is told. Results differ from llama.cpp's by rounding. Default: false.
+     */
+    repack?: boolean | undefined;
     /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
     headerOnly?: boolean | undefined;
     /** Read all weights at once, and refuse a model with some that are not finite. Default: false. */
@@ -168,8 +175,12 @@ const DEFAULT_KEEP_SHARE = 0.75;
 /** What a GPU needs beside that for its computation, as far as there is so much. */
 const COMPUTE_HEADROOM = 2 * 2 ** 30;
 
-/** Tokens that a GPU computes at once by default. */
+/**
+ * Tokens that are computed at once by default: on a GPU, and on a CPU whose products take so little that starting
+ * operations is a tenth of a pass.
+ */
 const GPU_TOKENS_AT_ONCE = 8192;
+const REPACKED_TOKENS_AT_ONCE = 1024;
 
 /**
  * A GPU is busy with so many operations (two for each token and parameter) for as long as it takes to start those of a
@@ -202,6 +213,8 @@ export class Model {
     readonly rpc: readonly string[] | undefined;
     readonly threads: number;
     readonly flashAttention: boolean;
+    /** Whether products use repacked copies of the model's Q8_0 weights. */
+    readonly repacked: boolean;
 
     readonly #native: NativeModel;
     readonly #gpus: readonly Gpu[];
@@ -222,10 +235,12 @@ export class Model {
         this.#native = native;
         this.#gpus = gpus;
         this.prebuilt = prebuilt;
-        this.#tokensAtOnce = options.tokensAtOnce ?? (device === 'cpu' ? 1 : GPU_TOKENS_AT_ONCE);
+        const onCpu = options.repack ? REPACKED_TOKENS_AT_ONCE : 1;
+        this.#tokensAtOnce = options.tokensAtOnce ?? (device === 'cpu' ? onCpu : GPU_TOKENS_AT_ONCE);
         this.#cacheType = options.cacheType ?? 'f16';
         this.#onNotice = options.onNotice;
         this.flashAttention = options.flashAttention ?? true;
+        this.repacked = options.repack ?? false;
         this.path = path;
         this.gguf = gguf;
         this.device = device;
@@ -288,6 +303,7 @@ export class Model {
         if (!headerOnly) {
             checkMemory(file, gguf, gpus, gpuLayers);
         }
+        const repack = options.repack && !headerOnly && gpus.length === 0 && (await canRepack(gguf, onNotice));
         const addon = await loadAddon();
         const names = gpus.map(({ name }) => name);
         const embeddingType = gguf.tensors.find(({ name }) => name === 'token_embd.weight')?.type;
@@ -297,6 +313,7 @@ export class Model {
                 gpuLayers,
                 headerOnly,
                 checkTensors,
+                repack,
                 embeddingType,
                 onProgress,
                 cancel
@@ -316,7 +333,16 @@ export class Model {
                     'a causal language model: it has no perplexity to prune by'
             );
         }
-        return new Model(native, file, gguf, on, { ...options, gpuLayers });
+        return new Model(native, file, gguf, on, { ...options, gpuLayers, repack });
+    }
+
+    /**
+     * Into how many parts a search divides its sequences. On the CPU they are two, each with half of the threads: threads
+     * wait for each other at every operation, so that the fewer they are, the less it costs if other programs need
+     * their cores.
+     */
+    get parts(): number {
+        return this.device === 'cpu' && this.threads % 2 === 0 ? 2 : 1;
     }
 
     get architecture(): string {
@@ -474,12 +500,18 @@ export class Model {
      * @throws as {@link evaluate}
      */
     async keepStreams(calibration: Sequences, options: KeepOptions = {}): Promise<KeptStreams> {
-        const { linear, signal, onProgress } = options;
+        const { linear, threads, signal, onProgress } = options;
         checkSequences(calibration);
         checkNumber('keepBytes', options.keepBytes, { least: 0 });
+        checkInteger('threads', threads, { least: 1, most: this.threads });
         const { KeptStreams: NativeStreams } = await loadAddon();
-        const context = await this.#contextFor(calibration.length, signal);
-        const keepBytes = options.keepBytes ?? (await this.#freeBytesToKeep());
+        const { length } = calibration;
+        const context =
+            threads === undefined
+                ? await this.#contextFor(length, signal)
+                : await this.#contextOfThreads(length, threads, signal);
+        const share = (threads ?? this.threads) / this.threads;
+        const keepBytes = options.keepBytes ?? share * (await this.#freeBytesToKeep());
         const native = await runNative(signal, () =>
             Promise.resolve(new NativeStreams(context.evaluator, calibration.tokens, calibration.length, keepBytes))
         );
@@ -487,9 +519,10 @@ export class Model {
             native,
             calibration,
             context.atOnce,
-            Math.min(FULL_TOKENS, FULL_OPERATIONS / (2 * this.parameters)),
+            this.device === 'cpu' ? 1 : Math.min(FULL_TOKENS, FULL_OPERATIONS / (2 * this.parameters)),
             (blocks) => this.#indexesOf(context, blocks),
             (boundaries) => this.#noticeMemory(context, boundaries),
+            () => threads !== undefined && context.evaluator.dispose(),
             signal
         );
         this.#streams.add(streams);
@@ -717,19 +750,32 @@ export class Model {
         size: number,
         signal: AbortSignal | undefined,
         use: 'sequences' | 'endings' = 'sequences',
-        most = use === 'endings' ? ENDINGS_AT_ONCE : Math.max(1, Math.floor(this.#tokensAtOnce / size))
+        most = use === 'endings' ? ENDINGS_AT_ONCE : this.#sequencesAtOnce(size)
     ): Promise<Context> {
         const wanted = this.#native.describe().oneAtATime ? 1 : most;
         const found = this.#contexts[use];
         if (found && found.size >= size && found.wanted >= wanted) {
             return found;
         }
-        found?.evaluator.dispose();
+        this.#forgetContext(use);
+        return (this.#contexts[use] = await this.#createContext(size, wanted, use === 'endings', signal));
+    }
+
+    /** A context for sequences on some of the threads. It takes the memory of the one on all of them. */
+    async #contextOfThreads(size: number, threads: number, signal: AbortSignal | undefined): Promise<Context> {
+        this.#forgetContext('sequences');
+        const wanted = this.#native.describe().oneAtATime ? 1 : this.#sequencesAtOnce(size);
+        return this.#createContext(size, wanted, false, signal, threads);
+    }
+
+    /** Frees a context's memory, once nothing uses it any more. */
+    #forgetContext(use: 'sequences' | 'endings'): void {
+        this.#contexts[use]?.evaluator.dispose();
         delete this.#contexts[use];
-        const made = await this.#createContext(size, wanted, use === 'endings', signal);
-        const context = { ...made, size, atOnce: wanted, wanted };
-        this.#noticeMemory(context);
-        return (this.#contexts[use] = context);
+    }
+
+    #sequencesAtOnce(size: number): number {
+        return Math.max(1, Math.floor(this.#tokensAtOnce / size));
     }
 
     /** How much a search may keep where nothing is said: most of what is free on the GPU that has the least. */
@@ -750,15 +796,16 @@ export class Model {
         size: number,
         sequences: number,
         sharedCache: boolean,
-        signal: AbortSignal | undefined
-    ): Promise<Pick<Context, 'evaluator' | 'blocks'>> {
+        signal: AbortSignal | undefined,
+        threads = this.threads
+    ): Promise<Context> {
         const addon = await loadAddon();
         const evaluator = await runNative(signal, (cancel) =>
             addon.Evaluator.create(this.#native, {
                 context: size,
                 sequences,
                 sharedCache,
-                threads: this.threads,
+                threads,
                 flashAttention: this.flashAttention,
                 cacheType: this.#cacheType,
                 cancel
@@ -776,7 +823,10 @@ export class Model {
                 { cause: error }
             );
         });
-        return { evaluator, blocks: withSizes(evaluator.blocks(), this.gguf) };
+        const blocks = withSizes(evaluator.blocks(), this.gguf);
+        const context = { size, atOnce: sequences, wanted: sequences, evaluator, blocks };
+        this.#noticeMemory(context);
+        return context;
     }
 }
 
@@ -865,6 +915,27 @@ function layersOf({ metadata }: Gguf): number {
     return Number(metadata[`${String(metadata['general.architecture'])}.block_count`]);
 }
 
+/** All of the memory that this process may have. */
+function memoryOfComputer(): number {
+    return Math.min(os.totalmem(), process.constrainedMemory() || Infinity);
+}
+
+/** Whether this CPU can use repacked weights of a model that has some in Q8_0, and there is room for them. */
+export async function canRepack({ tensors }: Gguf, onNotice?: LoadOptions['onNotice']): Promise<boolean> {
+    const bytes = tensors.filter(({ type }) => type === 'q8_0').reduce((sum, tensor) => sum + tensor.bytes, 0);
+    if (bytes === 0 || !(await loadAddon()).canRepack()) {
+        return false;
+    }
+    // not what is free now, so that a run that goes on computes the same values
+    const memory = memoryOfComputer();
+    if (bytes > memory / 3) {
+        const why = `they would take ${formatBytes(bytes)} more, and this computer has ${formatBytes(memory)}`;
+        onNotice?.(`the weights aren't repacked for this CPU: ${why}`);
+        return false;
+    }
+    return true;
+}
+
 /**
  * @throws BlockprunerError where the weights alone take more memory than there is, so that they would be read from the
  * disk again in each pass, or not be loaded at all
@@ -873,7 +944,7 @@ function checkMemory(file: string, gguf: Gguf, gpus: readonly Gpu[], gpuLayers: 
     const layers = layersOf(gguf);
     const onGpus = gpus.length === 0 ? 0 : Math.min(1, (gpuLayers ?? Infinity) / (layers + 1));
     const gpuMemory = gpus.reduce((sum, { memoryTotal }) => sum + memoryTotal, 0);
-    const memory = Math.min(os.totalmem(), process.constrainedMemory() || Infinity);
+    const memory = memoryOfComputer();
     const refuse = (bytes: number, where: string, room: number, advice: string) => {
         const needed = `${formatBytes(bytes)} of memory for its weights alone`;
         throw new BlockprunerError('DEVICE', `${file} needs ${needed}, and ${where} ${formatBytes(room)}${advice}`);

@@ -5,11 +5,12 @@ import { checkSequences, countSequences, type Sequences } from '../runtime/seque
 import type { SearchEvaluator } from './greedy.js';
 
 /** `keepBytes` is of each device. */
-export type PrefixOptions = KeepOptions;
+export type PrefixOptions = Omit<KeepOptions, 'threads'>;
 
 /**
  * What a search evaluates candidates by: {@link KeptStreams} on each device, none of which computes a candidate's start
- * twice. With several models, one copy on each device, each has its share of the sequences.
+ * twice. With several models, one copy on each device, each has its share of the sequences; and so has each of the
+ * {@link Model.parts} of the CPU, but with linear blocks, which each share would have to fit.
  */
 export class PrefixEvaluator implements SearchEvaluator {
     readonly sequences: number;
@@ -19,7 +20,7 @@ export class PrefixEvaluator implements SearchEvaluator {
     readonly linear: boolean;
     readonly #room: number;
 
-    /** Each with the last evaluation that was asked of it: a device does one at a time. */
+    /** Each with the last evaluation that was asked of it: it does one at a time. */
     readonly #queues: { streams: KeptStreams; last: Promise<unknown> }[];
 
     private constructor(streams: readonly KeptStreams[], sequences: number, linear: boolean) {
@@ -39,11 +40,22 @@ export class PrefixEvaluator implements SearchEvaluator {
     ): Promise<PrefixEvaluator> {
         checkSequences(calibration);
         const sequences = countSequences(calibration);
-        const used = models.slice(0, sequences);
+        const used = models
+            .flatMap((model) => Array<Model>(options.linear ? 1 : model.parts).fill(model))
+            .slice(0, sequences);
         const streams: KeptStreams[] = [];
         try {
             for (const [index, model] of used.entries()) {
-                streams.push(await model.keepStreams(shareOf(calibration, index, used.length), options));
+                const parts = used.filter((other) => other === model).length;
+                const own =
+                    parts === 1
+                        ? options
+                        : {
+                              ...options,
+                              threads: model.threads / parts,
+                              keepBytes: options.keepBytes && options.keepBytes / parts
+                          };
+                streams.push(await model.keepStreams(shareOf(calibration, index, used.length), own));
             }
         } catch (error) {
             streams.forEach((one) => one.dispose());
@@ -52,7 +64,7 @@ export class PrefixEvaluator implements SearchEvaluator {
         return new PrefixEvaluator(streams, sequences, options.linear !== undefined);
     }
 
-    /** Of each device: the blocks computed so far, over all sequences, and the bytes that are kept now. */
+    /** Of each share: the blocks computed so far, over all of its sequences, and the bytes that are kept now. */
     get work(): { blocks: number; keptBytes: number }[] {
         return this.#queues.map(({ streams }) => streams.work);
     }

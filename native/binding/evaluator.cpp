@@ -133,7 +133,8 @@ const std::shared_ptr<evaluator> & Evaluator::engine(Napi::Env env) const {
 }
 
 Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
-    const auto        model   = Model::Unwrap(info[0].As<Napi::Object>())->llama(info.Env());
+    const Model &     of      = *Model::Unwrap(info[0].As<Napi::Object>());
+    const auto        model   = of.llama(info.Env());
     const auto        options = info[1].As<Napi::Object>();
     const auto        cache   = options.Get("cacheType").ToString().Utf8Value();
     evaluator_options wanted  = {
@@ -144,6 +145,7 @@ Napi::Value Evaluator::create(const Napi::CallbackInfo & info) {
         .flash_attention = options.Get("flashAttention").ToBoolean(),
         .cache_type      = cache == "f32" ? GGML_TYPE_F32 : GGML_TYPE_F16,
     };
+    wanted.packed       = of.packed();
     wanted.keep_masks   = options.Get("keepMasks").ToBoolean();
     wanted.logits_bytes = (size_t) number_of(options, "logitsBytes", (double) wanted.logits_bytes);
 

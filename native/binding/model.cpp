@@ -37,7 +37,13 @@ struct load_options {
     int                      gpu_layers; // -1: all
     bool                     header_only;
     bool                     check_tensors;
+    bool                     repack;
     std::string              embedding_type; // of token_embd.weight; empty: unknown
+};
+
+struct loaded_model {
+    std::shared_ptr<llama_model>    llama;
+    std::shared_ptr<packed_weights> packed;
 };
 
 // Whether a device can look up rows of a tensor of this type.
@@ -135,6 +141,9 @@ void Model::init(Napi::Env env, Napi::Object exports) {
 
     env.GetInstanceData<addon_data>()->model = Napi::Persistent(cls);
     exports.Set("Model", cls);
+    exports.Set("canRepack", Napi::Function::New(env, [](const Napi::CallbackInfo & info) -> Napi::Value {
+                    return Napi::Boolean::New(info.Env(), packed_weights::are_supported());
+                }));
 }
 
 // Only load() makes models.
@@ -142,7 +151,10 @@ Model::Model(const Napi::CallbackInfo & info) : Napi::ObjectWrap<Model>(info) {
     if (info.Length() != 1 || !info[0].IsExternal()) {
         throw Napi::TypeError::New(info.Env(), "use Model.load()");
     }
-    model          = *info[0].As<Napi::External<std::shared_ptr<llama_model>>>().Data();
+    const auto & loaded = *info[0].As<Napi::External<loaded_model>>().Data();
+
+    model          = loaded.llama;
+    packed_copies  = loaded.packed;
     external_bytes = (int64_t) llama_model_size(model.get());
     Napi::MemoryManagement::AdjustExternalMemory(info.Env(), external_bytes);
 }
@@ -156,6 +168,7 @@ Model::~Model() {
 void Model::dispose(const Napi::CallbackInfo & info) {
     if (model) {
         model.reset();
+        packed_copies.reset();
         Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -external_bytes);
     }
 }
@@ -178,17 +191,23 @@ Napi::Value Model::load(const Napi::CallbackInfo & info) {
         .gpu_layers     = layers.IsNumber() ? layers.As<Napi::Number>().Int32Value() : -1,
         .header_only    = options.Get("headerOnly").ToBoolean(),
         .check_tensors  = options.Get("checkTensors").ToBoolean(),
+        .repack         = options.Get("repack").ToBoolean(),
         .embedding_type = embedding.IsString() ? embedding.As<Napi::String>().Utf8Value() : "",
     };
     for (uint32_t i = 0; i < gpus.Length(); i++) {
         wanted.gpus.push_back(gpus.Get(i).ToString());
     }
-    auto loaded = std::make_shared<std::shared_ptr<llama_model>>();
+    auto loaded = std::make_shared<loaded_model>();
     return run_async(
         info.Env(), options,
-        [=](const task_control & control) { loaded->reset(load_model(wanted, control), llama_model_free); },
+        [=](const task_control & control) {
+            loaded->llama.reset(load_model(wanted, control), llama_model_free);
+            if (wanted.repack) {
+                loaded->packed = std::make_shared<packed_weights>();
+            }
+        },
         [loaded](Napi::Env env) -> Napi::Value {
-            const auto model = Napi::External<std::shared_ptr<llama_model>>::New(env, loaded.get());
+            const auto model = Napi::External<loaded_model>::New(env, loaded.get());
             return env.GetInstanceData<addon_data>()->model.New({ model });
         });
 }

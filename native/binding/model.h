@@ -1,6 +1,8 @@
 // A model that llama.cpp has loaded: weights and tokenizer. NativeModel in lib/runtime/addon.ts.
 #pragma once
 
+#include "graph/packed_products.h"
+
 #include <napi.h>
 
 #include <memory>
@@ -17,9 +19,13 @@ public:
     // Throws once the model is disposed. Evaluators hold their own reference.
     const std::shared_ptr<llama_model> & llama(Napi::Env env) const;
 
+    // Of this model; null where none are to be made.
+    const std::shared_ptr<packed_weights> & packed() const { return packed_copies; }
+
 private:
-    std::shared_ptr<llama_model> model;
-    int64_t                      external_bytes = 0; // what the garbage collector was told
+    std::shared_ptr<llama_model>    model;
+    std::shared_ptr<packed_weights> packed_copies;
+    int64_t                         external_bytes = 0; // what the garbage collector was told
 
     static Napi::Value load(const Napi::CallbackInfo & info);
 

@@ -7,7 +7,6 @@
 #include "llama.h"
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 #include <utility>
 
@@ -73,9 +72,12 @@ evaluator::evaluator(std::shared_ptr<llama_model> model,
                      const task_control &         control) :
     model(std::move(model)),
     options(options),
-    patch(options.logits_bytes, this->model->hparams.f_norm_rms_eps, mask_memory(*this->model, options.keep_masks)),
-    n_threads(options.n_threads),
     on_cpu(is_cpu(this->model->dev_layer(0)) && is_cpu(this->model->dev_output())),
+    patch(options.logits_bytes,
+          this->model->hparams.f_norm_rms_eps,
+          mask_memory(*this->model, options.keep_masks),
+          on_cpu ? options.packed : nullptr),
+    n_threads(options.n_threads),
     at_once(options.n_sequences) {
     check_state(this->model->hparams);
     with_fewer([&] {
@@ -183,13 +185,12 @@ const graph_outputs & evaluator::compute(graph_request                request,
 
 int evaluator::on_chosen_threads(const std::function<int()> & decode) {
     llama_set_n_threads(context.get(), n_threads.now(), n_threads.now());
-    const auto   started = std::chrono::steady_clock::now();
-    const double cpu     = process_cpu_seconds();
-    const int    status  = decode();
+    run_meter meter(n_threads.now());
+    const int status = decode();
     // the graph may still be computed until something of it is read
     llama_synchronize(context.get());
-    n_threads.learn(std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count(),
-                    process_cpu_seconds() - cpu);
+    const auto [wall, cpu] = meter.stop();
+    n_threads.learn(wall, cpu);
     return status;
 }
 

@@ -44,6 +44,9 @@ struct evaluator_options {
     bool      keep_masks      = false;             // on the CPU too, for tests
     size_t    logits_bytes    = 256 * 1024 * 1024; // memory for logits; those of longer batches are computed in parts
 
+    // Of the model, for products on the CPU; null: ggml's own products.
+    std::shared_ptr<packed_weights> packed = nullptr;
+
     // Is asked of each operation of a run whether its values are wanted, and called when they are there.
     ggml_backend_sched_eval_callback on_operation      = nullptr;
     void *                           on_operation_data = nullptr;
@@ -100,10 +103,10 @@ public:
                                        const task_control &                 control);
 
 private:
+    const bool                       on_cpu; // all of the model; what waits for a GPU doesn't need its cores
     graph_patch                      patch;
     std::shared_ptr<ggml_threadpool> threads;
     thread_choice                    n_threads;
-    const bool                       on_cpu; // all of the model; what waits for a GPU doesn't need its cores
     std::atomic<uint32_t>            at_once;
     std::shared_ptr<llama_context>
         context; // after patch and threads, so that it is freed before them; null: memory ran out

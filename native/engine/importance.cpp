@@ -170,6 +170,7 @@ std::vector<tensor_importance> importance_of(const evaluator &       like,
     options.n_sequences       = 1;
     options.n_context         = sequences.length;
     options.shared_cache      = false;
+    options.packed            = nullptr; // the operations that are asked for are ggml's
     options.on_operation      = collector::on_operation;
     options.on_operation_data = &collected;
     evaluator on(like.model, options, control);

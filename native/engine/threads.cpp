@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifdef _WIN32
@@ -61,6 +63,9 @@ void thread_choice::learn(double run_wall, double run_cpu) {
     wall = cpu = 0;
 }
 
+namespace {
+
+// The CPU time of this process, in seconds.
 double process_cpu_seconds() {
 #ifdef _WIN32
     FILETIME created, ended, kernel, user;
@@ -72,6 +77,41 @@ double process_cpu_seconds() {
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return (double) t.tv_sec + (double) t.tv_nsec * 1e-9;
 #endif
+}
+
+// The thread-seconds of all runs of this process so far. change: how many more threads run from now on
+double thread_seconds(int change) {
+    static std::mutex                            access;
+    static int                                   running = 0;
+    static double                                total   = 0;
+    static std::chrono::steady_clock::time_point changed;
+
+    const std::lock_guard lock(access);
+    const auto            now = std::chrono::steady_clock::now();
+    total += running * std::chrono::duration<double>(now - changed).count();
+    running += change;
+    changed = now;
+    return total;
+}
+
+} // namespace
+
+run_meter::run_meter(int n_threads) :
+    n_threads(n_threads),
+    started(std::chrono::steady_clock::now()),
+    cpu(process_cpu_seconds()),
+    wanted(thread_seconds(n_threads)) {}
+
+run_meter::~run_meter() {
+    thread_seconds(-n_threads);
+}
+
+run_meter::seconds run_meter::stop() {
+    const int    n          = std::exchange(n_threads, 0);
+    const double got        = process_cpu_seconds() - cpu;
+    const double all_wanted = thread_seconds(-n) - wanted;
+    const double wall       = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    return { wall, all_wanted > 0 ? got / all_wanted * n * wall : 0 };
 }
 
 void on_threads(int count, const std::function<void(size_t thread)> & work) {

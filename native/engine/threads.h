@@ -1,6 +1,7 @@
 // Threads of the CPU: those on which graphs are computed, and others.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -32,8 +33,29 @@ private:
     bool      is_trial = false; // all are being tried
 };
 
-// The CPU time of this process, in seconds.
-double process_cpu_seconds();
+// What the threads of a run got of the CPU, told from what the whole process got: others that run meanwhile spin as they
+// do, and so get as much of each second.
+class run_meter {
+public:
+    explicit run_meter(int n_threads); // the run begins
+    ~run_meter();
+
+    run_meter(const run_meter &)             = delete;
+    run_meter & operator=(const run_meter &) = delete;
+
+    struct seconds {
+        double wall, cpu;
+    };
+
+    // The run ends. The CPU seconds of its threads, the real ones meanwhile.
+    seconds stop();
+
+private:
+    int                                         n_threads; // 0: it has ended
+    const std::chrono::steady_clock::time_point started;
+    const double                                cpu;
+    const double                                wanted;
+};
 
 // Does work on so many threads, this one among them, and waits for all of it. thread: 0 … count − 1
 void on_threads(int count, const std::function<void(size_t thread)> & work);

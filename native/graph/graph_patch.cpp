@@ -62,6 +62,16 @@ private:
     ggml_tensor *       tensor;
 };
 
+// No input, but what must be there for as long as the graph is.
+class products_holder : public llm_graph_input_i {
+public:
+    packed_products products;
+
+    void set_input(const llama_ubatch *) override {}
+
+    bool can_reuse(const llm_graph_params &) override { return true; }
+};
+
 // A graph while it is edited.
 struct graph_edit {
     llm_graph_result &               res;
@@ -294,10 +304,20 @@ void build_outputs(graph_edit & edit, ggml_tensor * targets, size_t logits_bytes
 // Rebuilds the graph from what the results still need, cache writes included. All inputs stay, since llama.cpp sets
 // every one of them, but for masks, which it sets only where they have memory. Returns the number of writes to the cache
 // of keys and values.
-int rebuild(graph_edit & edit, ggml_tensor * targets) {
-    tensor_set needed;
+// packed: may be null
+int rebuild(graph_edit & edit, ggml_tensor * targets, packed_weights * packed) {
+    tensor_set                 needed;
+    std::vector<ggml_tensor *> operations;
     for (ggml_tensor * t : edit.results) {
-        edit.graph.visit_sources(t, -1, needed, [](ggml_tensor *) { return true; });
+        edit.graph.visit_sources(t, -1, needed, [&](ggml_tensor * source) {
+            operations.push_back(source);
+            return true;
+        });
+    }
+    if (packed) {
+        auto holder = std::make_unique<products_holder>();
+        holder->products.use(edit.ctx, operations, *packed);
+        edit.res.add_input(std::move(holder));
     }
     ggml_cgraph * gf = edit.res.get_gf();
     ggml_graph_clear(gf);
@@ -379,7 +399,7 @@ void graph_patch::apply(llm_graph_result & res) {
     compare_boundaries(edit);
     ggml_tensor * targets = add_targets(edit, *this);
     build_outputs(edit, targets, logits_bytes);
-    n_cache_writes = rebuild(edit, targets);
+    n_cache_writes = rebuild(edit, targets, packed.get());
     n_nodes        = ggml_graph_n_nodes(res.get_gf());
 }
 

@@ -5,6 +5,7 @@
 
 #include "graph/find_blocks.h"
 #include "graph/kept_masks.h"
+#include "graph/packed_products.h"
 
 #include <atomic>
 #include <cstdint>
@@ -98,10 +99,15 @@ public:
     // grow with context x vocabulary
     // rms_epsilon: of the RMSNorm of linear blocks
     // mask_memory: where attention masks are kept; null: nowhere
-    graph_patch(size_t logits_bytes, float rms_epsilon, ggml_backend_buffer_type_t mask_memory) :
+    // packed: weights that products shall use in place of the model's own; null: none
+    graph_patch(size_t                          logits_bytes,
+                float                           rms_epsilon,
+                ggml_backend_buffer_type_t      mask_memory,
+                std::shared_ptr<packed_weights> packed) :
         logits_bytes(logits_bytes),
         rms_epsilon(rms_epsilon),
-        masks(mask_memory) {}
+        masks(mask_memory),
+        packed(std::move(packed)) {}
 
     // llama_context_params::graph_hook; data is a graph_patch
     static void hook(void * data, void * graph_result);
@@ -135,6 +141,8 @@ private:
     uint64_t      n_requests = 0;
     graph_layout  layout;
     kept_masks    masks;
+
+    const std::shared_ptr<packed_weights> packed;
 
     void                     apply(llm_graph_result & res);
     std::vector<found_block> locate_blocks(const graph_view & graph, llm_graph_result & res);

@@ -16,7 +16,16 @@ import {
     type TensorImportance
 } from '../../lib/index.js';
 import { readBytes } from '../gguf_bytes';
-import { fixture, quantize, runTool, temporaryFolder, tiny, withMetadata, withModel } from '../models';
+import {
+    fixture,
+    quantize,
+    runTool,
+    supportsRepacking,
+    temporaryFolder,
+    tiny,
+    withMetadata,
+    withModel
+} from '../models';
 
 const folder = temporaryFolder();
 const at = (name: string) => path.join(folder, name);
@@ -49,14 +58,24 @@ describe('a search on a copy in another type', () => {
     test('finds what a search of such a file finds, and all else is of the model', async () => {
         const q8 = await quantize(f32, at('q8.gguf'), 'Q8_0');
         const own = await prune(q8, { ...options, output: at('of-q8.gguf') });
+        // copies in Q8_0 are repacked for CPUs that can use that, and so may such a file be
+        const same = supportsRepacking
+            ? await prune(q8, { ...options, output: at('of-q8-repacked.gguf'), searchType: 'Q8_0' })
+            : own;
         const output = at('by-q8.gguf');
         const result = await prune(f32, { ...options, output, searchType: 'Q8_0' });
         found = result.removed;
         expect(own.searched).toBeNull();
-        expect(result.removed).toEqual(own.removed);
+        expect(same.removed).toEqual(own.removed);
+        expect(same.perplexity).toEqual(own.perplexity);
+        expect(readBytes(at('of-q8.gguf')).data.equals(readBytes(same.output).data)).toBe(true);
+        expect(result.removed).toEqual(same.removed);
         const perplexities = ({ steps }: PruneResult) => steps.map(({ perplexity }) => perplexity);
-        expect(perplexities(result)).toEqual(perplexities(own));
-        expect(result.searched).toEqual({ type: 'Q8_0', perplexity: own.perplexity });
+        expect(perplexities(result)).toEqual(perplexities(same));
+        expect(result.searched).toEqual({ type: 'Q8_0', perplexity: (same.searched ?? same).perplexity });
+        for (const [step, perplexity] of perplexities(result).entries()) {
+            expect(perplexity / perplexities(own)[step]!).toBeCloseTo(1, 2); // of 126 tokens
+        }
 
         const dense = await withModel(f32, perplexityOf);
         expect(result.perplexity.dense).toBeCloseTo(dense, 5);
@@ -106,12 +125,24 @@ describe('a search on a copy in another type', () => {
                 { searchType: 'F16', cluster: { redis: 'redis://none' } },
                 'workers search in the model that they have'
             ],
-            [q8, { searchType: 'Q8_0' }, 'the model is in Q8_0 already: leave out `searchType`'],
-            [filled, { searchType: 'Q8_0' }, 'the model is in Q8_0 already: leave out `searchType`']
+            [
+                f32,
+                { searchType: 'F32' },
+                'the model is in F32 already, and a copy no faster here: leave out `searchType`'
+            ],
+            ...(supportsRepacking ? [] : [q8, filled]).map(
+                (model) => [model, { searchType: 'Q8_0' }, 'the model is in Q8_0 already'] as const
+            )
         ] as const) {
             await expect(prune(model, { ...options, output, ...given })).rejects.toThrow(message);
         }
         expect(fs.readdirSync(folder).filter((name) => /never|partial/.test(name))).toEqual([]);
+        const again = prune(filled, { ...options, remove: 1, output: at('again.gguf'), searchType: 'Q8_0' });
+        if (supportsRepacking) {
+            expect((await again).searched?.type).toBe('Q8_0');
+        } else {
+            await expect(again).rejects.toThrow('the model is in Q8_0 already');
+        }
     });
 });
 
