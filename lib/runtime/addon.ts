@@ -31,7 +31,15 @@ export interface NativeModel {
     /** [prompts × length], the prompts included; sequence i draws its random numbers from seed + i */
     generate(
         prompts: readonly Int32Array[],
-        options: NativeTask & { length: number; seed: number; topP: number; threads: number; flashAttention: boolean }
+        options: NativeTask & {
+            length: number;
+            seed: number;
+            topP: number;
+            threads: number;
+            flashAttention: boolean;
+            /** what the keys, values and states of those computed at once may take, in bytes */
+            cacheBytes: number;
+        }
     ): Promise<Int32Array>;
     /** the text of tokens, without that of control tokens */
     detokenize(tokens: Int32Array): string;

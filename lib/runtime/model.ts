@@ -168,6 +168,9 @@ export interface Divergence {
 /** What a copy of a model needs on a GPU beside its weights: the residual stream that is kept, and its computation. */
 const COPY_HEADROOM = 4 * 2 ** 30;
 
+/** What the keys, values and states of sequences that a model writes may take. */
+const GENERATION_BYTES = 2 ** 30;
+
 /** What is kept for a search by default: on the CPU, and as a share of what is free on a GPU. */
 const DEFAULT_KEEP_BYTES = 2 * 2 ** 30;
 const DEFAULT_KEEP_SHARE = 0.75;
@@ -425,18 +428,37 @@ export class Model {
             const expected = `lists of 1 to ${length} tokens below ${vocabulary}`;
             throw new ArgumentError('prompts', expected, JSON.stringify([...(prompts[wrong] ?? [])].slice(0, 20)));
         }
-        const { threads, flashAttention } = this;
-        return runNative(signal, (cancel) =>
-            this.#native.generate(prompts, {
-                length,
-                seed: seed % 2 ** 32,
-                topP,
-                threads,
-                flashAttention,
-                onProgress,
-                cancel
-            })
-        );
+        // Which prompts go together doesn't depend on the number of threads, and so the text doesn't.
+        const half = this.device === 'cpu' ? Math.ceil(prompts.length / 2) : prompts.length;
+        const starts = half < prompts.length ? [0, half] : [0];
+        const atOnce = starts.length === this.parts;
+        const written = starts.map(() => 0);
+        const write = (start: number, index: number) =>
+            runNative(signal, (cancel) =>
+                this.#native.generate(prompts.slice(start, start + half), {
+                    length,
+                    seed: (seed + start) % 2 ** 32,
+                    topP,
+                    threads: atOnce ? this.threads / this.parts : this.threads,
+                    cacheBytes: GENERATION_BYTES / starts.length,
+                    flashAttention: this.flashAttention,
+                    onProgress: (done) => {
+                        written[index] = done;
+                        onProgress?.(written[0]! + (written[1] ?? 0), prompts.length * length);
+                    },
+                    cancel
+                })
+            );
+        let turn: Promise<unknown> = Promise.resolve();
+        const texts = starts.map((start, index) => {
+            const text = turn.then(() => write(start, index));
+            turn = atOnce ? turn : text;
+            return text;
+        });
+        await Promise.allSettled(texts); // nothing is at work behind an error
+        const tokens = new Int32Array(prompts.length * length);
+        (await Promise.all(texts)).forEach((text, index) => tokens.set(text, starts[index]! * length));
+        return tokens;
     }
 
     /** The text of tokens, without that of control tokens. */

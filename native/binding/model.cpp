@@ -244,6 +244,7 @@ Napi::Value Model::generate(const Napi::CallbackInfo & info) {
     request->top_p            = options.Get("topP").As<Napi::Number>();
     request->n_threads        = (int) number("threads");
     request->flash_attention  = options.Get("flashAttention").ToBoolean();
+    request->cache_bytes      = (size_t) options.Get("cacheBytes").As<Napi::Number>().DoubleValue();
     const llama_token n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(m.get()));
     for (uint32_t i = 0; i < given.Length(); i++) {
         Napi::HandleScope scope(info.Env());

@@ -126,6 +126,22 @@ void evaluator::make_context() {
     }
 }
 
+std::vector<std::shared_ptr<evaluator>> evaluator::halves(const task_control & control) const {
+    if (!on_cpu || options.n_threads % 2 != 0) {
+        return {};
+    }
+    evaluator_options of_half = options;
+    of_half.n_threads         = options.n_threads / 2;
+    of_half.n_sequences       = 1;
+    of_half.shared_cache      = false;
+    try {
+        return { std::make_shared<evaluator>(model, of_half, control),
+                 std::make_shared<evaluator>(model, of_half, control) };
+    } catch (const out_of_memory_error &) {
+        return {};
+    }
+}
+
 bool evaluator::compute_fewer() {
     if (at_once == 1 || options.shared_cache) {
         return false;

@@ -65,6 +65,11 @@ public:
 
     const std::vector<residual_block> & blocks() const { return patch.blocks; }
 
+    // Evaluators of the same model, each on half of the threads, that compute a sequence at a time: threads of one don't
+    // wait for those of the other. None where the threads can't be halved, the model isn't on the CPU, or there is no
+    // memory for their caches.
+    std::vector<std::shared_ptr<evaluator>> halves(const task_control & control) const;
+
     // What the model computes outside of its blocks.
     const std::string & outer_signature() const { return patch.outer_signature; }
 

@@ -28,6 +28,7 @@ gap_fits::gap_fits(evaluator & on, const token_sequences & sequences, const task
     const double total  = (double) ((blocks.size() + 1) * n_sequences);
     size_t       n_done = 0;
     stream_walk  dense(on, sequences, skip_set(blocks.size()));
+    dense.share(on.halves(control));
     for (size_t boundary = 0; boundary <= blocks.size(); boundary++) {
         dense.advance(boundary, control, [&] { control.progress((double) ++n_done, total); });
         streams.push_back(packed(dense));
@@ -74,8 +75,8 @@ std::shared_ptr<ggml_tensor> gap_fits::fit(const gap & g, const task_control & c
     const boundary_stream & before   = streams.at(g.first);
     const boundary_stream & behind   = streams.at(g.second);
     const size_t            n_tokens = std::min(before.n_tokens, behind.n_tokens);
-    const ggml_backend_ptr  backend  = backend_of(behind.memory, n_threads);
-    least_squares           sums(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
+    const fit_device        device(behind.memory, n_threads);
+    least_squares           sums(device, (int64_t) n_embd, (int64_t) n_embd);
     std::vector<float>      inputs, errors, other(n_embd);
     const auto              add_to_sums = [&] {
         control.check();

@@ -15,8 +15,6 @@
 
 namespace {
 
-constexpr size_t MOST_CACHE_BYTES = (size_t) 1 << 30;
-
 // More at once make the largest products no faster.
 constexpr size_t MOST_AT_ONCE = 64;
 
@@ -33,7 +31,7 @@ size_t at_once(const llama_model & model, const generate_request & request) {
                                                 sizeof(ggml_fp16_t) * request.length *
                                                     (hparams.n_embd_k_gqa(layer) + hparams.n_embd_v_gqa(layer));
     }
-    return std::clamp<size_t>(MOST_CACHE_BYTES / of_sequence, 1, std::min(MOST_AT_ONCE, request.prompts.size()));
+    return std::clamp<size_t>(request.cache_bytes / of_sequence, 1, std::min(MOST_AT_ONCE, request.prompts.size()));
 }
 
 class generation {

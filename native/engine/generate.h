@@ -20,12 +20,13 @@ struct generate_request {
     // Each token is drawn from the likeliest ones that together have this probability.
     float top_p = 0.95f;
 
-    int  n_threads       = 1;
-    bool flash_attention = true;
+    int    n_threads       = 1;
+    bool   flash_attention = true;
+    size_t cache_bytes     = (size_t) 1 << 30; // what the keys, values and states of those computed at once may take
 };
 
 // The sequences: [prompts × length]. A token that ends a text doesn't end a sequence: another text follows, as in a corpus.
-// So many sequences are computed at once that their keys, values and states take at most 1 GiB.
+// As many sequences are computed at once as there is memory for, one at least.
 std::vector<int32_t> generate(const std::shared_ptr<llama_model> & model,
                               const generate_request &             request,
                               const task_control &                 control);

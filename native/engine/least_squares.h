@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 // λ of a linear block by default.
@@ -17,18 +18,35 @@ float inverse_rms(const float * values, size_t n, float epsilon);
 
 double mean_square(const float * values, size_t n);
 
-// A backend of the device that memory belongs to; on the CPU, with so many threads.
-ggml_backend_ptr backend_of(ggml_backend_buffer_type_t memory, int n_threads);
+// The device that memory belongs to, for fits. On the CPU, the columns of what is computed are in two parts, each with a
+// backend of its own on half of the threads: threads of one part don't wait for those of the other. Parts are as large
+// with any number of threads, so that the results are the same.
+class fit_device {
+public:
+    // n_threads: on the CPU
+    fit_device(ggml_backend_buffer_type_t memory, int n_threads);
+
+    ggml_backend_t backend() const { return parts[0].get(); }
+
+    size_t n_parts() const { return parts.size(); }
+
+    // Does work for all parts, and waits for it.
+    void for_each_part(const std::function<void(ggml_backend_t, size_t part)> & work) const;
+
+private:
+    std::vector<ggml_backend_ptr> parts;
+    size_t                        n_at_once = 1;
+};
 
 // Finds the matrix W that minimises Σ_t |W·h_t − e_t|² + λ·m·|W|², where m is the mean of the diagonal of Σ_t h_t·h_tᵀ.
 // Rows of W may have a λ of their own. A weight of a token is a factor of both h_t and e_t: its square root.
 //
-// Memory on the device: n_in² + 2·n_in·n_out values of F32, about six times n_in·n_out more while it is solved, and
-// twice the tokens that are added at a time.
+// Memory on the device: n_in² + 2·n_in·n_out values of F32, about six times n_in·n_out more while it is solved, and for
+// each part of the device twice the tokens that are added at a time.
 class least_squares {
 public:
     // n_in, n_out: the numbers of values of h_t and of e_t
-    least_squares(ggml_backend_t device, int64_t n_in, int64_t n_out);
+    least_squares(const fit_device & device, int64_t n_in, int64_t n_out);
 
     // Adds n tokens. h: [n × n_in], e: [n × n_out], token after token.
     void add(const float * h, const float * e, int64_t n);
@@ -56,9 +74,9 @@ public:
     std::vector<float> apply(const float * h, int64_t n) const;
 
 private:
-    const ggml_backend_t device;
-    const int64_t        n_in;
-    const int64_t        n_out;
+    const fit_device & device;
+    const int64_t      n_in;
+    const int64_t      n_out;
 
     ggml_context_ptr        context;
     ggml_backend_buffer_ptr buffer;
@@ -67,4 +85,17 @@ private:
     ggml_tensor *           weights; // W: [n_in, n_out]
 
     std::vector<float> diagonal() const;
+
+    struct range {
+        int64_t first, count;
+    };
+    range         part_of(int64_t n, size_t part) const;
+    ggml_tensor * columns_of(ggml_context * ctx, ggml_tensor * t, size_t part) const;
+
+    void add_part(ggml_backend_t backend, size_t part, const float * h, const float * e, int64_t n) const;
+    void solve_part(ggml_backend_t             backend,
+                    size_t                     part,
+                    const std::vector<float> & ridges,
+                    double                     mean,
+                    const task_control &       control) const;
 };

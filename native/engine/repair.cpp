@@ -186,6 +186,7 @@ std::optional<fitted_matrix> repair_walk::next(const fitted_matrix * known, cons
         for (const auto & [before, behind] : request.gaps) {
             std::fill(removed.begin() + (ptrdiff_t) before, removed.begin() + (ptrdiff_t) behind, true);
         }
+        dense.share(on->halves(control));
         // both models are the same up to there
         advance(dense, next_place(0), control);
         pruned     = dense.fork(removed);
@@ -253,9 +254,9 @@ void repair_walk::forget_inputs() {
 fitted_matrix repair_walk::fit_inputs(const fitted_matrix * known, const task_control & control) {
     const size_t block = pruned.boundary();
     advance(dense, block, control);
-    const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);
-    least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
-    fitted_matrix          found;
+    const fit_device device(dense.memory(), on->options.n_threads);
+    least_squares    fit(device, (int64_t) n_embd, (int64_t) n_embd);
+    fitted_matrix    found;
     if (known) {
         fit.set_solution(known->values);
         found.importance = known->importance;
@@ -284,11 +285,11 @@ fitted_matrix repair_walk::fit_output(const fitted_matrix * known, const task_co
     const bool   is_before_gap = next_gap != request.gaps.end() && next_gap->first == block + 1;
     advance(dense, is_before_gap ? next_gap->second : block + 1, control);
 
-    const post_norm        norm(*on, on->blocks()[block]);
-    const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);
-    const std::string &    output  = on->blocks()[block].output;
-    fitted_matrix          found;
-    least_squares          fit(backend.get(), weights(*on, output)->ne[0], (int64_t) n_embd);
+    const post_norm     norm(*on, on->blocks()[block]);
+    const fit_device    device(dense.memory(), on->options.n_threads);
+    const std::string & output = on->blocks()[block].output;
+    fitted_matrix       found;
+    least_squares       fit(device, weights(*on, output)->ne[0], (int64_t) n_embd);
     if (known) {
         fit.set_solution(known->values);
         found.importance = known->importance;
@@ -352,9 +353,9 @@ fitted_matrix repair_walk::fit_gap(const fitted_matrix * known, const task_contr
     fitted_matrix found;
     found.linear = true;
     pass_empty_gap(control);
-    const float            epsilon = on->model->hparams.f_norm_rms_eps;
-    const ggml_backend_ptr backend = backend_of(dense.memory(), on->options.n_threads);
-    least_squares          fit(backend.get(), (int64_t) n_embd, (int64_t) n_embd);
+    const float      epsilon = on->model->hparams.f_norm_rms_eps;
+    const fit_device device(dense.memory(), on->options.n_threads);
+    least_squares    fit(device, (int64_t) n_embd, (int64_t) n_embd);
     if (known) {
         fit.set_solution(known->values);
     } else {

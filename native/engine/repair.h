@@ -76,7 +76,8 @@ bool can_refit_inputs(const evaluator & on, size_t block);
 // Projections that can't be fitted stay as they are.
 //
 // Both models' streams of all tokens are in memory, on the host, 8·n_embd bytes a token (12 at a gap), and are carried on,
-// so that each block is computed once a model, and twice where it is fitted. For the sums, see least_squares.
+// so that each block is computed once a model, and twice where it is fitted; between places, by the halves of the
+// evaluator. For the sums, see least_squares.
 class repair_walk {
 public:
     repair_walk(std::shared_ptr<evaluator> on, token_sequences sequences, repair_request request);

@@ -1,8 +1,12 @@
 #include "engine/stream_walk.h"
 
 #include "engine/device_tensor.h"
+#include "engine/llama_errors.h"
+#include "engine/threads.h"
 #include "llama-model.h"
 
+#include <atomic>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
@@ -11,6 +15,11 @@ stream_walk::stream_walk(evaluator & on, const token_sequences & sequences, skip
     sequences(&sequences),
     skip(std::move(skip)) {}
 
+void stream_walk::share(std::vector<std::shared_ptr<evaluator>> evaluators) {
+    others = std::move(evaluators);
+    starts_of_others.assign(others.size(), nullptr);
+}
+
 stream_walk stream_walk::fork(skip_set other) const {
     stream_walk forked = *this;
     forked.skip        = std::move(other);
@@ -18,18 +27,27 @@ stream_walk stream_walk::fork(skip_set other) const {
 }
 
 stream_walk::step stream_walk::compute(size_t sequence, size_t to, bool with_inner, const task_control & control) {
+    return compute_on(*on, start, sequence, to, with_inner, control);
+}
+
+stream_walk::step stream_walk::compute_on(evaluator &          computes,
+                                          start_tensor &       from,
+                                          size_t               sequence,
+                                          size_t               to,
+                                          bool                 with_inner,
+                                          const task_control & control) const {
     control.check();
-    graph_request request = request_from_here(sequence);
+    graph_request request = request_from_here(from, sequence);
     request.capture       = { to };
     if (with_inner) {
         request.inner = { at };
     }
     const graph_outputs & outputs =
-        on->run_sequence(std::move(request), sequences->sequence(sequence), sequences->length, control);
+        computes.run_sequence(std::move(request), sequences->sequence(sequence), sequences->length, control);
     const ggml_tensor * stream = outputs.captured.at(to);
-    buffer_type                = ggml_backend_buffer_get_type(stream->buffer);
-    step computed;
+    step                computed;
     computed.stream = values_of(stream);
+    computed.memory = ggml_backend_buffer_get_type(stream->buffer);
     if (with_inner) {
         computed.inner   = values_of(outputs.inner.at(at));
         computed.n_inner = outputs.inner.at(at)->ne[0];
@@ -42,7 +60,7 @@ stream_walk::step stream_walk::compute(size_t sequence, size_t to, bool with_inn
 
 std::vector<float> stream_walk::entry(size_t sequence, const task_control & control) {
     control.check();
-    graph_request request = request_from_here(sequence);
+    graph_request request = request_from_here(start, sequence);
     request.entry         = { at };
     const graph_outputs & outputs =
         on->run_sequence(std::move(request), sequences->sequence(sequence), sequences->length, control);
@@ -50,14 +68,15 @@ std::vector<float> stream_walk::entry(size_t sequence, const task_control & cont
 }
 
 // A request that computes nothing yet.
-graph_request stream_walk::request_from_here(size_t sequence) {
+graph_request stream_walk::request_from_here(start_tensor & from, size_t sequence) const {
     graph_request request;
     request.skip   = skip;
     request.inputs = input_changes;
     request.output = graph_request::output_kind::none;
     if (!values.empty() && at > 0) {
+        put_on_device(values[sequence], from);
         request.start    = at;
-        request.boundary = put_on_device(values[sequence]);
+        request.boundary = from;
     }
     return request;
 }
@@ -67,24 +86,41 @@ void stream_walk::advance(size_t to, const task_control & control, const std::fu
         return;
     }
     std::vector<std::vector<float>> next(sequences->count());
-    for (size_t i = 0; i < next.size(); i++) {
-        next[i] = compute(i, to, false, control).stream;
-        counted();
+    std::atomic<size_t>             n_begun{ 0 };
+    std::mutex                      counting;
+    ggml_backend_buffer_type_t      memory = nullptr;
+
+    const auto compute_some = [&](evaluator & computes, start_tensor & from) {
+        for (size_t i = n_begun++; i < next.size(); i = n_begun++) {
+            step                  computed = compute_on(computes, from, i, to, false, control);
+            const std::lock_guard lock(counting);
+            next[i] = std::move(computed.stream);
+            memory  = computed.memory;
+            counted();
+        }
+    };
+    if (others.empty()) {
+        compute_some(*on, start);
+    } else {
+        on_threads((int) others.size(), [&](size_t thread) {
+            const assertion_mode mode(assertion_mode::throw_error);
+            compute_some(*others[thread], starts_of_others[thread]);
+        });
     }
-    values = std::move(next);
-    at     = to;
+    values      = std::move(next);
+    buffer_type = memory;
+    at          = to;
 }
 
-std::shared_ptr<ggml_tensor> stream_walk::put_on_device(const std::vector<float> & stream) {
+void stream_walk::put_on_device(const std::vector<float> & stream, start_tensor & to) const {
     const int64_t n_embd   = on->model->hparams.n_embd;
     const auto    n_tokens = (int64_t) stream.size() / n_embd;
-    if (!start || start->ne[1] != n_tokens || ggml_backend_buffer_get_type(start->buffer) != buffer_type) {
+    if (!to || to->ne[1] != n_tokens || ggml_backend_buffer_get_type(to->buffer) != buffer_type) {
         const auto made = std::make_shared<device_tensor>(new_device_tensor(buffer_type, n_embd, n_tokens));
         if (!made->tensor) {
             throw std::runtime_error("there is no memory on the device for a sequence's residual stream");
         }
-        start = { made, made->tensor };
+        to = { made, made->tensor };
     }
-    ggml_backend_tensor_set(start.get(), stream.data(), 0, ggml_nbytes(start.get()));
-    return start;
+    ggml_backend_tensor_set(to.get(), stream.data(), 0, ggml_nbytes(to.get()));
 }

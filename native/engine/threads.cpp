@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -115,12 +116,25 @@ run_meter::seconds run_meter::stop() {
 }
 
 void on_threads(int count, const std::function<void(size_t thread)> & work) {
+    std::vector<std::exception_ptr> thrown(count);
+    const auto                      try_work = [&](size_t thread) {
+        try {
+            work(thread);
+        } catch (...) {
+            thrown[thread] = std::current_exception();
+        }
+    };
     std::vector<std::thread> others;
     for (int i = 1; i < count; i++) {
-        others.emplace_back(work, i);
+        others.emplace_back(try_work, i);
     }
-    work(0);
+    try_work(0);
     for (auto & thread : others) {
         thread.join();
+    }
+    for (const auto & exception : thrown) {
+        if (exception) {
+            std::rethrow_exception(exception);
+        }
     }
 }

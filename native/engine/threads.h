@@ -57,5 +57,6 @@ private:
     const double                                wanted;
 };
 
-// Does work on so many threads, this one among them, and waits for all of it. thread: 0 … count − 1
+// Does work on so many threads, this one among them, and waits for all of it. What one of them throws is thrown then.
+// thread: 0 … count − 1
 void on_threads(int count, const std::function<void(size_t thread)> & work);
