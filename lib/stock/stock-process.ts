@@ -57,17 +57,22 @@ async function withModel<T>(
 
 async function answer(model: LlamaModel, request: Exclude<StockRequest, DraftRequest>): Promise<StockResult> {
     const size = request.task === 'nll' ? request.length : request.task === 'speed' ? 2 * request.tokens : 512;
-    const context = await model.createContext({
-        contextSize: size + 1, // a context that is full is shifted, at its last token already
-        batchSize: size, // a sequence is one batch here, as in the search
-        threads: request.threads,
-        flashAttention: request.flashAttention
-    });
-    const sequence = context.getSequence();
-
+    const sequenceOn = async (threads: number) => {
+        const context = await model.createContext({
+            contextSize: size + 1, // a context that is full is shifted, at its last token already
+            batchSize: size, // a sequence is one batch here, as in the search
+            threads,
+            flashAttention: request.flashAttention
+        });
+        return context.getSequence();
+    };
     if (request.task === 'nll') {
-        return await nll(sequence, request.tokens, request.length, request.stride);
+        // Threads of one half don't wait for those of the other.
+        const parts = request.device === 'cpu' && request.threads % 2 === 0 ? 2 : 1;
+        const sequences = Array.from({ length: parts }, () => sequenceOn(request.threads / parts));
+        return await nll(await Promise.all(sequences), request.tokens, request.length, request.stride);
     }
+    const sequence = await sequenceOn(request.threads);
     if (request.task === 'generate') {
         const { LlamaCompletion } = await import('node-llama-cpp');
         const completion = new LlamaCompletion({ contextSequence: sequence });
@@ -165,16 +170,20 @@ async function speculate(target: LlamaModel, draft: LlamaModel, request: DraftRe
     };
 }
 
-/** Computes −ln softmax(logits)[token] at every stride-th of the positions that predict a known token. */
+/**
+ * Computes −ln softmax(logits)[token] at every stride-th of the positions that predict a known token.
+ * @param contexts each a sequence of a context of its own
+ */
 async function nll(
-    sequence: LlamaContextSequence,
+    contexts: readonly LlamaContextSequence[],
     tokens: Int32Array,
     length: number,
     stride: number
 ): Promise<Float32Array> {
     const count = tokens.length / length;
     const result = new Float32Array(Math.ceil((count * (length - 1)) / stride));
-    for (let index = 0; index < count; index++) {
+    let [begun, done] = [0, 0];
+    const evaluate = async (sequence: LlamaContextSequence, index: number) => {
         const ids = Array.from(tokens.subarray(index * length, (index + 1) * length)) as Token[];
         const positionOf = (i: number) => index * (length - 1) + i;
         const isWanted = (i: number) => i < length - 1 && positionOf(i) % stride === 0;
@@ -203,7 +212,14 @@ async function nll(
                 }
             }
         );
-        reply({ progress: [index + 1, count] });
-    }
+        reply({ progress: [++done, count] });
+    };
+    await Promise.all(
+        contexts.map(async (sequence) => {
+            while (begun < count) {
+                await evaluate(sequence, begun++);
+            }
+        })
+    );
     return result;
 }
