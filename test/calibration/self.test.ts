@@ -69,11 +69,12 @@ test('tells its progress and stops', async () => {
         seed: 0,
         onProgress: (done, total) => told.push([done, total])
     });
-    // Of 2 × 64 tokens, three were there; each step writes two, until one sequence is whole. What the promise overtakes
-    // isn't told.
-    const all = Array.from({ length: 63 }, (_, step) => [Math.min(5 + 2 * step, 128), 128]);
+    // Of 2 × 64 tokens, one or two of a sequence were there; each step writes one. What the promise overtakes isn't told.
     expect(told.length).toBeGreaterThan(0);
-    expect(told).toEqual(all.slice(0, told.length));
+    const done = told.map(([tokens]) => tokens);
+    expect(done).toEqual([...new Set(done)].sort((a, b) => a - b));
+    expect(done.every((tokens) => tokens >= 2 && tokens <= 128)).toBe(true);
+    expect(told.every(([, all]) => all === 128)).toBe(true);
     const stop = new AbortController();
     const work = model.generate([Int32Array.of(5)], {
         length: 4096,
