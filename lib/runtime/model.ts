@@ -340,9 +340,9 @@ export class Model {
     }
 
     /**
-     * Into how many parts a search divides its sequences. On the CPU they are two, each with half of the threads: threads
-     * wait for each other at every operation, so that the fewer they are, the less it costs if other programs need
-     * their cores.
+     * Into how many parts a search divides its sequences. On the CPU they are two where the number of threads is even,
+     * each with half of them: threads wait for each other at every operation, so that the fewer they are, the less it
+     * costs if other programs need their cores.
      */
     get parts(): number {
         return this.device === 'cpu' && this.threads % 2 === 0 ? 2 : 1;

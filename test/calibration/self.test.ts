@@ -69,7 +69,8 @@ test('tells its progress and stops', async () => {
         seed: 0,
         onProgress: (done, total) => told.push([done, total])
     });
-    // Of 2 × 64 tokens, one or two of a sequence were there; each step writes one. What the promise overtakes isn't told.
+    // Of 2 × 64 tokens, one or two of a sequence were there; each step writes one. What the promise overtakes isn't
+    // told.
     expect(told.length).toBeGreaterThan(0);
     const done = told.map(([tokens]) => tokens);
     expect(done).toEqual([...new Set(done)].sort((a, b) => a - b));
