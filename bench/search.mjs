@@ -123,7 +123,9 @@ async function searchOneWay(name) {
         await searchOrder(
             {
                 sequences: evaluator.sequences,
-                devices: 1,
+                devices: evaluator.devices,
+                shares: evaluator.shares,
+                together: evaluator.together,
                 evaluate: async (...asked) => {
                     began = await ready;
                     sequences += asked[1].length;
