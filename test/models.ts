@@ -21,9 +21,11 @@ export const fileTypes = { F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, Q4_K_M: 15, BF16: 3
 /** The programs that build_fixtures.cjs compiles. */
 export const tools = path.resolve(__dirname, '..', 'build', 'cmake');
 
-/** Whether this CPU has the instructions that repacked weights are for, as Linux tells it. */
-export const supportsRepacking =
-    process.arch === 'x64' && / avx512_vnni /.test(fs.readFileSync('/proc/cpuinfo', 'utf8'));
+/** Whether weights can be repacked for this CPU, as Linux tells it; elsewhere, what needs that is not tested. */
+export const supportsRepacking = ((): boolean => {
+    const flags = process.platform === 'linux' ? fs.readFileSync('/proc/cpuinfo', 'utf8') : '';
+    return process.arch === 'x64' && / avx512_vnni /.test(flags) && !/ amx_int8 /.test(flags);
+})();
 
 /** Runs one of llama.cpp's, which must succeed. They look for backends where they are started. */
 export function runTool(name: string, ...args: string[]): void {

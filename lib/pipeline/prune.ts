@@ -39,6 +39,7 @@ import { withLock } from './lock.js';
 import { deliver, measure, scoringOptions, type DeliverOptions } from './deliver.js';
 import {
     checkCopies,
+    checkGain,
     checkQuantization,
     checkQuantizeOptions,
     searchTypes,
@@ -182,6 +183,9 @@ async function pruneSource(
     let repaired, fitted, measured, searched;
     try {
         method.check(methodContext(session, method, undefined, options), goal);
+        if (options.searchType !== undefined) {
+            checkGain(session, options.searchType);
+        }
         await checkLeastRoom(session, output, goal);
         // These scores come first, so that a task that can't be scored is found before the long work.
         const denseScores = await score(session.model);

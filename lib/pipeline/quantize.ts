@@ -46,9 +46,17 @@ export type SearchType = (typeof searchTypes)[number];
  * @throws BlockprunerError if a model is in a type already, and isn't repacked, or there is no room for a copy in it
  */
 export async function checkCopies(gguf: Gguf, type: SearchType, output: string): Promise<void> {
+    let reason: string | undefined;
     if (!isInType(gguf, type)) {
         await checkRoom(output, mostBytes(gguf, type, []), `a copy of the model in ${type}`);
-    } else if (type !== 'Q8_0' || !(await canRepack(gguf))) {
+    } else if (type !== 'Q8_0' || !(await canRepack(gguf, (notice) => (reason = notice)))) {
+        throw inTypeAlready(type, reason);
+    }
+}
+
+/** @throws BlockprunerError if a model is in a type already, and the device has no use for repacked weights */
+export function checkGain({ gguf, model }: Session, type: SearchType): void {
+    if (isInType(gguf, type) && model.device !== 'cpu') {
         throw inTypeAlready(type);
     }
 }
@@ -57,8 +65,8 @@ function isInType({ tensors }: Gguf, type: SearchType): boolean {
     return tensors.filter(({ shape }) => shape.length > 1).every((tensor) => tensor.type === type.toLowerCase());
 }
 
-function inTypeAlready(type: SearchType): BlockprunerError {
-    const message = `the model is in ${type} already, and a copy no faster here: leave out ${option('searchType')}`;
+function inTypeAlready(type: SearchType, reason = 'a copy is no faster here'): BlockprunerError {
+    const message = `the model is in ${type} already, and ${reason}: leave out ${option('searchType')}`;
     return new BlockprunerError('ARGUMENT', message);
 }
 
@@ -81,12 +89,13 @@ export async function useCopies<T>(
     let copies: Model[] | undefined;
     const search = async (copy: Gguf) => {
         const [file] = copy.files as [string];
-        const tell = (notice: string) => onNotice?.(notice.replaceAll(file, `the copy in ${type}`));
+        const name = copy === gguf ? 'the repacked model' : `the copy in ${type}`;
+        const tell = (notice: string) => onNotice?.(notice.replaceAll(file, name));
         const options = { device, gpuLayers, rpc, threads, repack: true, signal, onNotice: tell };
         copies = await Model.loadOnEach(file, options).catch((error: unknown) => {
             signal?.throwIfAborted();
             const why = messageOf(error).replaceAll(file, 'it');
-            const message = `the copy in ${type} can't be used: ${why}; leave out ${option('searchType')}`;
+            const message = `${name} can't be used: ${why}; leave out ${option('searchType')}`;
             throw new BlockprunerError('MODEL', message, { cause: error });
         });
         // tensors that are never quantized may be all that was not in the type

@@ -44,9 +44,9 @@ export interface LoadOptions {
      */
     flashAttention?: boolean | undefined;
     /**
-     * Where the model is computed on a CPU that has AVX-512 VNNI, multiply by copies of its Q8_0 weights, laid out for
-     * these instructions. They take as much memory as the weights, and aren't made where that is more than a third of
-     * the computer's, which is told. Results differ from llama.cpp's by rounding. Default: false.
+     * Where the model is computed on a CPU that has AVX-512 VNNI and no AMX, multiply by copies of its Q8_0 weights, laid
+     * out for these instructions. They take as much memory as the weights, and aren't made where that is more than a
+     * third of the computer's, which is told. Results differ from llama.cpp's by rounding. Default: false.
      */
     repack?: boolean | undefined;
     /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
@@ -532,11 +532,19 @@ export class Model {
             threads === undefined
                 ? await this.#contextFor(length, signal)
                 : await this.#contextOfThreads(length, threads, signal);
+        const disposeOwn = () => {
+            if (threads !== undefined) {
+                context.evaluator.dispose();
+            }
+        };
         const share = (threads ?? this.threads) / this.threads;
         const keepBytes = options.keepBytes ?? share * (await this.#freeBytesToKeep());
         const native = await runNative(signal, () =>
             Promise.resolve(new NativeStreams(context.evaluator, calibration.tokens, calibration.length, keepBytes))
-        );
+        ).catch((error: unknown) => {
+            disposeOwn();
+            throw error;
+        });
         const streams = new KeptStreams(
             native,
             calibration,
@@ -544,7 +552,7 @@ export class Model {
             this.device === 'cpu' ? 1 : Math.min(FULL_TOKENS, FULL_OPERATIONS / (2 * this.parameters)),
             (blocks) => this.#indexesOf(context, blocks),
             (boundaries) => this.#noticeMemory(context, boundaries),
-            () => threads !== undefined && context.evaluator.dispose(),
+            disposeOwn,
             signal
         );
         this.#streams.add(streams);
@@ -944,7 +952,11 @@ function memoryOfComputer(): number {
 
 /** Whether this CPU can use repacked weights of a model that has some in Q8_0, and there is room for them. */
 export async function canRepack({ tensors }: Gguf, onNotice?: LoadOptions['onNotice']): Promise<boolean> {
-    const bytes = tensors.filter(({ type }) => type === 'q8_0').reduce((sum, tensor) => sum + tensor.bytes, 0);
+    const hasHead = tensors.some(({ name }) => name === 'output.weight'); // else embeddings are multiplied too
+    const packed = tensors.filter(
+        ({ name, type, shape }) => type === 'q8_0' && shape.length === 2 && !(hasHead && name === 'token_embd.weight')
+    );
+    const bytes = packed.reduce((sum, tensor) => sum + tensor.bytes, 0);
     if (bytes === 0 || !(await loadAddon()).canRepack()) {
         return false;
     }

@@ -12,6 +12,7 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define HAS_KERNEL
+#include <cpuid.h>
 #include <immintrin.h>
 // compiled in, and used where the CPU has it
 #define FOR_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma")))
@@ -73,10 +74,6 @@ struct packed_products::work {
 
 namespace {
 
-int64_t n_chunks(int64_t n_tokens) {
-    return (n_tokens + CHUNK - 1) / CHUNK;
-}
-
 int64_t n_panels(int64_t n_rows) {
     return (n_rows + PANEL - 1) / PANEL;
 }
@@ -84,24 +81,47 @@ int64_t n_panels(int64_t n_rows) {
 std::unique_ptr<packed_matrix> pack(const ggml_tensor * weight) {
     auto to = std::make_unique<packed_matrix>(
         packed_matrix{ .n_rows = weight->ne[1], .n_blocks = weight->ne[0] / BLOCK, .blocks = nullptr });
-    to->blocks = std::make_unique_for_overwrite<weight_block[]>(n_panels(to->n_rows) * to->n_blocks);
+    to->blocks.reset(new weight_block[n_panels(to->n_rows) * to->n_blocks]); // not filled with zeros first
 
     const auto * rows = static_cast<const q8_0_block *>(weight->data);
     for (int64_t panel = 0; panel < n_panels(to->n_rows); panel++) {
         for (int64_t b = 0; b < to->n_blocks; b++) {
-            weight_block & block = to->blocks[panel * to->n_blocks + b];
+            static constexpr q8_0_block ZERO = {};
+            const q8_0_block *          from[PANEL];
+            weight_block &              block = to->blocks[panel * to->n_blocks + b];
             for (int i = 0; i < PANEL; i++) {
-                static constexpr q8_0_block ZERO = {};
-                const int64_t               row  = panel * PANEL + i;
-                const q8_0_block &          from = row < to->n_rows ? rows[row * to->n_blocks + b] : ZERO;
-                block.scales[i]                  = from.scale;
-                for (int k = 0; k < BLOCK; k++) {
-                    block.values[k / 4][i][k % 4] = (uint8_t) from.values[k] ^ 0x80;
+                const int64_t row = panel * PANEL + i;
+                from[i]           = row < to->n_rows ? &rows[row * to->n_blocks + b] : &ZERO;
+                block.scales[i]   = from[i]->scale;
+            }
+            for (int k = 0; k < BLOCK; k += 4) {
+                for (int i = 0; i < PANEL; i++) {
+                    uint32_t four;
+                    memcpy(&four, from[i]->values + k, sizeof(four));
+                    four ^= 0x80808080;
+                    memcpy(block.values[k / 4][i], &four, sizeof(four));
                 }
             }
         }
     }
     return to;
+}
+
+bool can_pack(const ggml_tensor * weight) {
+    return weight->type == GGML_TYPE_Q8_0 && weight->op == GGML_OP_NONE && weight->ne[2] == 1 && weight->ne[3] == 1 &&
+           ggml_is_contiguous(weight) && weight->data && weight->buffer && ggml_backend_buffer_is_host(weight->buffer);
+}
+
+#ifdef HAS_KERNEL
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns of its own header's undefined vectors
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+int64_t n_chunks(int64_t n_tokens) {
+    return (n_tokens + CHUNK - 1) / CHUNK;
 }
 
 // Whether the operation multiplies rows of values by a matrix.
@@ -113,13 +133,6 @@ bool is_product(const ggml_tensor * t) {
     return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && x->ne[2] == 1 && x->ne[3] == 1;
 }
 
-bool can_pack(const ggml_tensor * weight) {
-    return weight->type == GGML_TYPE_Q8_0 && weight->op == GGML_OP_NONE && weight->ne[2] == 1 && weight->ne[3] == 1 &&
-           ggml_is_contiguous(weight) && weight->data && weight->buffer && ggml_backend_buffer_is_host(weight->buffer);
-}
-
-#ifdef HAS_KERNEL
-
 // As ggml makes Q8_0 of a row before it multiplies it.
 FOR_VNNI void make_value_blocks(const float * x, int64_t n_blocks, value_block * to) {
     for (int64_t b = 0; b < n_blocks; b++) {
@@ -130,11 +143,14 @@ FOR_VNNI void make_value_blocks(const float * x, int64_t n_blocks, value_block *
 
         const __m512i values[] = { _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse)),
                                    _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse)) };
+        __m512i       sums     = _mm512_setzero_si512();
         for (int half = 0; half < 2; half++) {
-            _mm_storeu_si128((__m128i *) (to[b].values + 16 * half), _mm512_cvtsepi32_epi8(values[half]));
+            const __m128i bytes = _mm512_cvtsepi32_epi8(values[half]);
+            _mm_storeu_si128((__m128i *) (to[b].values + 16 * half), bytes);
+            sums = _mm512_add_epi32(sums, _mm512_cvtepi8_epi32(bytes));
         }
         to[b].scale  = _cvtsh_ss(_cvtss_sh(largest / 127, _MM_FROUND_TO_NEAREST_INT)); // Q8_0 has it in F16
-        to[b].offset = -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(values[0], values[1]));
+        to[b].offset = -128 * _mm512_reduce_add_epi32(sums);
     }
 }
 
@@ -233,6 +249,17 @@ void multiply(ggml_tensor * to, int, int n_threads, void * data) {
     });
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
+// ggml lays out Q8_0 weights for AMX, where they are not in the memory of the host.
+bool has_amx() {
+    constexpr unsigned AMX_INT8 = 1u << 25; // of EDX of leaf 7
+    unsigned           eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & AMX_INT8);
+}
+
 #endif
 
 } // namespace
@@ -243,7 +270,8 @@ packed_weights::~packed_weights() = default;
 bool packed_weights::are_supported() {
 #ifdef HAS_KERNEL
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("fma") && !has_amx();
 #else
     return false;
 #endif

@@ -1,4 +1,4 @@
-// Products with Q8_0 weights on CPUs that have AVX-512 VNNI. ggml lays out no Q8_0 weights for these instructions, and
+// Products with Q8_0 weights on CPUs that have AVX-512 VNNI and no AMX. ggml lays out no Q8_0 weights for these, and
 // its products reach a quarter of what they can do; those here reach three quarters, with a copy of the weights in
 // another layout. They multiply the very integers that ggml's do, and add the blocks' products in the order of the
 // columns: results differ by the rounding of sums in F32.
@@ -21,7 +21,7 @@ public:
     packed_weights();
     ~packed_weights();
 
-    // Whether this program and this CPU have the instructions.
+    // Whether this program and this CPU have the instructions, and ggml has no better ones.
     static bool are_supported();
 
     // The packed copy of a weight; null where it has none: it is of another type, not in this process's memory, or there

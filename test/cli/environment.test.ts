@@ -298,6 +298,9 @@ test('a model that is larger than the memory is refused before it is loaded', as
         );
         // where nothing is said, what has no room on the GPU is left to this computer
         await refused(says('this computer has \\d+\\.\\d\\d GiB$'), 'prune', model, '-o', at('z.gguf'), ...onGpu);
+        // repacked weights are for CPUs
+        const searched = ['--search-type', 'Q8_0'];
+        await refused(/the model is in Q8_0 already/, 'prune', tiny, '-o', at('z.gguf'), ...onGpu, ...searched);
     }
 });
 

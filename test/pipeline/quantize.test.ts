@@ -128,7 +128,7 @@ describe('a search on a copy in another type', () => {
             [
                 f32,
                 { searchType: 'F32' },
-                'the model is in F32 already, and a copy no faster here: leave out `searchType`'
+                'the model is in F32 already, and a copy is no faster here: leave out `searchType`'
             ],
             ...(supportsRepacking ? [] : [q8, filled]).map(
                 (model) => [model, { searchType: 'Q8_0' }, 'the model is in Q8_0 already'] as const
