@@ -44,9 +44,9 @@ export interface LoadOptions {
      */
     flashAttention?: boolean | undefined;
     /**
-     * Where the model is computed on a CPU that has AVX-512 VNNI and no AMX, multiply by copies of its Q8_0 weights, laid
-     * out for these instructions. They take as much memory as the weights, and aren't made where that is more than a
-     * third of the computer's, which is told. Results differ from llama.cpp's by rounding. Default: false.
+     * Where the model is computed on a CPU that has AVX-512 VNNI and no AMX, multiply by copies of its Q8_0 weights,
+     * laid out for these instructions. They take as much memory as the weights, and aren't made where that is more than
+     * a third of the computer's, which is told. Results differ from llama.cpp's by rounding. Default: false.
      */
     repack?: boolean | undefined;
     /** Read no weights: such a model shows its graph and can't be evaluated. Default: false. */
