@@ -1,8 +1,8 @@
-// Compares the ways to search on one model, and on a copy of it in Q8_0, and the paper's loop in PyTorch beside them:
-// `npm run bench -- --help`. Each has a process and a copy of the model of
+// Compares the ways to search on one model: `npm run bench -- --help`. Each has a process and a copy of the model of
 // its own, and they take turns, one removal each, so that a machine that becomes slower slows down all of them. On
 // large models, naive and prefix can be timed on a few candidates of each removal: every candidate of naive takes the
-// same.
+// same. Beside them, as far as they are asked for, are a race in a copy in Q8_0 and a pass of the paper's code in
+// PyTorch.
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import path from 'node:path';
